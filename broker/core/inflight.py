@@ -1,0 +1,170 @@
+"""QoS 1 and 2 as state tables, one for whoever sends and one for whoever receives. Neither knows which side it plays.
+
+Sender (MQTT 5.0, 4.3; `unacknowledged` and `released` are the two waiting states):
+
+    state            event             action                          next
+    -                send              take an id, quota - 1           unacknowledged
+    unacknowledged   PUBACK, QoS 1     free the id, quota + 1          -
+    unacknowledged   PUBREC >= 0x80    free the id, quota + 1          -
+    unacknowledged   PUBREC            drop the message, PUBREL        released
+    released         PUBREC            PUBREL again                    released
+    released         PUBCOMP           free the id, quota + 1          -
+    unknown id       PUBREC            PUBREL 0x92                     -
+    unknown id       PUBACK, PUBCOMP   nothing                         -
+
+Receiver: a QoS 2 id is held from its first PUBLISH to its PUBREL; a PUBLISH with a held id is a repetition.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final, Generic, Protocol, TypeVar
+
+from broker.errors import ProtocolError
+
+PACKET_ID_MAX: Final = 65_535
+
+
+class HasQoS(Protocol):
+    @property
+    def qos(self) -> int: ...
+
+
+M = TypeVar("M", bound=HasQoS)
+
+
+class Sender(Generic[M]):
+    """Packet Identifiers, the send quota and what waits for an acknowledgement, in one direction of one Session.
+
+    Ids and what waits for them outlive a connection; the quota does not (MQTT 5.0, 4.9).
+    """
+
+    __slots__ = ("_last_id", "quota", "quota_max", "released", "reserved", "resend", "unacknowledged")
+
+    def __init__(self) -> None:
+        self.unacknowledged: dict[int, M] = {}
+        """PUBLISH sent, PUBACK or PUBREC awaited; in the order of sending."""
+        self.released: dict[int, None] = {}
+        """PUBREL sent, PUBCOMP awaited; in the order of the PUBRECs [MQTT5-4.6.0-4]."""
+        self.reserved: set[int] = set()
+        """Ids of SUBSCRIBE and UNSUBSCRIBE, which share the pool [MQTT5-2.2.1-3]."""
+        self.resend: deque[tuple[int, M]] = deque()
+        """What this connection still has to repeat before anything new."""
+        self.quota = 0
+        self.quota_max = 0
+        self._last_id = 0
+
+    def begin(self, quota_max: int) -> None:
+        """A connection begins: the quota is the peer's Receive Maximum, and all that is unacknowledged is to be repeated.
+
+        The caller sends a PUBREL for each id in `released`, then drains `resend` while `quota` lasts [MQTT5-4.4.0-1].
+        """
+        self.quota = self.quota_max = min(quota_max, PACKET_ID_MAX)
+        self.resend = deque(self.unacknowledged.items())
+
+    def take_id(self) -> int:
+        """An id that nothing here uses [MQTT5-2.2.1-4]. The caller keeps fewer than 65,535 under way."""
+        packet_id = self._last_id
+        while True:
+            packet_id = packet_id % PACKET_ID_MAX + 1
+            if packet_id not in self.unacknowledged and packet_id not in self.released and packet_id not in self.reserved:
+                self._last_id = packet_id
+                return packet_id
+            if packet_id == self._last_id:
+                raise RuntimeError("all 65,535 Packet Identifiers are in use")
+
+    def reserve_id(self) -> int:
+        """An id for a SUBSCRIBE or UNSUBSCRIBE, until `reserved.discard(id)`."""
+        packet_id = self.take_id()
+        self.reserved.add(packet_id)
+        return packet_id
+
+    def send(self, message: M) -> int:
+        """Take an id and one of the quota for a new QoS 1 or 2 message; the caller has seen `quota > 0` [MQTT5-4.9.0-2]."""
+        packet_id = self.take_id()
+        self.unacknowledged[packet_id] = message
+        self.quota -= 1
+        return packet_id
+
+    def next_resend(self) -> tuple[int, M] | None:
+        """The oldest message still to be repeated, charged to the quota; None when there is none or the quota is used up."""
+        while self.resend and self.quota > 0:
+            packet_id, message = self.resend.popleft()
+            if self.unacknowledged.get(packet_id) is message:  # not acknowledged meanwhile
+                self.quota -= 1
+                return packet_id, message
+        return None
+
+    def on_puback(self, packet_id: int) -> M | None:
+        """The message that is done; None for an id that waits for no PUBACK. Whatever the code, it is not sent again."""
+        message = self.unacknowledged.get(packet_id)
+        if message is None:
+            return None
+        if message.qos != 1:
+            raise ProtocolError(f"PUBACK for packet id {packet_id}, which is QoS 2")
+        del self.unacknowledged[packet_id]
+        self._restore_quota()
+        return message
+
+    def on_pubrec(self, packet_id: int, failed: bool) -> tuple[M | None, bool]:
+        """(the message that this PUBREC settles, is the id known?). Answer PUBREL: 0x00 if known and not failed, 0x92 if not known."""
+        message = self.unacknowledged.get(packet_id)
+        if message is None:
+            return None, packet_id in self.released
+        if message.qos != 2:
+            raise ProtocolError(f"PUBREC for packet id {packet_id}, which is QoS 1")
+        del self.unacknowledged[packet_id]
+        if failed:
+            self._restore_quota()
+        else:
+            self.released[packet_id] = None
+        return message, True
+
+    def on_pubcomp(self, packet_id: int) -> bool:
+        """Was the id waiting for it? Whatever the code, the exchange is over."""
+        if packet_id not in self.released:
+            return False
+        del self.released[packet_id]
+        self._restore_quota()
+        return True
+
+    def forget(self) -> list[M]:
+        """The Session is lost: free every id and return what was not acknowledged, oldest first."""
+        lost = list(self.unacknowledged.values())
+        self.unacknowledged.clear()
+        self.released.clear()
+        self.resend.clear()
+        self.quota = self.quota_max
+        return lost
+
+    @property
+    def count(self) -> int:
+        """Exchanges under way."""
+        return len(self.unacknowledged) + len(self.released)
+
+    def _restore_quota(self) -> None:
+        if self.quota < self.quota_max:  # a PUBCOMP for a PUBREL repeated on resume took none [MQTT5-4.9.0-1]
+            self.quota += 1
+
+
+class Receiver:
+    """The QoS 2 ids that a peer has published and not yet released."""
+
+    __slots__ = ("held",)
+
+    def __init__(self) -> None:
+        self.held: set[int] = set()
+
+    def on_publish(self, packet_id: int) -> bool:
+        """True if it is new, and held from now on; False if it repeats one that is held [MQTT5-4.3.3-10]."""
+        if packet_id in self.held:
+            return False
+        self.held.add(packet_id)
+        return True
+
+    def on_pubrel(self, packet_id: int) -> bool:
+        """Forget the id; was it held? Answer PUBCOMP: 0x00 if it was, 0x92 if not."""
+        if packet_id in self.held:
+            self.held.remove(packet_id)
+            return True
+        return False

@@ -1,0 +1,1 @@
+"""Bytes to packets and back. Pure: no clock, no socket, no Trio."""
