@@ -1,0 +1,74 @@
+# make serve   a broker on 127.0.0.1:1883; makes .venv the first time
+# make test    every test; likewise
+# make lint    ruff and mypy --strict     make format  lay the code out
+# make bench   codec and engine figures   make clean   forget the environments
+#
+# Needs make and Python 3.11 or newer, nothing else: each goal installs what it needs, once, and again when
+# pyproject.toml or constraints.txt change. PYTHON=/path/to/python chooses one.
+
+# The first of these that runs and is new enough.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
+
+VENV := .venv
+LINT := .venv-lint
+INSTALL = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+SOURCES := pyproject.toml constraints.txt
+SERVE_ARGS ?=
+# Two workers: the suite waits for sockets and subprocesses about half of its time.
+TEST_ARGS ?= -n 2
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test lint format bench clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+serve: $(VENV)/.stamp-serve
+	@exec $(VENV)/bin/broker serve $(SERVE_ARGS)
+
+test: $(VENV)/.stamp-dev
+	$(VENV)/bin/python -m pytest $(TEST_ARGS)
+
+lint: $(LINT)/.stamp
+	$(LINT)/bin/ruff check
+	$(LINT)/bin/ruff format --check
+	$(LINT)/bin/mypy --strict
+
+format: $(LINT)/.stamp
+	$(LINT)/bin/ruff check --fix
+	$(LINT)/bin/ruff format
+
+bench: $(VENV)/.stamp-dev
+	$(VENV)/bin/python benchmarks/codec.py
+	$(VENV)/bin/python benchmarks/engine.py
+
+clean:
+	rm -rf $(VENV) $(LINT) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# The check comes before the environment, so that nothing half made is left behind.
+define make_environment
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and none was found. Install it, or: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is not Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) has no venv module. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@test -x $(1)/bin/python || { echo "making $(1) ..." && $(PYTHON) -m venv $(1); }
+endef
+
+$(VENV)/.stamp-serve: $(SOURCES)
+	$(call make_environment,$(VENV))
+	@echo "installing the broker into $(VENV) ..."
+	@$(VENV)/bin/python $(INSTALL) .
+	@touch $@
+
+$(VENV)/.stamp-dev: $(SOURCES)
+	$(call make_environment,$(VENV))
+	@echo "installing the broker and its test tools into $(VENV) ..."
+	@$(VENV)/bin/python $(INSTALL) '.[dev]'
+	@touch $(VENV)/.stamp-serve $@
+
+$(LINT)/.stamp: $(SOURCES)
+	$(call make_environment,$(LINT))
+	@echo "installing ruff and mypy into $(LINT) ..."
+	@$(LINT)/bin/python $(INSTALL) '.[lint]'
+	@touch $@
