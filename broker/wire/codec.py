@@ -1,0 +1,10 @@
+"""Control Packets to bytes and back: the names that the rest of the house imports. The work is in `decoding` and `encoding`."""
+
+from __future__ import annotations
+
+from broker.wire.decoding import decode
+from broker.wire.encoding import encode, encode_within
+from broker.wire.primitives import encode_string, encode_varint
+from broker.wire.properties import encode_properties
+
+__all__ = ["decode", "encode", "encode_properties", "encode_string", "encode_varint", "encode_within"]
