@@ -1,0 +1,232 @@
+"""The retained messages in a trie of topic levels, looked up by filter with a cursor that does a bounded amount each time.
+
+A cursor must see everything that stays, once, while messages come and go between its steps. So the names under a node
+stand in a list that only grows: a cursor holds that list and how long it was, which is a snapshot without a copy. A name
+that is cleared leaves a tombstone, so that setting it again does not put it into the list a second time; when more
+than half are tombstones, list and children are made anew as new objects, and cursors keep the old list. Values are
+read from the children at the time of visiting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, TypeAlias
+
+from broker.core.message import ApplicationMessage
+
+_TOMBSTONES_KEPT: Final = 16
+"""Below this many names a node is not made anew: there is nothing to win."""
+
+
+class _Node:
+    """A level with levels below it. `message`: of the topic that ends here. A level with nothing below is its message itself."""
+
+    __slots__ = ("children", "message", "order", "tombstones")
+
+    def __init__(self, message: ApplicationMessage | None) -> None:
+        self.message = message
+        self.children: dict[str, _Child] = {}
+        self.order: list[str] = []
+        """The names of `children`, in the order in which they first came."""
+        self.tombstones = 0
+
+    def add(self, name: str, child: _Node | ApplicationMessage) -> None:
+        """Put a child where none is, or only its tombstone."""
+        if name in self.children:
+            self.tombstones -= 1
+        else:
+            self.order.append(name)
+        self.children[name] = child
+
+    def remove(self, name: str) -> None:
+        self.children[name] = None
+        self.tombstones += 1
+        if self.tombstones > _TOMBSTONES_KEPT and self.tombstones * 2 > len(self.order):
+            self.children = {name: child for name, child in self.children.items() if child is not None}
+            self.order = list(self.children)
+            self.tombstones = 0
+
+    @property
+    def empty(self) -> bool:
+        return self.tombstones == len(self.order)
+
+
+_Child: TypeAlias = _Node | ApplicationMessage | None
+
+
+class RetainedStore:
+    """At most one message for each topic. Which topics may be stored, and how many, is for the caller to say.
+
+    bytes: of topics (as UTF-8) and payloads together.
+    """
+
+    __slots__ = ("_count", "_root", "bytes")
+
+    def __init__(self) -> None:
+        self._root = _Node(None)
+        self._count = 0
+        self.bytes = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def set(self, message: ApplicationMessage) -> ApplicationMessage | None:
+        """Store it in place of the topic's older one, which is returned."""
+        names = message.topic.split("/")
+        last = names.pop()
+        node = self._root
+        for name in names:
+            child = node.children.get(name)
+            if not isinstance(child, _Node):
+                below = _Node(child)
+                if child is None:
+                    node.add(name, below)
+                else:
+                    node.children[name] = below
+                child = below
+            node = child
+        previous = node.children.get(last)
+        if previous is None:
+            node.add(last, message)
+        elif isinstance(previous, _Node):
+            branch = previous
+            previous = branch.message
+            branch.message = message
+        else:
+            node.children[last] = message
+        self.bytes += _size(message)
+        if previous is None:
+            self._count += 1
+        else:
+            self.bytes -= _size(previous)
+        return previous
+
+    def get(self, topic: str) -> ApplicationMessage | None:
+        child: _Child = self._root
+        for name in topic.split("/"):
+            if not isinstance(child, _Node):
+                return None
+            child = child.children.get(name)
+        return child.message if isinstance(child, _Node) else child
+
+    def clear(self, topic: str) -> ApplicationMessage | None:
+        """Remove and return the topic's message."""
+        names = topic.split("/")
+        path: list[_Node] = []
+        child: _Child = self._root
+        for name in names:
+            if not isinstance(child, _Node):
+                return None
+            path.append(child)
+            child = child.children.get(name)
+        if isinstance(child, _Node):
+            message = child.message
+            child.message = None
+        else:
+            message = child
+            if message is not None:
+                self._remove(path, names)
+        if message is not None:
+            self._count -= 1
+            self.bytes -= _size(message)
+        return message
+
+    def drop_expired(self, topic: str, message: ApplicationMessage) -> bool:
+        """Clear the topic if that very message is still what it has; whether it was."""
+        return self.get(topic) is message and self.clear(topic) is message
+
+    def cursor(self, filter: str) -> ReplayCursor:
+        """All that match a well-formed filter (of a shared one: the part after the group), from now on; nothing is done yet."""
+        return ReplayCursor(self._root, filter)
+
+    def statistics(self) -> dict[str, int]:
+        return {"messages": self._count, "bytes": self.bytes}
+
+    def _remove(self, path: list[_Node], names: list[str]) -> None:
+        """Take out the leaf at the end of `names`, and every branch that thereby holds nothing."""
+        for depth in range(len(path) - 1, -1, -1):
+            node = path[depth]
+            node.remove(names[depth])
+            if depth == 0 or not node.empty:
+                return
+            if node.message is not None:
+                # The level is a leaf again. Cursors inside the branch have read its message when they came.
+                path[depth - 1].children[names[depth - 1]] = node.message
+                return
+
+
+class _Visit:
+    """A node whose children are being visited: the snapshot of their names, the next one, and the filter level they are to match."""
+
+    __slots__ = ("depth", "index", "length", "names", "node")
+
+    def __init__(self, node: _Node, depth: int, names: Sequence[str]) -> None:
+        self.node = node
+        self.depth = depth
+        self.names = names
+        self.index = 0
+        self.length = len(names)
+
+
+class ReplayCursor:
+    """Gives each matching message once, in steps; every one that is there from start to end is among them.
+
+    A message that comes after the start may or may not be given. Only the branches that can match are entered.
+    visits: nodes looked at so far.
+    """
+
+    __slots__ = ("_levels", "_open", "_root", "visits")
+
+    def __init__(self, root: _Node, filter: str) -> None:
+        self._root = root
+        self._levels = filter.split("/")
+        self._open: list[_Visit] = []
+        self.visits = 0
+        self._enter(root, 0)
+
+    @property
+    def exhausted(self) -> bool:
+        return not self._open
+
+    def next_batch(self, visits_max: int, matches_max: int, now: float) -> list[ApplicationMessage]:
+        """At most matches_max messages that are not expired, after looking at no more than visits_max nodes (each at least 1).
+
+        May be empty while there are more to come: `exhausted` says when it is over.
+        """
+        batch: list[ApplicationMessage] = []
+        opened = self._open
+        levels = self._levels
+        levels_count = len(levels)
+        visits = 0
+        while opened and visits < visits_max and len(batch) < matches_max:
+            visit = opened[-1]
+            depth = visit.depth
+            name = visit.names[visit.index]
+            visit.index += 1
+            if visit.index == visit.length:
+                opened.pop()
+            visits += 1
+            child = visit.node.children.get(name)
+            level = levels[depth]
+            if child is None or (level != name and visit.node is self._root and name.startswith("$")):
+                continue  # gone, or hidden from wildcards [MQTT5-4.7.2-1] [MQTT311-4.7.2-1]
+            # `#` matches the level above it too, so a node is done with when it is the last level or what follows is `#`.
+            below = depth if level == "#" else depth + 1
+            found = child.message if isinstance(child, _Node) else child
+            if found is not None and (below == levels_count or levels[below] == "#") and found.expires_at > now:
+                batch.append(found)
+            if isinstance(child, _Node) and below < levels_count:
+                self._enter(child, below)
+        self.visits += visits
+        return batch
+
+    def _enter(self, node: _Node, depth: int) -> None:
+        level = self._levels[depth]
+        names: Sequence[str] = node.order if level in ("+", "#") else (level,)
+        if names:
+            self._open.append(_Visit(node, depth, names))
+
+
+def _size(message: ApplicationMessage) -> int:
+    topic = message.topic
+    return (len(topic) if topic.isascii() else len(topic.encode())) + len(message.payload)
