@@ -86,6 +86,11 @@ class Sender(Generic[M]):
         self.quota -= 1
         return packet_id
 
+    def abandon(self, packet_id: int) -> None:
+        """The message taken for sending cannot be sent to this peer: free its id and quota as if it were done [MQTT5-3.1.2-25]."""
+        del self.unacknowledged[packet_id]
+        self._restore_quota()
+
     def next_resend(self) -> tuple[int, M] | None:
         """The oldest message still to be repeated, charged to the quota; None when there is none or the quota is used up."""
         while self.resend and self.quota > 0:

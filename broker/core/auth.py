@@ -1,0 +1,29 @@
+"""The question that CONNECT (and re-authentication) asks of the surroundings, and where the client's answers arrive."""
+
+from __future__ import annotations
+
+from collections import deque
+
+
+class AuthRequest:
+    """Answered with `Engine.authenticated`; meanwhile `Engine.challenge` may ask the client for more, whose answers come in `answers`.
+
+    method is None for a plain user name and password. `done` is set when an answer is no longer wanted.
+    """
+
+    __slots__ = ("answers", "client_id", "data", "done", "method", "password", "reauthentication", "username")
+
+    def __init__(
+        self, client_id: str, username: str | None, password: bytes | None, method: str | None, data: bytes | None, reauthentication: bool = False
+    ) -> None:
+        self.client_id = client_id
+        self.username = username
+        self.password = password
+        self.method = method
+        self.data = data
+        self.reauthentication = reauthentication
+        self.answers: deque[bytes] = deque()
+        self.done = False
+
+    def __repr__(self) -> str:
+        return f"AuthRequest(client_id={self.client_id!r}, username={self.username!r}, method={self.method!r})"

@@ -1,0 +1,276 @@
+"""CONNECT as a list of steps: check, identify, authenticate, take over, resume or begin, answer, deliver.
+
+All of it is one synchronous step unless somebody has to be asked who the client is; so a takeover has no race, and
+nobody waits for anybody. AUTH belongs here too: it is what happens between asking and answering.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Final
+
+from broker.core.auth import AuthRequest
+from broker.core.deadlines import KEEP_ALIVE
+from broker.core.delivery import pump
+from broker.core.ending import close_link, end_session, leave
+from broker.core.link import AUTHENTICATING, CONNECTED, ENDED, PACKET_BYTES_LARGEST
+from broker.core.session import Session
+from broker.errors import ProtocolError
+from broker.reasons import CONNACK_CODES, ReasonCode, to_connack_return_code
+from broker.wire.codec import encode, encode_within
+from broker.wire.packets import MQTT_5, NO_PROPERTIES, Auth, ConnAck, Connect, Properties, PubRel
+
+if TYPE_CHECKING:
+    from broker.core.link import Link
+    from broker.core.state import State
+
+NEVER_EXPIRES: Final = 0xFFFF_FFFF
+
+
+def on_connect(state: State, link: Link, packet: Connect, now: float) -> None:
+    link.version = packet.version
+    link.client_id = packet.client_id
+    link.username = packet.username
+    properties = packet.properties
+    link.packet_bytes_max = properties.maximum_packet_size or PACKET_BYTES_LARGEST
+    link.problem_information = properties.request_problem_information != 0
+    link.connect = packet
+    refusal = _check(state, packet)
+    if refusal is not None:
+        refuse(state, link, *refusal, now)
+        return
+    method = properties.authentication_method
+    if state.asks_authentication:
+        link.phase = AUTHENTICATING
+        link.auth_method = method
+        link.auth = AuthRequest(packet.client_id, packet.username, packet.password, method, properties.authentication_data)
+    elif method is not None:
+        refuse(state, link, ReasonCode.BAD_AUTHENTICATION_METHOD, f"authentication method {method!r} is not supported", now)  # [MQTT5-4.12.0-1]
+    else:
+        accept(state, link, now)
+
+
+def _check(state: State, packet: Connect) -> tuple[ReasonCode, str] | None:
+    """What this broker, as it is configured, cannot serve; None if it can."""
+    limits = state.limits
+    if state.shutting_down:
+        return ReasonCode.SERVER_UNAVAILABLE, "the broker is shutting down"
+    if not packet.client_id and not packet.clean_start and packet.version < MQTT_5:
+        return ReasonCode.CLIENT_IDENTIFIER_NOT_VALID, "an empty Client Identifier needs Clean Session 1"  # [MQTT311-3.1.3-8]
+    if len(packet.client_id) > limits.client_id_bytes_max:
+        return ReasonCode.CLIENT_IDENTIFIER_NOT_VALID, "the Client Identifier is too long"
+    will = packet.will
+    if will is not None:
+        if will.qos > limits.maximum_qos:
+            return ReasonCode.QOS_NOT_SUPPORTED, f"Will QoS {will.qos} is above the maximum"  # [MQTT5-3.2.2-12]
+        if will.retain and not limits.retain_available:
+            return ReasonCode.RETAIN_NOT_SUPPORTED, "a retained Will is not supported"  # [MQTT5-3.2.2-13]
+        if will.topic.startswith("$SYS/") or will.topic.count("/") >= limits.filter_levels_max:
+            return ReasonCode.TOPIC_NAME_INVALID, f"the Will Topic {will.topic!r} is not for clients"
+    if len(state.sessions) >= limits.sessions_count_max and packet.client_id not in state.sessions:
+        return ReasonCode.QUOTA_EXCEEDED, "there are too many sessions"
+    return None
+
+
+def refuse(state: State, link: Link, reason: ReasonCode, cause: str, now: float) -> None:
+    """CONNACK with the reason where this version has one [MQTT5-3.1.4-2] [MQTT311-3.2.2-6], then close; nothing after it counts."""
+    packet: bytes | None = None
+    if link.is_mqtt_5:
+        if reason in CONNACK_CODES:
+            explanation = Properties(reason_string=cause)
+            packet = encode_within(ConnAck(False, reason, explanation), link.version, link.packet_bytes_max)  # [MQTT5-3.2.2-19]
+    elif to_connack_return_code(reason) is not None:
+        packet = encode(ConnAck(False, reason), link.version)
+    if packet is not None:
+        state.send(link, packet)
+    link.cause = cause
+    link.error = True
+    if link.auth is not None:
+        link.auth.done = True
+    link.phase = ENDED
+    link.connect = None
+    state.deadlines.cancel(link.deadline)
+    link.deadline = None
+    link.closing = True
+    state.mark_ready(link)
+    state.observer.refused(link, reason, cause)
+
+
+def accept(state: State, link: Link, now: float, final_data: bytes | None = None) -> None:
+    packet = link.connect
+    assert packet is not None
+    link.connect = None
+    will = packet.will
+    if will is not None and not state.access.may(link.username, link.client_id, "publish", will.topic):
+        refuse(state, link, ReasonCode.NOT_AUTHORIZED, f"the Will Topic {will.topic!r} is not allowed", now)
+        return
+    assigned = not packet.client_id
+    if assigned:
+        link.client_id = state.new_client_id()  # [MQTT5-3.1.3-6]
+        while link.client_id in state.sessions:
+            link.client_id = state.new_client_id()
+    session, present = _take_session(state, link, packet, now)
+    expiry_s = _session_expiry_s(state, packet)
+    session.expiry_s = expiry_s
+    session.will = will  # [MQTT5-3.1.2-7]
+    session.link = link
+    link.session = session
+    link.phase = CONNECTED
+    _adopt_capabilities(state, link, packet)
+    keep_alive_s, server_keep_alive = _keep_alive(state, packet)
+    connack = ConnAck(present, ReasonCode.SUCCESS, NO_PROPERTIES)
+    if link.is_mqtt_5:
+        properties = _connack_properties(state, link, packet, expiry_s, server_keep_alive, assigned, final_data)
+        connack = ConnAck(present, ReasonCode.SUCCESS, properties)
+    encoded = encode_within(connack, link.version, link.packet_bytes_max)
+    state.connected_count += 1
+    if encoded is None:
+        close_link(state, link, ReasonCode.PACKET_TOO_LARGE, "its Maximum Packet Size is too small for a CONNACK", now)
+        return
+    state.send(link, encoded)  # [MQTT5-3.2.0-1]
+    state.deadlines.cancel(link.deadline)
+    link.deadline = None
+    link.keep_alive_s = keep_alive_s
+    if keep_alive_s:
+        link.deadline = state.deadlines.add(now + keep_alive_s * 1.5, KEEP_ALIVE, link)
+    counters = state.counters
+    counters.clients_maximum = max(counters.clients_maximum, state.connected_count)
+    state.observer.connected(link)
+    receive_maximum = packet.properties.receive_maximum or 65_535
+    session.sender.begin(min(receive_maximum, state.limits.inflight_count_max))
+    for packet_id in session.sender.released:  # [MQTT5-4.4.0-1]
+        state.send(link, encode(PubRel(packet_id), link.version))
+    pump(state, link, now)
+
+
+def _take_session(state: State, link: Link, packet: Connect, now: float) -> tuple[Session, bool]:
+    """The session to serve, taken over from another connection if need be, and whether it was there before."""
+    session = state.sessions.get(link.client_id)
+    if session is not None and session.link is not None:
+        close_link(state, session.link, ReasonCode.SESSION_TAKEN_OVER, f"its session was taken over from {link.peer}", now)  # [MQTT5-3.1.4-3]
+    # A session belongs to the user who made it: another one with the same Client Identifier begins anew.
+    if session is not None and (packet.clean_start or session.username != link.username):
+        end_session(state, session, now)  # [MQTT5-3.1.2-4]
+    if session is not None and not session.ended:
+        state.deadlines.cancel(session.expiry_deadline)
+        session.expiry_deadline = None
+        state.deadlines.cancel(session.will_deadline)  # [MQTT5-3.1.3-9]
+        session.will_deadline = None
+        session.will = None
+        return session, True
+    session = Session(link.client_id, state.access, link.username)
+    state.sessions[link.client_id] = session
+    return session, False
+
+
+def _session_expiry_s(state: State, packet: Connect) -> float:
+    limit = state.limits.session_expiry_s_max
+    if packet.version < MQTT_5:
+        return 0.0 if packet.clean_start else float(limit)
+    wanted = packet.properties.session_expiry_interval or 0
+    return float(min(wanted, limit)) if limit < NEVER_EXPIRES or wanted < NEVER_EXPIRES else math.inf
+
+
+def _keep_alive(state: State, packet: Connect) -> tuple[float, int | None]:
+    """(what is enforced, what a 5.0 client is told to use instead of its own)."""
+    limit = state.limits.keepalive_s_max
+    wanted = packet.keep_alive_s
+    if packet.version >= MQTT_5 and limit < 65_535 and not 0 < wanted <= limit:
+        return float(limit), limit  # [MQTT5-3.2.2-21]
+    return float(wanted), None  # [MQTT5-3.2.2-22]
+
+
+def _adopt_capabilities(state: State, link: Link, packet: Connect) -> None:
+    aliases_max = min(packet.properties.topic_alias_maximum or 0, state.limits.topic_alias_maximum)
+    link.aliases_out_max = aliases_max  # [MQTT5-3.1.2-26, -27]
+    link.aliases_out = {} if aliases_max else None
+
+
+def _connack_properties(
+    state: State, link: Link, packet: Connect, expiry_s: float, server_keep_alive: int | None, assigned: bool, final_data: bytes | None
+) -> Properties:
+    """What the client has to know; what is at its protocol default is left out."""
+    limits = state.limits
+    wanted_expiry = packet.properties.session_expiry_interval or 0
+    told_expiry = NEVER_EXPIRES if expiry_s == math.inf else int(expiry_s)
+    wants_information = packet.properties.request_response_information == 1  # [MQTT5-3.1.2-28]
+    return Properties(
+        session_expiry_interval=told_expiry if told_expiry != wanted_expiry else None,
+        receive_maximum=limits.receive_maximum if limits.receive_maximum < 65_535 else None,
+        maximum_qos=limits.maximum_qos if limits.maximum_qos < 2 else None,  # [MQTT5-3.2.2-9]
+        retain_available=None if limits.retain_available else 0,
+        maximum_packet_size=limits.packet_bytes_max if limits.packet_bytes_max < PACKET_BYTES_LARGEST else None,
+        assigned_client_identifier=link.client_id if assigned else None,  # [MQTT5-3.2.2-16]
+        topic_alias_maximum=limits.topic_alias_maximum or None,
+        wildcard_subscription_available=None if limits.wildcard_subscription_available else 0,
+        subscription_identifier_available=None if limits.subscription_identifier_available else 0,
+        shared_subscription_available=None if limits.shared_subscription_available else 0,
+        server_keep_alive=server_keep_alive,
+        response_information=(state.response_information or None) if wants_information else None,
+        authentication_method=link.auth_method,  # [MQTT5-4.12.0-5]
+        authentication_data=final_data if link.auth_method is not None else None,
+    )
+
+
+# ---- AUTH (MQTT 5.0, 4.12) ----
+
+
+def on_auth(state: State, link: Link, packet: Auth, now: float) -> None:
+    properties = packet.properties
+    if link.auth_method is None:
+        raise ProtocolError("AUTH, but its CONNECT had no Authentication Method")  # [MQTT5-4.12.0-7]
+    if properties.authentication_method != link.auth_method:
+        raise ProtocolError("AUTH with another Authentication Method than its CONNECT's")  # [MQTT5-4.12.0-5]
+    request = link.auth
+    if packet.reason == ReasonCode.CONTINUE_AUTHENTICATION:  # [MQTT5-4.12.0-3]
+        if request is None or request.done or request.answers:
+            raise ProtocolError("an AUTH that nobody asked for")
+        request.answers.append(properties.authentication_data or b"")
+    elif packet.reason == ReasonCode.REAUTHENTICATE and link.phase == CONNECTED:  # [MQTT5-4.12.1-1]
+        if request is not None and not request.done:
+            raise ProtocolError("AUTH asks to re-authenticate while that is under way")
+        link.auth = AuthRequest(link.client_id, link.username, None, link.auth_method, properties.authentication_data, reauthentication=True)
+    else:
+        raise ProtocolError(f"AUTH with {packet.reason.describe()} from a client")
+    state.mark_ready(link)
+
+
+def challenge(state: State, link: Link, data: bytes, now: float) -> None:
+    """Ask the client for more: AUTH 0x18 [MQTT5-4.12.0-2]."""
+    if link.phase in (AUTHENTICATING, CONNECTED) and link.auth_method is not None:
+        properties = Properties(authentication_method=link.auth_method, authentication_data=data)
+        state.send(link, encode(Auth(ReasonCode.CONTINUE_AUTHENTICATION, properties), link.version))
+
+
+def authenticated(state: State, link: Link, username: str | None, now: float, refused: ReasonCode | None, data: bytes | None) -> None:
+    """The answer to the question in `link.auth`: who the client is, or why it may not come in. A late answer does nothing."""
+    request = link.auth
+    if request is None or request.done:
+        return
+    request.done = True
+    link.auth = None
+    if request.reauthentication:
+        if refused is not None:
+            close_link(state, link, refused, "re-authentication failed", now)  # [MQTT5-4.12.1-2]
+        else:
+            properties = Properties(authentication_method=link.auth_method, authentication_data=data)
+            state.send(link, encode(Auth(ReasonCode.SUCCESS, properties), link.version))
+    elif refused is not None:
+        refuse(state, link, refused, "authentication failed", now)  # [MQTT5-4.12.0-4]
+    else:
+        link.username = username
+        accept(state, link, now, data)
+
+
+def on_disconnect(state: State, link: Link, reason: ReasonCode, properties: Properties, now: float) -> None:
+    session = link.session
+    expiry = properties.session_expiry_interval
+    if session is not None and expiry is not None:
+        if expiry > 0 and not session.lasts:
+            raise ProtocolError("DISCONNECT sets a Session Expiry Interval, where CONNECT had none")  # not a valid DISCONNECT (3.14.2.2.2)
+        limit = state.limits.session_expiry_s_max
+        session.expiry_s = float(min(expiry, limit)) if limit < NEVER_EXPIRES or expiry < NEVER_EXPIRES else math.inf
+    normal = reason == ReasonCode.SUCCESS
+    leave(state, link, now, "it disconnected" if normal else f"it disconnected: {reason.describe()}", error=not normal, discard_will=normal)
+    link.closing = True
+    state.mark_ready(link)

@@ -1,0 +1,281 @@
+"""The last part of a message's way: from a session that is to have it to bytes in its link's outbox.
+
+A message goes out at once if nothing is before it and there is room; otherwise it waits, bounded, and `pump` encodes it
+when bytes drain or an acknowledgement comes. Nothing here raises into the publisher.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Final
+
+from broker.core import pausing
+from broker.core.ending import close_link
+from broker.core.outbox import Delivery
+from broker.core.overflow import keep_latest
+from broker.reasons import ReasonCode
+from broker.wire.codec import encode_varint
+from broker.wire.packets import MQTT_5
+
+if TYPE_CHECKING:
+    from broker.core.link import Link
+    from broker.core.message import ApplicationMessage
+    from broker.core.session import Session
+    from broker.core.state import State
+    from broker.core.topic_table import SharedGroup
+
+REPLAY_BATCH_COUNT: Final = 64
+REPLAY_VISITS_COUNT: Final = 512
+"""Retained topics looked at for each step of a replay, whether they match or not."""
+
+
+def deliver(
+    state: State,
+    session: Session,
+    message: ApplicationMessage,
+    qos: int,
+    retain: bool,
+    identifiers: tuple[int, ...],
+    group: SharedGroup | None,
+    publisher: Link | None,
+    sole: bool,
+    now: float,
+) -> bool:
+    """Give a message to one session. False: it was refused a place, and this recipient will not have it.
+
+    publisher: whom to pause if the recipient cannot keep up; sole: the session is the message's only recipient.
+    """
+    state.work += 1
+    if session.sink is not None:
+        session.sink(message, qos, retain, now)
+        return True
+    link = session.link
+    if qos == 0:
+        if link is None:
+            return True  # at most once: nobody is there, and that is all right
+        outbox = link.outbox
+        taken = True
+        if outbox.committed_bytes < link.outbox_bytes_high and not outbox.waiting:
+            commit(state, link, message, 0, retain, identifiers, 0, False, now)
+        else:
+            session.order += 1
+            taken = _wait_in_outbox(state, link, session, Delivery(message, 0, retain, identifiers, group, session.order), now)
+    else:
+        sender = session.sender
+        session.order += 1
+        delivery = Delivery(message, qos, retain, identifiers, group, session.order)
+        if link is None:
+            return _wait_in_session(state, session, delivery, now)
+        if sender.quota > 0 and not session.queue and not sender.resend and link.outbox.committed_bytes < link.outbox_bytes_high:
+            send(state, link, session, delivery, now)
+            return True
+        taken = _wait_in_session(state, session, delivery, now)
+    if publisher is not None and publisher is not link and link.outbox.committed_bytes >= link.outbox_bytes_high:
+        pausing.press(state, publisher, link, sole, now)
+    return taken
+
+
+def send(state: State, link: Link, session: Session, delivery: Delivery, now: float) -> None:
+    """Start a QoS 1 or 2 exchange; the caller has seen that the quota allows it."""
+    sender = session.sender
+    packet_id = sender.send(delivery)
+    if not commit(state, link, delivery.message, delivery.qos, delivery.retain, delivery.identifiers, packet_id, False, now):
+        # Too large for this client: as if it had been fully sent, so no id and no quota stay taken [MQTT5-3.1.2-25].
+        sender.abandon(packet_id)
+
+
+def commit(
+    state: State, link: Link, message: ApplicationMessage, qos: int, retain: bool, identifiers: tuple[int, ...], packet_id: int, dup: bool, now: float
+) -> bool:
+    """Encode a PUBLISH for one link. False: larger than the client's Maximum Packet Size, so it is not sent [MQTT5-3.1.2-24]."""
+    outbox = link.outbox
+    version = link.version
+    plain = qos == 0 and not retain
+    if plain and (version < MQTT_5 or (not identifiers and not link.aliases_out_max and message.expires_at == math.inf)):
+        frame = message.plain_frame(version)
+        if len(frame) > link.packet_bytes_max:
+            state.count_dropped(link.client_id, "too-large")
+            return False
+        outbox.append(frame)
+    else:
+        own = b""
+        topic_field = message.topic_field
+        new_alias = 0
+        if version >= MQTT_5:
+            for identifier in identifiers:
+                own += b"\x0b" + encode_varint(identifier)
+            if message.expires_at != math.inf:
+                own += b"\x02" + message.expiry_left_s(now).to_bytes(4, "big")  # [MQTT5-3.3.2-6]
+            if link.aliases_out is not None:
+                alias = link.aliases_out.get(message.topic, 0)
+                if alias:
+                    own += b"\x23" + alias.to_bytes(2, "big")
+                    topic_field = b"\x00\x00"
+                elif len(link.aliases_out) < link.aliases_out_max:
+                    new_alias = len(link.aliases_out) + 1  # [MQTT5-3.3.2-11]
+                    own += b"\x23" + new_alias.to_bytes(2, "big")
+        first_byte = 0x30 | (0x08 if dup else 0) | qos << 1 | (1 if retain else 0)
+        head, tail = message.frame(version, first_byte, packet_id.to_bytes(2, "big") if qos else b"", own, topic_field)
+        if len(head) + len(tail) > link.packet_bytes_max:
+            state.count_dropped(link.client_id, "too-large")
+            return False
+        if new_alias and link.aliases_out is not None:
+            link.aliases_out[message.topic] = new_alias
+        outbox.append(head)
+        if tail:
+            outbox.append(tail)
+    counters = state.counters
+    counters.publish_sent += 1
+    counters.packets_sent += 1
+    if not link.ready:
+        link.ready = True
+        state.ready.append(link)
+    return True
+
+
+def pump(state: State, link: Link, now: float) -> None:
+    """Encode what waits for this link while its outbox is low and the verb's budget lasts; the rest goes on the backlog.
+
+    Repetitions come first [MQTT5-4.6.0-5], then what came first; a retained replay when nothing else waits. What a
+    half-closed peer's link still has to drain is no longer counted as waiting.
+    """
+    outbox = link.outbox
+    low = link.outbox_bytes_high // 2
+    while outbox.committed_bytes < low:
+        if state.work >= state.limits.work_per_turn_max:
+            state.backlog.append(link)
+            return
+        state.work += 1
+        session = link.session if link.session is not None else link.leaving
+        if session is not None and session.sender.resend:
+            again = session.sender.next_resend()
+            if again is not None:
+                packet_id, delivery = again
+                if not commit(state, link, delivery.message, delivery.qos, delivery.retain, delivery.identifiers, packet_id, True, now):
+                    session.sender.abandon(packet_id)
+                continue
+        from_session = session is not None and bool(session.queue) and session.sender.quota > 0 and not session.sender.resend
+        if session is not None and from_session and (not outbox.waiting or session.queue[0].order < outbox.waiting[0].order):
+            delivery = session.dequeue()
+            if link.attached:
+                state.waiting_bytes -= delivery.message.size
+            if not _expired(state, link, delivery, now):
+                send(state, link, session, delivery, now)
+        elif outbox.waiting:
+            delivery = outbox.pop_waiting()
+            if link.attached:
+                state.waiting_bytes -= delivery.message.size
+            if not _expired(state, link, delivery, now):
+                commit(state, link, delivery.message, 0, delivery.retain, delivery.identifiers, 0, False, now)
+        elif session is None or not session.replays or not _replay(state, link, session, now):
+            return
+
+
+def _expired(state: State, link: Link, delivery: Delivery, now: float) -> bool:
+    """Has it waited past its Message Expiry Interval? Then it is not sent [MQTT5-3.3.2-5]."""
+    if delivery.message.expires_at > now:
+        return False
+    state.count_dropped(link.client_id, "expired")
+    return True
+
+
+def _replay(state: State, link: Link, session: Session, now: float) -> bool:
+    """One step of the oldest retained replay; False when it has to wait for acknowledgements."""
+    replay = session.replays[0]
+    # A subscription renewed meanwhile goes on with its newest options; one that is gone has nothing more to get.
+    subscription = replay.subscription if session.ended else session.subscriptions.get(replay.subscription.filter)
+    if subscription is None:
+        session.replays.popleft()
+        return True
+    count = REPLAY_BATCH_COUNT
+    if subscription.qos > 0:
+        count = min(count, session.sender.quota)
+        if count == 0 or session.queue or session.sender.resend:
+            return False
+    batch = replay.cursor.next_batch(REPLAY_VISITS_COUNT, count, now)
+    if replay.cursor.exhausted:
+        session.replays.popleft()
+    state.work += len(batch)
+    identifiers = (subscription.identifier,) if subscription.identifier else ()
+    for message in batch:
+        if not session.may_receive(message.topic):
+            continue
+        qos = min(message.qos, subscription.qos)
+        if qos == 0:
+            commit(state, link, message, 0, True, identifiers, 0, False, now)
+        else:
+            session.order += 1
+            send(state, link, session, Delivery(message, qos, True, identifiers, None, session.order), now)
+    return True
+
+
+# ---- waiting, and what happens when there is no place ----
+
+
+def _wait_in_outbox(state: State, link: Link, session: Session, delivery: Delivery, now: float) -> bool:
+    outbox = link.outbox
+    size = delivery.message.size
+    limit = state.limits.outbox_bytes_max
+    if outbox.waiting_bytes + size > limit or state.waiting_bytes + size > state.limits.memory_bytes_max:
+        rule = state.overflow.rule_for(delivery.message.topic)
+        if rule == "disconnect":
+            state.count_dropped(session.client_id, "overflow")
+            close_link(state, link, ReasonCode.QUOTA_EXCEEDED, "it reads too slowly for what it subscribed to", now)
+            return False
+        if rule in ("drop-newest", "refuse"):
+            state.refused = state.refused or rule == "refuse"
+            state.count_dropped(session.client_id, "overflow")
+            return False
+        if rule == "latest":
+            before = len(outbox.waiting)
+            outbox.waiting, freed_bytes = keep_latest(outbox.waiting)
+            outbox.waiting_bytes -= freed_bytes
+            state.waiting_bytes -= freed_bytes
+            if before > len(outbox.waiting):
+                state.count_dropped(session.client_id, "overflow", before - len(outbox.waiting))
+        while outbox.waiting and (outbox.waiting_bytes + size > limit or state.over_memory()):
+            state.waiting_bytes -= outbox.pop_waiting().message.size
+            state.count_dropped(session.client_id, "overflow")
+        if outbox.waiting_bytes + size > limit or state.over_memory():
+            state.count_dropped(session.client_id, "overflow")
+            return False
+    outbox.wait(delivery)
+    state.waiting_bytes += size
+    return True
+
+
+def _wait_in_session(state: State, session: Session, delivery: Delivery, now: float) -> bool:
+    limits = state.limits
+    size = delivery.message.size
+    if (
+        len(session.queue) >= limits.queue_count_max
+        or session.queue_bytes + size > limits.queue_bytes_max
+        or state.waiting_bytes + size > limits.memory_bytes_max
+    ):
+        rule = state.overflow.rule_for(delivery.message.topic)
+        if rule in ("drop-newest", "refuse"):
+            state.refused = state.refused or rule == "refuse"
+            state.count_dropped(session.client_id, "queue-full")
+            return False
+        if rule == "disconnect" and session.link is not None:
+            state.count_dropped(session.client_id, "queue-full")
+            close_link(state, session.link, ReasonCode.QUOTA_EXCEEDED, "its queue is full", now)
+            return False
+        if rule == "latest":
+            before = len(session.queue)
+            session.queue, freed_bytes = keep_latest(session.queue)
+            session.queue_bytes -= freed_bytes
+            state.waiting_bytes -= freed_bytes
+            if before > len(session.queue):
+                state.count_dropped(session.client_id, "queue-full", before - len(session.queue))
+        while session.queue and (
+            len(session.queue) >= limits.queue_count_max or session.queue_bytes + size > limits.queue_bytes_max or state.over_memory()
+        ):
+            state.waiting_bytes -= session.dequeue().message.size
+            state.count_dropped(session.client_id, "queue-full")
+        if session.queue_bytes + size > limits.queue_bytes_max or state.over_memory():
+            state.count_dropped(session.client_id, "queue-full")
+            return False
+    session.enqueue(delivery)
+    state.waiting_bytes += size
+    return True

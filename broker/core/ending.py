@@ -1,0 +1,140 @@
+"""How connections and sessions end: what is said to the peer, what happens to the Will, what stays.
+
+A link *leaves* at the moment the core knows that it is over, which is before its stream is gone. From then on nothing
+that arrives on it counts, and its later `detach` does nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import TYPE_CHECKING
+
+from broker.core import pausing
+from broker.core.deadlines import SESSION_EXPIRY, WILL_DELAY
+from broker.core.link import CONNECTED, ENDED
+from broker.core.message import ApplicationMessage
+from broker.reasons import SERVER_DISCONNECT_CODES, ReasonCode
+from broker.wire.codec import encode_within
+from broker.wire.packets import NO_PROPERTIES, Disconnect, Properties, WillMessage
+
+if TYPE_CHECKING:
+    from broker.core.link import Link
+    from broker.core.outbox import Delivery
+    from broker.core.session import Session
+    from broker.core.state import State
+
+
+def close_link(state: State, link: Link, reason: ReasonCode, cause: str, now: float, *, explanation: str | None = None) -> None:
+    """End a connection from our side: DISCONNECT with the reason where MQTT 5.0 has one, then close [MQTT5-4.13.2-1]."""
+    if link.phase == CONNECTED and link.is_mqtt_5 and reason in SERVER_DISCONNECT_CODES:
+        properties = Properties(reason_string=explanation) if explanation else NO_PROPERTIES
+        # Left out where it would not fit [MQTT5-3.14.2-3]; no DISCONNECT before CONNACK [MQTT5-3.14.0-1].
+        packet = encode_within(Disconnect(reason, properties), link.version, link.packet_bytes_max)
+        if packet is not None:
+            state.send(link, packet)
+    leave(state, link, now, cause, error=True)
+    link.closing = True
+    state.mark_ready(link)
+
+
+def leave(state: State, link: Link, now: float, cause: str, *, error: bool, discard_will: bool = False, keep_waiting: bool = False) -> None:
+    """Part the link from its session, which ends too, or waits for its client.
+
+    keep_waiting: the peer has closed only its sending side; what was queued for it is still to be sent.
+    """
+    if link.phase == ENDED:
+        return
+    link.phase = ENDED
+    link.cause = cause
+    link.error = error
+    state.deadlines.cancel(link.deadline)
+    link.deadline = None
+    if link.auth is not None:
+        link.auth.done = True
+    link.connect = None
+    link.known_topics = {}
+    pausing.release(state, link, now)
+    pausing.withdraw(state, link)
+    state.waiting_bytes -= link.outbox.waiting_bytes
+    session = link.session
+    link.session = None
+    if not keep_waiting and link.outbox.waiting:
+        state.count_dropped(link.client_id, "disconnected", len(link.outbox.waiting))
+        link.outbox.waiting.clear()
+        link.outbox.waiting_bytes = 0
+    if session is None:
+        if error:
+            state.observer.refused(link, ReasonCode.UNSPECIFIED_ERROR, cause)
+        return
+    session.link = None
+    state.connected_count -= 1
+    _settle_will(state, session, now, discard_will)
+    if not session.lasts:
+        if keep_waiting:
+            link.leaving = session
+        end_session(state, session, now)
+    elif not session.never_expires:
+        session.expiry_deadline = state.deadlines.add(now + session.expiry_s, SESSION_EXPIRY, session)
+    state.observer.disconnected(link, cause, error)
+
+
+def _settle_will(state: State, session: Session, now: float, discard: bool) -> None:
+    """Drop the Will [MQTT5-3.14.4-3], publish it, or wait for its delay [MQTT5-3.1.2-8]."""
+    will = session.will
+    if will is None:
+        return
+    if discard:
+        session.will = None
+        return
+    delay_s = will.properties.will_delay_interval or 0
+    if delay_s > 0 and session.lasts and delay_s < session.expiry_s:
+        session.will_deadline = state.deadlines.add(now + delay_s, WILL_DELAY, session)
+    elif delay_s == 0 or not session.lasts:
+        publish_will(state, session, now)
+    # Otherwise the session ends first, and the Will goes out with it.
+
+
+def publish_will(state: State, session: Session, now: float) -> None:
+    """Put it on the work list, once [MQTT5-3.1.2-10]; it is published at the end of the verb."""
+    will = session.will
+    session.will = None
+    state.deadlines.cancel(session.will_deadline)
+    session.will_deadline = None
+    if will is not None:
+        state.wills.append(will_message(will, session.client_id, now))
+
+
+def will_message(will: WillMessage, client_id: str, now: float) -> ApplicationMessage:
+    interval = will.properties.message_expiry_interval
+    return ApplicationMessage(
+        will.topic, will.payload, will.qos, will.retain, will.properties, client_id, math.inf if interval is None else now + interval
+    )
+
+
+def end_session(state: State, session: Session, now: float) -> None:
+    """Everything of it goes: subscriptions, queue, in-flight messages. A Will that was waiting goes out [MQTT5-3.1.2-8]."""
+    if session.ended:
+        return
+    session.ended = True
+    if session.will is not None:
+        publish_will(state, session, now)
+    state.deadlines.cancel(session.expiry_deadline)
+    session.expiry_deadline = None
+    if state.sessions.get(session.client_id) is session:
+        del state.sessions[session.client_id]
+    for filter in list(session.subscriptions):
+        state.topics.remove(session, filter)
+    state.work += 1
+    state.waiting_bytes -= session.queue_bytes
+    # A shared group's messages go to another member, but never one whose QoS 2 delivery had begun [MQTT5-4.8.2-5].
+    for delivery in session.sender.unacknowledged.values():
+        if delivery.group is not None and delivery.qos == 1:
+            state.orphans.append((delivery.group, delivery.message))
+    kept: deque[Delivery] = deque()
+    for delivery in session.queue:
+        if delivery.group is None:
+            kept.append(delivery)
+        else:
+            state.orphans.append((delivery.group, delivery.message))
+    session.queue = kept

@@ -1,0 +1,475 @@
+"""The broker as a function from bytes and time to bytes: the verbs that the surroundings call, and one dispatch table.
+
+The caller's duties. `now` is a clock that never goes back, in seconds. After every verb that may have produced output,
+drain `take_ready()`: send what `data_to_send` gives and say with `bytes_sent` how much of it the socket took; a link that
+is `closing` is closed once it has nothing left; one that is `paused` is not read until it is named again. Sleep until
+`next_deadline()` and call `tick`. No verb calls back into another, and none raises for what a peer did.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from broker.core import pausing
+from broker.core.access import Access, Authorize
+from broker.core.connect import authenticated, challenge, on_auth, on_connect, on_disconnect, refuse
+from broker.core.deadlines import CONNECT_TIMEOUT, KEEP_ALIVE, PAUSE_CREDIT, RETAINED_EXPIRY, SESSION_EXPIRY, WILL_DELAY
+from broker.core.delivery import deliver, pump
+from broker.core.ending import close_link, end_session, leave, publish_will
+from broker.core.limits import Limits
+from broker.core.link import AUTHENTICATING, AWAITING_CONNECT, CONNECTED, ENDED, Link
+from broker.core.message import ApplicationMessage
+from broker.core.observer import Observer
+from broker.core.overflow import OverflowRules
+from broker.core.publish import on_puback, on_pubcomp, on_publish, on_pubrec, on_pubrel, publish
+from broker.core.relay import relay
+from broker.core.session import Session
+from broker.core.state import State
+from broker.core.subscribe import on_subscribe, on_unsubscribe
+from broker.core.topic_table import Subscription
+from broker.errors import IncompletePacket, InvalidTopic, MalformedPacket, PeerError, ProtocolError
+from broker.reasons import CLIENT_DISCONNECT_CODES, ReasonCode
+from broker.wire.codec import decode
+from broker.wire.packets import (
+    AUTH,
+    CONNECT,
+    DISCONNECT,
+    MQTT_5,
+    MQTT_311,
+    PINGREQ,
+    PUBACK,
+    PUBCOMP,
+    PUBLISH,
+    PUBREC,
+    PUBREL,
+    SUBSCRIBE,
+    UNSUBSCRIBE,
+    Disconnect,
+    PingReq,
+)  # fmt: skip
+from broker.wire.topics import topic_filter_fault, topic_name_fault
+
+if TYPE_CHECKING:
+    from broker.core.session import Sink
+
+PINGRESP_BYTES: Final = b"\xd0\x00"
+
+
+class InternalSubscription:
+    """What `subscribe_internal` made: a session of the house, for `unsubscribe_internal`."""
+
+    __slots__ = ("session",)
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+
+class Engine:
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        *,
+        new_client_id: Callable[[], str],
+        asks_authentication: bool = False,
+        authorize: Authorize | None = None,
+        on_authorize_error: Callable[[Exception], None] | None = None,
+        observer: Observer | None = None,
+        overflow: Mapping[str, str] | None = None,
+        response_information: str = "",
+    ) -> None:
+        """new_client_id: makes Client Identifiers for clients that bring none (randomness is not the core's). asks_authentication: each
+        CONNECT waits, with its question in `link.auth`, for `authenticated`. authorize: see `core.access`. overflow: Topic Filter to rule."""
+        self.state = State(
+            limits or Limits(),
+            Access(authorize, on_authorize_error),
+            observer or Observer(),
+            OverflowRules(overflow),
+            new_client_id,
+            asks_authentication,
+            response_information,
+        )
+
+    # ---- a byte stream's life ----
+
+    def attach(self, peer: str, now: float, *, listener: str = "", transport: object = None) -> Link:
+        """A byte stream has come."""
+        state = self.state
+        link = Link(peer, listener, transport, state.limits, now)
+        state.links.add(link)
+        state.counters.connections_count += 1
+        if state.shutting_down:
+            refuse(state, link, ReasonCode.SERVER_UNAVAILABLE, "the broker is shutting down", now)
+        else:
+            link.deadline = state.deadlines.add(now + state.limits.connect_timeout_s, CONNECT_TIMEOUT, link)
+        return link
+
+    def receive(self, link: Link, data: bytes, now: float) -> bool:
+        """Act on any bytes, up to `work_per_turn_max` deliveries. True: flush, checkpoint, and call again with b"".
+
+        Good packets before a bad one in the same bytes are done first. A link that is paused, or whose CONNECT is being
+        decided, keeps what it got until it is named again.
+        """
+        state = self.state
+        if link.closing or not link.attached:
+            return False
+        decoder = link.decoder
+        if data:
+            link.last_received_at = now
+            state.counters.bytes_received += len(data)
+            decoder.feed(data)
+        state.work = 0
+        more = False
+        try:
+            more = self._process(link, now)
+        except PeerError as error:
+            self._violation(link, error, now)
+        self._finish(now)
+        return more
+
+    def _process(self, link: Link, now: float) -> bool:
+        state = self.state
+        decoder = link.decoder
+        work_max = state.limits.work_per_turn_max
+        while not link.closing and not link.paused:
+            if state.work >= work_max:
+                return True
+            phase = link.phase
+            if phase == CONNECTED:
+                if not relay(state, link, now):
+                    continue
+            elif phase == AUTHENTICATING and link.auth_method is None:
+                # Plain authentication: what the client sends ahead is kept, bounded, and not looked at [MQTT5-3.1.4-6].
+                if decoder.buffered_bytes > state.limits.unauthenticated_bytes_max:
+                    raise ProtocolError("too much was sent ahead of CONNACK", ReasonCode.QUOTA_EXCEEDED)
+                return False
+            frame = decoder.next_frame()
+            if frame is None:
+                return False
+            state.counters.packets_received += 1
+            state.work += 1
+            self._handle(link, frame[0], frame[1], now)
+        return False
+
+    def _handle(self, link: Link, first_byte: int, body: bytes, now: float) -> None:
+        kind = first_byte >> 4
+        phase = link.phase
+        if phase == AWAITING_CONNECT:
+            if kind != CONNECT:
+                raise ProtocolError("the first packet is not CONNECT")  # [MQTT5-3.1.0-1]
+            link.version = _announced_version(body)
+        elif link.version >= MQTT_5 and link.decoder.overlong:
+            raise MalformedPacket("Remaining Length is not in its shortest form")  # [MQTT5-1.5.5-1]
+        elif phase == AUTHENTICATING and kind not in (AUTH, DISCONNECT):
+            raise ProtocolError("only AUTH and DISCONNECT may come before CONNACK")  # [MQTT5-3.1.2-30]
+        packet = decode(first_byte, body, link.version)
+        handler = _HANDLERS[kind]
+        if handler is None:
+            raise ProtocolError(f"{type(packet).__name__} is not for a client to send")
+        handler(self.state, link, packet, now)
+
+    def _violation(self, link: Link, error: PeerError, now: float) -> None:
+        """Answer what the peer did wrong with its reason, and close."""
+        state = self.state
+        cause = str(error)
+        state.observer.violation(link, cause)
+        if link.phase == CONNECTED:
+            close_link(state, link, error.reason, cause, now)
+        elif link.phase == AWAITING_CONNECT and not _answers_bad_connect(link, error):
+            leave(state, link, now, cause, error=True)
+            link.closing = True
+            state.mark_ready(link)
+        elif link.phase != ENDED:
+            refuse(state, link, error.reason, cause, now)
+
+    def take_ready(self) -> list[Link]:
+        """The links that have bytes to send, want to close or may be read again, each once."""
+        state = self.state
+        ready = state.ready
+        if not ready:
+            return ready
+        state.ready = []
+        for link in ready:
+            link.ready = False
+        return ready
+
+    def data_to_send(self, link: Link, limit: int = 262_144) -> bytes | memoryview:
+        """What is next for that link's socket, about `limit` at most; the same until `bytes_sent`."""
+        return link.outbox.data_to_send(limit)
+
+    def bytes_sent(self, link: Link, count: int, now: float) -> None:
+        """The socket took `count` bytes. Messages that waited are encoded in their place, publishers that waited go on."""
+        state = self.state
+        outbox = link.outbox
+        outbox.bytes_sent(count)
+        state.counters.bytes_sent += count
+        if outbox.committed_bytes * 2 < link.outbox_bytes_high:
+            state.work = 0
+            session = link.session if link.session is not None else link.leaving
+            if outbox.waiting or (session is not None and (session.queue or session.replays or session.sender.resend)):
+                pump(state, link, now)
+            if link.pausing is not None and not outbox.waiting:
+                pausing.release(state, link, now)
+
+    def detach(self, link: Link, now: float) -> None:
+        """The stream has ended. What was queued may still be drained to a peer that closed only its sending side."""
+        state = self.state
+        if not link.attached:
+            return
+        state.work = 0
+        if link.phase != ENDED:
+            cause = "the connection was lost"
+            try:
+                link.decoder.end_of_stream()
+            except IncompletePacket as error:
+                cause = str(error)
+                state.observer.violation(link, cause)
+            leave(state, link, now, cause, error=True, keep_waiting=True)
+        link.attached = False
+        state.links.discard(link)
+        pump(state, link, now)
+        self._finish(now)
+
+    # ---- authentication ----
+
+    def authenticated(self, link: Link, username: str | None, now: float, *, refused: ReasonCode | None = None, data: bytes | None = None) -> None:
+        """Answer the question in `link.auth`. Then call `receive` with b"": the client may have sent more already."""
+        self.state.work = 0
+        authenticated(self.state, link, username, now, refused, data)
+        self._finish(now)
+
+    def challenge(self, link: Link, data: bytes, now: float) -> None:
+        """Ask the client for more; its answer comes in `link.auth.answers`, and the link is then named by `take_ready`."""
+        challenge(self.state, link, data, now)
+
+    # ---- those inside the house ----
+
+    def publish(self, message: ApplicationMessage, now: float) -> ReasonCode:
+        """A message of the broker's own; no access rules. Raises InvalidTopic."""
+        fault = topic_name_fault(message.topic)
+        if fault is not None:
+            raise InvalidTopic(fault)
+        self.state.work = 0
+        reason = publish(self.state, message, None, now)
+        self._finish(now)
+        return reason
+
+    def subscribe_internal(
+        self, name: str, filters: Sequence[str], qos: int, sink: Sink, now: float, *, retained: bool = True
+    ) -> InternalSubscription:
+        """`sink(message, qos, retain, now)` is called at once for each matching message: it must not block or call the engine."""
+        for filter in filters:
+            fault = topic_filter_fault(filter)
+            if fault is not None:
+                raise InvalidTopic(fault)
+        state = self.state
+        session = Session(f"${name}", Access(), sink=sink)
+        for filter in filters:
+            state.topics.add(Subscription(session, filter, qos, False, True, 0))
+        if retained:
+            for filter in filters:
+                for message in self.retained(filter, now):
+                    sink(message, min(qos, message.qos), True, now)
+        return InternalSubscription(session)
+
+    def unsubscribe_internal(self, subscription: InternalSubscription, now: float) -> None:
+        end_session(self.state, subscription.session, now)
+        self._finish(now)
+
+    def clients(self) -> list[Session]:
+        """The sessions of clients, connected or not."""
+        return list(self.state.sessions.values())
+
+    def disconnect(self, client_id: str, reason: ReasonCode, now: float, *, drop_session: bool = False) -> bool:
+        """Throw a client out; was there one, or a session to drop?"""
+        state = self.state
+        session = state.sessions.get(client_id)
+        if session is None:
+            return False
+        was_connected = session.link is not None
+        if session.link is not None:
+            close_link(state, session.link, reason, "it was disconnected by the administrator", now)
+        if drop_session:
+            end_session(state, session, now)
+        self._finish(now)
+        return was_connected or drop_session
+
+    def retained(self, filter: str, now: float) -> list[ApplicationMessage]:
+        """All retained messages that match."""
+        fault = topic_filter_fault(filter)
+        if fault is not None:
+            raise InvalidTopic(fault)
+        found: list[ApplicationMessage] = []
+        cursor = self.state.retained.cursor(filter)
+        while not cursor.exhausted:
+            found.extend(cursor.next_batch(10_000, 10_000, now))
+        return found
+
+    def forget_permissions(self, username: str | None = None) -> None:
+        """Ask `authorize` anew, for one user or for all."""
+        state = self.state
+        for link in state.links:
+            if username is None or link.username == username:
+                link.known_topics = {}
+        state.topics.forget_routes()
+
+    def set_limits(self, limits: Limits) -> None:
+        """For what comes from now on; connected clients keep what their CONNACK said."""
+        self.state.limits = limits
+
+    def statistics(self) -> dict[str, int | float]:
+        """Counters since the start and gauges of now; the keys end in their unit, plain counts in none."""
+        state = self.state
+        counters = state.counters
+        found: dict[str, int | float] = {name: getattr(counters, name) for name in counters.__slots__}
+        found |= {
+            "clients_connected": state.connected_count,
+            "clients_total": len(state.sessions),
+            "links_count": len(state.links),
+            "subscriptions_count": state.topics.subscriptions_count,
+            "shared_subscriptions_count": state.topics.shared_count,
+            "retained_count": len(state.retained),
+            "retained_bytes": state.retained.bytes,
+            "queued_bytes": state.waiting_bytes,
+            "deadlines_count": len(state.deadlines),
+        }
+        for reason, count in state.dropped.items():
+            found[f"dropped_{reason.replace('-', '_')}"] = count
+        return found
+
+    # ---- time ----
+
+    def next_deadline(self) -> float:
+        """When `tick` has something to do; `-math.inf` when it has right now, `math.inf` for never."""
+        state = self.state
+        if state.backlog or state.wills or state.orphans or state.closing:
+            return -math.inf
+        return state.deadlines.next_at()
+
+    def tick(self, now: float) -> bool:
+        """Do what is due, up to the budget. True: there is more; flush, checkpoint and call again."""
+        state = self.state
+        state.work = 0
+        work_max = state.limits.work_per_turn_max
+        for _ in range(len(state.backlog)):
+            if state.work >= work_max:
+                break
+            link = state.backlog.popleft()
+            pump(state, link, now)
+        while state.closing and state.work < work_max:
+            link = state.closing.pop()
+            state.work += 1
+            self._say_goodbye(link, now)
+        while state.work < work_max:
+            due = state.deadlines.pop_due(now)
+            if due is None:
+                break
+            state.work += 1
+            self._due(due[0], due[1], now)
+        self._finish(now)
+        return self.next_deadline() <= now
+
+    def _due(self, kind: int, owner: Any, now: float) -> None:
+        state = self.state
+        if kind == KEEP_ALIVE:
+            self._keep_alive_due(owner, now)
+        elif kind == SESSION_EXPIRY:
+            state.counters.clients_expired += 1
+            end_session(state, owner, now)
+        elif kind == WILL_DELAY:
+            publish_will(state, owner, now)
+        elif kind == RETAINED_EXPIRY:
+            state.retained.drop_expired(owner.topic, owner)
+            owner.expiry_deadline = None
+        elif kind == PAUSE_CREDIT:
+            pausing.credit_spent(state, owner, now)
+        elif kind == CONNECT_TIMEOUT and owner.phase != ENDED:
+            refuse(state, owner, ReasonCode.NOT_AUTHORIZED, "it was not connected in time", now)
+
+    def _keep_alive_due(self, link: Link, now: float) -> None:
+        """Closed after 1.5 times the Keep Alive without a packet [MQTT5-3.1.2-22]; a link that we do not read is not silent."""
+        limit_s = link.keep_alive_s * 1.5
+        due_at = now + limit_s if link.paused else link.last_received_at + limit_s
+        if due_at > now:
+            link.deadline = self.state.deadlines.add(due_at, KEEP_ALIVE, link)
+        else:
+            close_link(self.state, link, ReasonCode.KEEP_ALIVE_TIMEOUT, f"nothing came for {limit_s:g} s", now)
+
+    def shutdown(self, now: float) -> None:
+        """Refuse new links, and tell the others goodbye (0x8B in 5.0), bounded like every verb: `tick` goes on with the rest."""
+        state = self.state
+        state.shutting_down = True
+        state.closing = list(state.links)
+        self.tick(now)
+
+    def _say_goodbye(self, link: Link, now: float) -> None:
+        if link.phase == CONNECTED:
+            close_link(self.state, link, ReasonCode.SERVER_SHUTTING_DOWN, "the broker is shutting down", now)
+        elif link.phase != ENDED:
+            refuse(self.state, link, ReasonCode.SERVER_UNAVAILABLE, "the broker is shutting down", now)
+
+    # ---- the end of every verb ----
+
+    def _finish(self, now: float) -> None:
+        """Publish the Wills and hand on the shared messages that this verb has left, within its budget; `tick` does the rest."""
+        state = self.state
+        if not state.wills and not state.orphans:
+            return
+        work_max = state.limits.work_per_turn_max
+        while state.wills and state.work < work_max:
+            will = state.wills.popleft()
+            state.work += 1
+            publish(state, will, None, now)
+        while state.orphans and state.work < work_max:
+            group, message = state.orphans.popleft()
+            state.work += 1
+            member = group.choose(message.qos)
+            if member is not None:
+                identifiers = (member.identifier,) if member.identifier else ()
+                deliver(state, member.session, message, min(message.qos, member.qos), False, identifiers, group, None, False, now)
+
+
+def _announced_version(body: bytes) -> int:
+    """The protocol level of a CONNECT, as far as it can be seen; 0 if it is none. It decides how a refusal is written."""
+    if body[:6] == b"\x00\x04MQTT" and len(body) > 6:
+        return MQTT_5 if body[6] >= MQTT_5 else MQTT_311
+    return MQTT_311 if body[:8] == b"\x00\x06MQIsdp" else 0
+
+
+def _answers_bad_connect(link: Link, error: PeerError) -> bool:
+    """A CONNECT that is not one ends without an answer in 3.1.1 [MQTT311-3.1.4-1], save for an unknown level [MQTT311-3.1.2-2]; 5.0 says why."""
+    return link.version >= MQTT_5 or (link.version > 0 and error.reason == ReasonCode.UNSUPPORTED_PROTOCOL_VERSION)
+
+
+# ---- one handler a packet type ----
+
+
+def _on_ping(state: State, link: Link, packet: PingReq, now: float) -> None:
+    state.send(link, PINGRESP_BYTES)  # [MQTT5-3.12.4-1]
+
+
+def _on_second_connect(state: State, link: Link, packet: Any, now: float) -> None:
+    if link.phase != AWAITING_CONNECT:
+        raise ProtocolError("a second CONNECT")  # [MQTT5-3.1.0-2]
+    on_connect(state, link, packet, now)
+
+
+def _on_disconnect(state: State, link: Link, packet: Disconnect, now: float) -> None:
+    if packet.reason not in CLIENT_DISCONNECT_CODES:
+        raise ProtocolError(f"DISCONNECT with {packet.reason.describe()} from a client")  # [MQTT5-3.14.2-1]
+    on_disconnect(state, link, packet.reason, packet.properties, now)
+
+
+_HANDLERS: Final[list[Callable[[State, Link, Any, float], None] | None]] = [None] * 16
+_HANDLERS[CONNECT] = _on_second_connect
+_HANDLERS[PUBLISH] = on_publish
+_HANDLERS[PUBACK] = on_puback
+_HANDLERS[PUBREC] = on_pubrec
+_HANDLERS[PUBREL] = on_pubrel
+_HANDLERS[PUBCOMP] = on_pubcomp
+_HANDLERS[SUBSCRIBE] = on_subscribe
+_HANDLERS[UNSUBSCRIBE] = on_unsubscribe
+_HANDLERS[PINGREQ] = _on_ping
+_HANDLERS[DISCONNECT] = _on_disconnect
+_HANDLERS[AUTH] = on_auth

@@ -1,0 +1,104 @@
+"""The core's half of one Network Connection: what it knows of the peer, and what ends with the stream.
+
+A link is made by `Engine.attach` and given up by `Engine.detach`; its session, if any, outlives it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from broker.core.outbox import Outbox
+from broker.wire.framing import FrameDecoder
+from broker.wire.packets import MQTT_5, MQTT_311
+
+if TYPE_CHECKING:
+    from broker.core.auth import AuthRequest
+    from broker.core.deadlines import Deadline
+    from broker.core.limits import Limits
+    from broker.core.session import Session
+    from broker.core.topic_table import Route
+    from broker.wire.packets import Connect
+
+# Phases of a link, in order.
+AWAITING_CONNECT: Final = 0
+AUTHENTICATING: Final = 1
+CONNECTED: Final = 2
+ENDED: Final = 3
+
+PACKET_BYTES_LARGEST: Final = 268_435_460
+"""The protocol's own limit: one byte, four of length, 268,435,455 of body (MQTT 5.0, 2.1.4)."""
+
+
+class Link:
+    __slots__ = (
+        "aliases_in", "aliases_out", "aliases_out_max", "attached", "auth", "auth_method", "cause", "client_id", "closing", "connect",
+        "credit_at", "credit_s", "deadline", "decoder", "error", "keep_alive_s", "known_topics", "last_received_at", "leaving", "listener", "outbox",
+        "outbox_bytes_high", "packet_bytes_max", "pause_deadline", "paused", "paused_by", "pausing", "peer", "phase", "problem_information",
+        "progress_mark", "ready", "session", "transport", "username", "version",
+    )  # fmt: skip
+
+    def __init__(self, peer: str, listener: str, transport: object, limits: Limits, now: float) -> None:
+        self.peer = peer
+        """Where it comes from, for people: "192.0.2.7:50123", "unix", "in-process"."""
+        self.listener = listener
+        self.transport = transport
+        """The surroundings' own object; the core never looks into it."""
+        self.phase = AWAITING_CONNECT
+        self.attached = True
+        """False once the stream is gone."""
+        self.closing = False
+        """Send what is left, then close. Nothing that arrives is looked at any more."""
+        self.ready = False
+        """Named, or about to be named, by `take_ready`."""
+        self.cause = ""
+        """Why it ended."""
+        self.error = False
+        """It did not end by a DISCONNECT 0x00 of the client."""
+        self.version = MQTT_311
+        self.client_id = ""
+        self.username: str | None = None
+        self.session: Session | None = None
+        self.leaving: Session | None = None
+        """The session that ended with this link, while the peer, which has only closed its sending side, is still sent what it was owed."""
+        self.connect: Connect | None = None
+        """The CONNECT while it is being decided."""
+        self.auth: AuthRequest | None = None
+        self.auth_method: str | None = None
+        self.problem_information = True
+        self.keep_alive_s = 0.0
+        self.deadline: Deadline | None = None
+        """The connect timeout, then the keepalive."""
+        self.last_received_at = now
+        self.decoder = FrameDecoder(limits.packet_bytes_max)
+        self.outbox = Outbox()
+        self.outbox_bytes_high = limits.outbox_bytes_high
+        self.packet_bytes_max = PACKET_BYTES_LARGEST
+        """The client's Maximum Packet Size."""
+        self.aliases_in: dict[int, str] | None = None
+        self.aliases_out: dict[str, int] | None = None
+        self.aliases_out_max = 0
+        self.known_topics: dict[bytes, Route] = {}
+        """Topic bytes, as they stand in a PUBLISH, to the route; that it stands here says: valid, permitted."""
+        # Backpressure. A slow link pauses its publishers on its credit, which refills at a tenth of time.
+        self.paused = False
+        """Do not read it."""
+        self.paused_by: set[Link] | None = None
+        self.pausing: dict[Link, bool] | None = None
+        """The publishers that wait for this link; True: it is the only recipient of what that one sends."""
+        self.pause_deadline: Deadline | None = None
+        self.progress_mark = 0
+        self.credit_s = limits.slow_subscriber_grace_s
+        self.credit_at = now
+
+    @property
+    def connected(self) -> bool:
+        """Was it accepted with CONNACK 0x00, and is it still served?"""
+        return self.phase == CONNECTED
+
+    @property
+    def is_mqtt_5(self) -> bool:
+        return self.version >= MQTT_5
+
+    def describe(self) -> str:
+        """For log lines: the client and where it is."""
+        return f"{self.client_id!r} ({self.peer})" if self.client_id else f"({self.peer})"

@@ -1,0 +1,29 @@
+"""What the core tells its surroundings, for logs and counters. Every method may be left as it is: nothing depends on it.
+
+Called in the middle of a verb: an observer returns at once and calls nothing of the engine.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from broker.core.link import Link
+    from broker.reasons import ReasonCode
+
+
+class Observer:
+    def connected(self, link: Link) -> None:
+        """CONNACK 0x00 went out: client_id, username and version are set."""
+
+    def refused(self, link: Link, reason: ReasonCode, cause: str) -> None:
+        """A CONNECT was refused, or no CONNECT came."""
+
+    def violation(self, link: Link, cause: str) -> None:
+        """The peer broke the protocol; `disconnected` or `refused` follows."""
+
+    def disconnected(self, link: Link, cause: str, error: bool) -> None:
+        """A served connection is over; error: not by a DISCONNECT 0x00 of the client."""
+
+    def dropped(self, client_id: str, reason: str, count: int) -> None:
+        """`count` messages were not delivered to this client; reason is one of those in `statistics()`."""

@@ -1,0 +1,238 @@
+"""The way of a message: alias, limits, access, retained store, route, and to each recipient at the lesser QoS; then the answer."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Final
+
+from broker.core.deadlines import RETAINED_EXPIRY
+from broker.core.delivery import deliver, pump
+from broker.core.link import CONNECTED
+from broker.core.message import ApplicationMessage
+from broker.errors import ProtocolError
+from broker.reasons import ReasonCode
+from broker.wire.codec import encode_within
+from broker.wire.packets import MQTT_5, PubAck, PubComp, Publish, PubRec, PubRel
+
+if TYPE_CHECKING:
+    from broker.core.link import Link
+    from broker.core.state import State
+    from broker.core.topic_table import Target
+
+KNOWN_TOPICS_COUNT_MAX: Final = 4096
+"""Topics a link's publishes are recognised by; then it learns anew."""
+
+
+def on_publish(state: State, link: Link, packet: Publish, now: float) -> None:
+    limits = state.limits
+    session = link.session
+    assert session is not None
+    state.counters.publish_received += 1
+    properties = packet.properties
+    if properties.subscription_identifiers:
+        raise ProtocolError("PUBLISH with a Subscription Identifier")  # [MQTT5-3.3.4-6]
+    if packet.qos > limits.maximum_qos:
+        raise ProtocolError(f"PUBLISH at QoS {packet.qos}, above the maximum", ReasonCode.QOS_NOT_SUPPORTED)  # [MQTT5-3.2.2-11]
+    if packet.retain and not limits.retain_available:
+        raise ProtocolError("PUBLISH with RETAIN, which is not supported", ReasonCode.RETAIN_NOT_SUPPORTED)  # [MQTT5-3.2.2-14]
+    topic = _topic(state, link, packet)
+    if packet.qos == 2:
+        if packet.packet_id in session.receiver.held:
+            _answer_pubrec(state, link, packet.packet_id, ReasonCode.SUCCESS)  # [MQTT5-4.3.3-10]
+            return
+        if len(session.receiver.held) >= limits.receive_maximum:
+            raise ProtocolError("more unfinished QoS 2 messages than the Receive Maximum", ReasonCode.RECEIVE_MAXIMUM_EXCEEDED)  # [MQTT5-3.3.4-7]
+    reason = _refusal(state, link, packet, topic)
+    if reason is None:
+        interval = properties.message_expiry_interval
+        message = ApplicationMessage(
+            topic, packet.payload, packet.qos, packet.retain, properties, session.client_id, math.inf if interval is None else now + interval
+        )
+        reason = publish(state, message, link, now)
+        if packet.qos == 0 and not packet.retain:
+            learn(state, link, topic)
+    if packet.qos == 1:
+        _answer_puback(state, link, packet.packet_id, reason)
+    elif packet.qos == 2:
+        if not reason.failed or not link.is_mqtt_5:
+            session.receiver.on_publish(packet.packet_id)
+        _answer_pubrec(state, link, packet.packet_id, reason)  # [MQTT5-4.3.3-8, -9]
+
+
+def _topic(state: State, link: Link, packet: Publish) -> str:
+    """The Topic Name, by way of the Topic Alias if it has one (MQTT 5.0, 3.3.2.3.4)."""
+    alias = packet.properties.topic_alias
+    if alias is None:
+        return packet.topic
+    if alias > state.limits.topic_alias_maximum:
+        raise ProtocolError(f"Topic Alias {alias} is above the maximum", ReasonCode.TOPIC_ALIAS_INVALID)  # [MQTT5-3.3.2-9]
+    if link.aliases_in is None:
+        link.aliases_in = {}
+    if packet.topic:
+        link.aliases_in[alias] = packet.topic
+        return packet.topic
+    topic = link.aliases_in.get(alias)
+    if topic is None:
+        raise ProtocolError(f"Topic Alias {alias} has not been set")  # [MQTT5-3.3.2-7]
+    return topic
+
+
+def _refusal(state: State, link: Link, packet: Publish, topic: str) -> ReasonCode | None:
+    """Why this client's message is not taken, or None. 3.1.1 has no word for it: it is acknowledged and dropped [MQTT311-3.3.5-2]."""
+    if topic.count("/") >= state.limits.filter_levels_max:
+        return ReasonCode.TOPIC_NAME_INVALID
+    if topic.startswith("$SYS/") or not may_publish(state, link, topic):
+        return ReasonCode.NOT_AUTHORIZED
+    if packet.retain and packet.payload:
+        limits = state.limits
+        if len(state.retained) >= limits.retained_count_max and state.retained.get(topic) is None:
+            return ReasonCode.QUOTA_EXCEEDED
+        if state.waiting_bytes + state.retained.bytes + len(packet.payload) > limits.memory_bytes_max:
+            return ReasonCode.QUOTA_EXCEEDED
+    return None
+
+
+def may_publish(state: State, link: Link, topic: str) -> bool:
+    return state.access.allows_all or state.access.may(link.username, link.client_id, "publish", topic)
+
+
+def learn(state: State, link: Link, topic: str) -> None:
+    """Recognise the topic in this link's next QoS 0 frames by its bytes; that it is known says that it is valid and permitted."""
+    if link.phase != CONNECTED or topic.startswith("$SYS/"):
+        return
+    if not may_publish(state, link, topic):
+        return
+    known = link.known_topics
+    if len(known) >= KNOWN_TOPICS_COUNT_MAX:
+        known.clear()
+    encoded = topic.encode()
+    key = len(encoded).to_bytes(2, "big") + encoded
+    # In 5.0 a frame is known only without properties: their length, zero, is the key's last byte.
+    known[key + b"\x00" if link.is_mqtt_5 else key] = state.topics.route(topic)
+
+
+def publish(state: State, message: ApplicationMessage, publisher: Link | None, now: float) -> ReasonCode:
+    """Store it if it is to be retained, and give it to everybody who subscribed. The answer is for the publisher's acknowledgement."""
+    if message.retain:
+        store_retained(state, message, now)
+    return route(state, message, publisher, now)
+
+
+def store_retained(state: State, message: ApplicationMessage, now: float) -> None:
+    """Replace the topic's retained message [MQTT5-3.3.1-5], or remove it when the payload is empty [MQTT5-3.3.1-6, -7]."""
+    previous = state.retained.set(message) if message.payload else state.retained.clear(message.topic)
+    if previous is not None:
+        state.deadlines.cancel(previous.expiry_deadline)
+        previous.expiry_deadline = None
+    if message.payload and message.expires_at != math.inf:
+        message.expiry_deadline = state.deadlines.add(message.expires_at, RETAINED_EXPIRY, message)
+
+
+def route(state: State, message: ApplicationMessage, publisher: Link | None, now: float) -> ReasonCode:
+    route = state.topics.route(message.topic)
+    targets = route.targets
+    groups = route.groups
+    sole = len(targets) + len(groups) == 1
+    matched = False
+    taken = False
+    state.refused = False
+    if route.any_no_local:
+        targets = _without_local(targets, message.origin)
+    for target in targets:
+        matched = True
+        qos = message.qos if message.qos < target.qos else target.qos  # [MQTT5-3.8.4-8]
+        retain = message.retain and target.retain_as_published  # [MQTT5-3.3.1-12, -13]
+        if deliver(state, target.session, message, qos, retain, target.identifiers, None, publisher, sole, now):
+            taken = True
+    for group in groups:
+        member = group.choose(message.qos)
+        if member is None:
+            continue
+        matched = True
+        identifiers = (member.identifier,) if member.identifier else ()
+        retain = message.retain and member.retain_as_published
+        qos = min(message.qos, member.qos)  # [MQTT5-4.8.2-3]
+        if not member.session.may_receive(message.topic):
+            continue
+        if deliver(state, member.session, message, qos, retain, identifiers, group, publisher, sole, now):
+            taken = True
+    if not matched:
+        return ReasonCode.NO_MATCHING_SUBSCRIBERS
+    return ReasonCode.SUCCESS if taken and not state.refused else ReasonCode.QUOTA_EXCEEDED
+
+
+def _without_local(targets: list[Target], origin: str) -> list[Target]:
+    """The targets of a message that `origin` published, less what it does not want back [MQTT5-3.8.3-3]."""
+    kept: list[Target] = []
+    for target in targets:
+        if target.session.client_id != origin:
+            kept.append(target)
+            continue
+        others = target.without_local()
+        if others is not None:
+            kept.append(others)
+    return kept
+
+
+# ---- acknowledgements ----
+
+
+def _answer_puback(state: State, link: Link, packet_id: int, reason: ReasonCode) -> None:
+    if reason == 0 or link.version < MQTT_5:
+        state.send(link, b"\x40\x02" + packet_id.to_bytes(2, "big"))
+    else:
+        _send_within(state, link, PubAck(packet_id, reason))
+
+
+def _answer_pubrec(state: State, link: Link, packet_id: int, reason: ReasonCode) -> None:
+    if reason == 0 or link.version < MQTT_5:
+        state.send(link, b"\x50\x02" + packet_id.to_bytes(2, "big"))
+    else:
+        _send_within(state, link, PubRec(packet_id, reason))
+
+
+def _send_within(state: State, link: Link, packet: PubAck | PubRec | PubRel | PubComp) -> None:
+    encoded = encode_within(packet, link.version, link.packet_bytes_max)
+    if encoded is not None:
+        state.send(link, encoded)
+
+
+def on_puback(state: State, link: Link, packet: PubAck, now: float) -> None:
+    session = link.session
+    assert session is not None
+    delivery = session.sender.on_puback(packet.packet_id)
+    if delivery is not None and packet.reason.failed:
+        state.count_dropped(session.client_id, "refused-by-client")
+    if session.queue or session.replays or session.sender.resend:
+        pump(state, link, now)
+
+
+def on_pubrec(state: State, link: Link, packet: PubRec, now: float) -> None:
+    session = link.session
+    assert session is not None
+    failed = packet.reason.failed
+    delivery, known = session.sender.on_pubrec(packet.packet_id, failed)
+    if not known:
+        reason = ReasonCode.PACKET_IDENTIFIER_NOT_FOUND if link.is_mqtt_5 else ReasonCode.SUCCESS
+        _send_within(state, link, PubRel(packet.packet_id, reason))
+    elif not failed:
+        state.send(link, b"\x62\x02" + packet.packet_id.to_bytes(2, "big"))  # [MQTT5-4.3.3-4]
+    elif delivery is not None:
+        state.count_dropped(session.client_id, "refused-by-client")
+        pump(state, link, now)
+
+
+def on_pubrel(state: State, link: Link, packet: PubRel, now: float) -> None:
+    session = link.session
+    assert session is not None
+    if session.receiver.on_pubrel(packet.packet_id) or not link.is_mqtt_5:
+        state.send(link, b"\x70\x02" + packet.packet_id.to_bytes(2, "big"))  # [MQTT5-4.3.3-11]
+    else:
+        _send_within(state, link, PubComp(packet.packet_id, ReasonCode.PACKET_IDENTIFIER_NOT_FOUND))
+
+
+def on_pubcomp(state: State, link: Link, packet: PubComp, now: float) -> None:
+    session = link.session
+    assert session is not None
+    if session.sender.on_pubcomp(packet.packet_id) and (session.queue or session.replays or session.sender.resend):
+        pump(state, link, now)

@@ -1,0 +1,87 @@
+"""What outlives a Network Connection (MQTT 5.0, 4.1): subscriptions, what was promised and not yet delivered, the Will."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from broker.core.inflight import Receiver, Sender
+from broker.core.outbox import Delivery
+
+if TYPE_CHECKING:
+    from broker.core.access import Access
+    from broker.core.deadlines import Deadline
+    from broker.core.link import Link
+    from broker.core.message import ApplicationMessage
+    from broker.core.replay import Replay
+    from broker.core.topic_table import Subscription
+    from broker.wire.packets import WillMessage
+
+Sink = Callable[["ApplicationMessage", int, bool, float], None]
+
+
+class Session:
+    """Keyed by Client Identifier [MQTT5-3.1.3-2]. Serves a client while `link` is set, waits for it while it is not.
+
+    A session of the broker's own house has a `sink` instead, which is called for each message and never waits.
+    """
+
+    __slots__ = (
+        "access", "client_id", "dropped_count", "ended", "expiry_deadline", "expiry_s", "link", "order", "queue", "queue_bytes",
+        "receiver", "replays", "sender", "sink", "subscriptions", "username", "will", "will_deadline",
+    )  # fmt: skip
+
+    def __init__(self, client_id: str, access: Access, username: str | None = None, sink: Sink | None = None) -> None:
+        self.client_id = client_id
+        self.access = access
+        self.username = username
+        self.sink = sink
+        self.link: Link | None = None
+        self.subscriptions: dict[str, Subscription] = {}
+        self.sender: Sender[Delivery] = Sender()
+        self.receiver = Receiver()
+        self.queue: deque[Delivery] = deque()
+        """QoS 1 and 2 messages not yet sent: the client is away, at its Receive Maximum, or its outbox is full."""
+        self.queue_bytes = 0
+        self.replays: deque[Replay] = deque()
+        """Retained messages still to be sent for new subscriptions."""
+        self.order = 0
+        self.expiry_s: float = 0.0
+        """Session Expiry Interval, `math.inf` for never."""
+        self.expiry_deadline: Deadline | None = None
+        self.will: WillMessage | None = None
+        self.will_deadline: Deadline | None = None
+        self.dropped_count = 0
+        self.ended = False
+
+    def may_receive(self, topic: str) -> bool:
+        return self.access.allows_all or self.access.may(self.username, self.client_id, "receive", topic)
+
+    def has_room(self, qos: int) -> bool:
+        """Could a message of this QoS leave at once? (For the choice of a shared group's member.)"""
+        link = self.link
+        if link is None:
+            return self.sink is not None
+        if link.outbox.committed_bytes >= link.outbox_bytes_high:
+            return False
+        return qos == 0 or (self.sender.quota > 0 and not self.queue)
+
+    def enqueue(self, delivery: Delivery) -> None:
+        self.queue.append(delivery)
+        self.queue_bytes += delivery.message.size
+
+    def dequeue(self) -> Delivery:
+        delivery = self.queue.popleft()
+        self.queue_bytes -= delivery.message.size
+        return delivery
+
+    @property
+    def lasts(self) -> bool:
+        """Does it stay when its connection ends?"""
+        return self.expiry_s > 0
+
+    @property
+    def never_expires(self) -> bool:
+        return self.expiry_s == math.inf

@@ -1,0 +1,109 @@
+"""What all rules of the broker share: the tables, the limits, the timers, the work lists and the counters. No rule of its own."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from broker.core.deadlines import Deadlines
+from broker.core.retained import RetainedStore
+from broker.core.topic_table import TopicTable
+
+if TYPE_CHECKING:
+    from broker.core.access import Access
+    from broker.core.limits import Limits
+    from broker.core.link import Link
+    from broker.core.message import ApplicationMessage
+    from broker.core.observer import Observer
+    from broker.core.overflow import OverflowRules
+    from broker.core.session import Session
+    from broker.core.topic_table import SharedGroup
+
+
+class Counters:
+    """Since the start. Packets and bytes are MQTT's, not the network's."""
+
+    __slots__ = (
+        "bytes_received", "bytes_sent", "clients_expired", "clients_maximum", "connections_count", "packets_received", "packets_sent",
+        "publish_dropped", "publish_received", "publish_sent",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.bytes_received = 0
+        self.bytes_sent = 0
+        self.packets_received = 0
+        self.packets_sent = 0
+        self.publish_received = 0
+        self.publish_sent = 0
+        self.publish_dropped = 0
+        self.clients_expired = 0
+        self.clients_maximum = 0
+        self.connections_count = 0
+
+
+class State:
+    def __init__(
+        self,
+        limits: Limits,
+        access: Access,
+        observer: Observer,
+        overflow: OverflowRules,
+        new_client_id: Callable[[], str],
+        asks_authentication: bool,
+        response_information: str,
+    ) -> None:
+        self.limits = limits
+        self.access = access
+        self.observer = observer
+        self.overflow = overflow
+        self.new_client_id = new_client_id
+        self.asks_authentication = asks_authentication
+        self.response_information = response_information
+        self.topics = TopicTable(limits.routes_count_max)
+        self.retained = RetainedStore()
+        self.deadlines = Deadlines()
+        self.sessions: dict[str, Session] = {}
+        self.links: set[Link] = set()
+        self.connected_count = 0
+        self.counters = Counters()
+        self.dropped: dict[str, int] = {}
+        """Messages not delivered, by reason."""
+        self.shutting_down = False
+        # What one verb leaves for its own end, or for the next.
+        self.ready: list[Link] = []
+        """For `take_ready`."""
+        self.wills: deque[ApplicationMessage] = deque()
+        self.orphans: deque[tuple[SharedGroup, ApplicationMessage]] = deque()
+        """Messages of a shared group whose member's session ended: each to be offered to another member."""
+        self.backlog: deque[Link] = deque()
+        """Links whose waiting messages were not all looked at within one verb's budget."""
+        self.closing: list[Link] = []
+        """Links that shutdown has still to say goodbye to."""
+        self.work = 0
+        """Deliveries and the like done in this verb, against `work_per_turn_max`."""
+        self.refused = False
+        """The rule `refuse` acted on the message being routed."""
+        self.waiting_bytes = 0
+        """All queues and outboxes' waiting messages together."""
+
+    def mark_ready(self, link: Link) -> None:
+        if not link.ready:
+            link.ready = True
+            self.ready.append(link)
+
+    def send(self, link: Link, packet_bytes: bytes) -> None:
+        """Commit one packet that is not a PUBLISH."""
+        self.counters.packets_sent += 1
+        link.outbox.append(packet_bytes)
+        if not link.ready:
+            link.ready = True
+            self.ready.append(link)
+
+    def count_dropped(self, client_id: str, reason: str, count: int = 1) -> None:
+        self.dropped[reason] = self.dropped.get(reason, 0) + count
+        self.counters.publish_dropped += count
+        self.observer.dropped(client_id, reason, count)
+
+    def over_memory(self) -> bool:
+        return self.waiting_bytes + self.retained.bytes > self.limits.memory_bytes_max

@@ -1,0 +1,85 @@
+"""SUBSCRIBE and UNSUBSCRIBE: each filter by itself, one answer for all, then the retained messages that are owed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from broker.core.delivery import pump
+from broker.core.replay import Replay
+from broker.core.topic_table import Subscription
+from broker.errors import ProtocolError
+from broker.reasons import ReasonCode
+from broker.wire.codec import encode
+from broker.wire.packets import SubAck, Subscribe, SubscriptionRequest, UnsubAck, Unsubscribe
+from broker.wire.topics import split_shared, topic_filter_fault
+
+if TYPE_CHECKING:
+    from broker.core.link import Link
+    from broker.core.session import Session
+    from broker.core.state import State
+
+
+def on_subscribe(state: State, link: Link, packet: Subscribe, now: float) -> None:
+    session = link.session
+    assert session is not None
+    identifiers = packet.properties.subscription_identifiers
+    if identifiers and not state.limits.subscription_identifier_available:
+        raise ProtocolError("Subscription Identifiers are not supported", ReasonCode.SUBSCRIPTION_IDENTIFIERS_NOT_SUPPORTED)
+    _refuse_unavailable(state, packet)
+    identifier = identifiers[0] if identifiers else 0
+    # As if each came in a packet of its own [MQTT5-3.8.4-5], with one combined answer [MQTT5-3.8.4-6] before anything that follows from it.
+    reasons = tuple(_subscribe(state, link, session, request, identifier) for request in packet.subscriptions)
+    state.work += len(reasons)
+    state.send(link, encode(SubAck(packet.packet_id, reasons), link.version))
+    if session.replays:
+        pump(state, link, now)
+
+
+def _refuse_unavailable(state: State, packet: Subscribe) -> None:
+    """What CONNACK said is not there may not be asked for; the connection ends before any filter has acted (MQTT 5.0, 3.2.2.3)."""
+    limits = state.limits
+    for request in packet.subscriptions:
+        group, plain = split_shared(request.filter)
+        if group is not None:
+            if request.no_local:
+                raise ProtocolError("No Local on a shared subscription")  # [MQTT5-3.8.3-4]
+            if not limits.shared_subscription_available:
+                raise ProtocolError("shared subscriptions are not supported", ReasonCode.SHARED_SUBSCRIPTIONS_NOT_SUPPORTED)
+        if not limits.wildcard_subscription_available and ("+" in plain or "#" in plain):
+            raise ProtocolError("wildcard subscriptions are not supported", ReasonCode.WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED)
+
+
+def _subscribe(state: State, link: Link, session: Session, request: SubscriptionRequest, identifier: int) -> ReasonCode:
+    limits = state.limits
+    filter = request.filter
+    if topic_filter_fault(filter) is not None or filter.count("/") >= limits.filter_levels_max:
+        return ReasonCode.TOPIC_FILTER_INVALID
+    is_new = filter not in session.subscriptions
+    if is_new and len(session.subscriptions) >= limits.subscriptions_count_max:
+        return ReasonCode.QUOTA_EXCEEDED
+    if not state.access.allows_all and not state.access.may(link.username, link.client_id, "subscribe", filter):
+        return ReasonCode.NOT_AUTHORIZED
+    shared = split_shared(filter)[0] is not None
+    # Never at a shared subscription (4.8.2) [MQTT5-3.3.1-9, -10, -11]; 3.1.1 always sends [MQTT311-3.8.4-3].
+    owed = not shared and (request.retain_handling == 0 or (request.retain_handling == 1 and is_new))
+    if owed:
+        session.replays = type(session.replays)(replay for replay in session.replays if replay.subscription.filter != filter)
+        if len(session.replays) >= limits.retained_replays_count_max:
+            return ReasonCode.QUOTA_EXCEEDED
+    qos = min(request.qos, limits.maximum_qos)  # [MQTT5-3.2.2-10]
+    subscription = Subscription(session, filter, qos, request.no_local, request.retain_as_published, identifier)
+    state.topics.add(subscription)
+    if owed and len(state.retained):
+        session.replays.append(Replay(state.retained.cursor(filter), subscription))
+    return ReasonCode(qos)
+
+
+def on_unsubscribe(state: State, link: Link, packet: Unsubscribe, now: float) -> None:
+    session = link.session
+    assert session is not None
+    reasons = tuple(
+        ReasonCode.SUCCESS if state.topics.remove(session, filter) else ReasonCode.NO_SUBSCRIPTION_EXISTED  # [MQTT5-3.10.4-1, -5]
+        for filter in packet.filters
+    )
+    state.work += len(reasons)
+    state.send(link, encode(UnsubAck(packet.packet_id, reasons), link.version))
