@@ -1,0 +1,58 @@
+"""stdout for messages: raw bytes, each message out before the next, and never a blocked event loop.
+
+A pipe whose reader has paused would stop a plain write inside the loop, and with it the pings, the acknowledgements and Ctrl-C. So it is
+asked first whether the pipe has room, and waited for as for a socket; at most PIPE_BUF bytes go at once, which a pipe with room always takes.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import stat
+import sys
+from typing import Final
+
+import trio
+
+from broker.cli.running import OutputClosed
+
+_PIECE: Final = getattr(select, "PIPE_BUF", 512)
+_ROOM_ASKED: Final = hasattr(select, "poll")
+
+
+class Output:
+    """One message at a time, even with several writers. Raises OutputClosed when the reader has gone."""
+
+    def __init__(self, descriptor: int | None = None) -> None:
+        self._descriptor = sys.stdout.fileno() if descriptor is None else descriptor
+        self._whole = trio.Lock()
+        # A regular file and /dev/null always take everything, and cannot be waited for.
+        self._may_block = _ROOM_ASKED and _is_pipe_or_terminal(self._descriptor)
+        if self._may_block:
+            self._poll = select.poll()
+            self._poll.register(self._descriptor, select.POLLOUT)
+
+    async def write(self, data: bytes) -> None:
+        try:
+            self._whole.acquire_nowait()
+        except trio.WouldBlock:
+            await self._whole.acquire()
+        try:
+            await self._write_all(data)
+        except OSError as error:
+            raise OutputClosed from error
+        finally:
+            self._whole.release()
+
+    async def _write_all(self, data: bytes) -> None:
+        position = 0
+        while position < len(data):
+            if self._may_block and not self._poll.poll(0):
+                await trio.lowlevel.wait_writable(self._descriptor)
+            piece = data[position : position + _PIECE] if self._may_block else data[position:]
+            position += os.write(self._descriptor, piece)
+
+
+def _is_pipe_or_terminal(descriptor: int) -> bool:
+    mode = os.fstat(descriptor).st_mode
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(descriptor)

@@ -1,0 +1,108 @@
+"""What `broker pub` does once its options are known."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any, Final
+
+import trio
+
+from broker import Client
+from broker.cli.connecting import open_connection
+from broker.cli.options import Connection
+from broker.cli.progress import Meter
+from broker.cli.pub import PAYLOAD_BYTES_MAX, Publication
+from broker.cli.running import DONE, Failure, run_tool, timed_out
+
+WINDOW_COUNT: Final = 20  # lines under way at QoS 1 and 2, as mosquitto_pub has
+_CHUNK_BYTES: Final = 65_536
+
+
+def publish(connection: Connection, publication: Publication) -> int:
+    """Returns the exit code."""
+    return run_tool(partial(_publish, connection, publication), quiet=connection.quiet)
+
+
+async def _publish(connection: Connection, publication: Publication) -> int:
+    streams = publication.payload is None
+    total = None if streams else publication.repeat_count
+    async with open_connection(connection, stay=streams) as client:
+        with trio.move_on_after(connection.timeout_s) as scope, Meter("published", shown=connection.progress, total=total) as meter:
+            if streams:
+                await _publish_lines(client, publication, connection.max_inflight or WINDOW_COUNT, meter)
+            else:
+                await _publish_repeatedly(client, publication, meter)
+    return timed_out(connection.timeout_s, quiet=connection.quiet) if scope.cancelled_caught else DONE
+
+
+def message_keywords(publication: Any) -> dict[str, Any]:
+    """What publish() takes besides topic and payload, from the options. (A topic alias is the client's own business.)"""
+    given = publication.properties
+    return {
+        "qos": publication.qos,
+        "retain": publication.retain,
+        "content_type": given.content_type,
+        "response_topic": given.response_topic,
+        "correlation_data": given.correlation_data,
+        "user_properties": given.user_properties,
+        "message_expiry_s": given.message_expiry_interval,
+        "payload_is_text": None if given.payload_format_indicator is None else given.payload_format_indicator == 1,
+    }
+
+
+async def _publish_repeatedly(client: Client, publication: Publication, meter: Meter) -> None:
+    payload = publication.payload or b""
+    keywords = message_keywords(publication)
+    for repetition in range(publication.repeat_count):
+        if repetition and publication.repeat_delay_s:
+            await trio.sleep(publication.repeat_delay_s)
+        await client.publish(publication.topic, payload, **keywords)
+        meter.count(len(payload))
+
+
+async def _publish_lines(client: Client, publication: Publication, window_count: int, meter: Meter) -> None:
+    """A line a message, in order, at most `window_count` of them not yet acknowledged. The first one refused ends it all."""
+    keywords = message_keywords(publication)
+    if publication.qos == 0:
+        async for line in _lines():
+            await client.publish(publication.topic, line, **keywords)
+            meter.count(len(line))
+        return
+    window = trio.Semaphore(window_count)
+
+    async def publish_one(line: bytes) -> None:
+        try:
+            await client.publish(publication.topic, line, **keywords)
+        finally:
+            window.release()
+        meter.count(len(line))
+
+    async with trio.open_nursery() as nursery:
+        async for line in _lines():
+            await window.acquire()
+            nursery.start_soon(publish_one, line)
+            # The new task runs before the next one is made, so that lines leave in the order in which they came.
+            await trio.lowlevel.checkpoint()
+
+
+async def _lines() -> AsyncIterator[bytes]:
+    """stdin, line by line as it comes, without line ends; what stands after the last one is a line too."""
+    descriptor = sys.stdin.fileno()
+    held: list[bytes] = []
+    held_bytes = 0
+    while chunk := await trio.to_thread.run_sync(os.read, descriptor, _CHUNK_BYTES, abandon_on_cancel=True):
+        *whole, rest = chunk.split(b"\n")
+        for line in whole:
+            yield b"".join([*held, line]) if held else line
+            held.clear()
+            held_bytes = 0
+        if rest:
+            held.append(rest)
+            held_bytes += len(rest)
+        if held_bytes > PAYLOAD_BYTES_MAX:
+            raise Failure(f"a line of stdin is longer than {PAYLOAD_BYTES_MAX:,} bytes, the most that an MQTT packet holds")
+    if held:
+        yield b"".join(held)

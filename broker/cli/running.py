@@ -1,0 +1,281 @@
+"""One place where a command starts, where what went wrong becomes one line on stderr, and where that line gets its exit code.
+
+    0 done, interrupted, or the reader of stdout is gone    1 failed    2 wrong usage    27 the time of -W ran out
+    the reason code, if the broker refused (3.1.1: its return code)    130 interrupted a second time
+
+`BROKER_TRACEBACK=1` shows the traceback of anything; without it none is ever printed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Final
+
+from broker.cli.pages import COMMANDS, HELP
+
+if TYPE_CHECKING:
+    import click
+
+DONE: Final = 0
+FAILED: Final = 1
+WRONG_USAGE: Final = 2
+TIMED_OUT: Final = 27
+INTERRUPTED_TWICE: Final = 130
+
+
+class Failure(Exception):
+    """One line for a person, and the exit code to leave with."""
+
+    def __init__(self, line: str, code: int = FAILED) -> None:
+        super().__init__(line)
+        self.code = code
+
+
+class OutputClosed(Exception):
+    """Whoever read our stdout has gone; there is nobody left to serve."""
+
+
+def say(line: str) -> None:
+    """One line on stderr. A URL that slipped in loses its user and password."""
+    text = re.sub(r"(?<=://)[^/@\s]+@", "", f"broker: {line}").replace("\n", " ")
+    try:
+        print(text.encode("utf-8", "replace").decode(), file=sys.stderr, flush=True)
+    except OSError:
+        pass  # stderr is gone; there is nowhere to say that
+
+
+def timed_out(seconds: float, *, quiet: bool) -> int:
+    """The exit code of -W, said in a line."""
+    if not quiet:
+        say(f"timed out after {seconds:g} s (-W)")
+    return TIMED_OUT
+
+
+# ---- the command line ---------------------------------------------------------------------------------------------
+
+
+def run_command_line(words: Sequence[str]) -> int:
+    """Run one command line; returns the exit code and never raises."""
+    try:
+        return _dispatch(list(words))
+    except BrokenPipeError:
+        return _stdout_is_gone()
+    except KeyboardInterrupt:
+        return DONE  # before anything had begun
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("--help", "-h"):
+        sys.stdout.write(HELP)
+        sys.stdout.flush()
+        return DONE if words else WRONG_USAGE
+    if words[0] == "--version":
+        from broker import __version__
+
+        print(f"broker {__version__}", flush=True)
+        return DONE
+    name = words[0]
+    if name not in COMMANDS:
+        say(_no_such_command(name))
+        return WRONG_USAGE
+    try:
+        return _run_command(name, words[1:])
+    except Exception as error:
+        return report(error)
+
+
+def _no_such_command(name: str) -> str:
+    import difflib
+
+    if name.startswith("-"):
+        return f"no such option: {name}; the command comes first, as in: broker sub -t 'sensors/#'"
+    near = difflib.get_close_matches(name, COMMANDS, 1) or [
+        known for known in COMMANDS if name in ("mosquitto_" + known, known + "scribe", known + "lish")
+    ]
+    return f"no such command: {name}; " + (f"did you mean {near[0]}?" if near else "'broker --help' lists them")
+
+
+def _run_command(name: str, words: list[str]) -> int:
+    import click
+
+    command: click.Command = importlib.import_module(f"broker.cli.{name}").command
+    try:
+        code = command.main(words, prog_name=f"broker {name}", standalone_mode=False)
+    except click.exceptions.Exit as leaving:
+        return leaving.exit_code
+    except click.Abort:
+        return DONE  # SIGINT while the line was read
+    except click.ClickException as error:
+        _traceback_if_wanted(error)
+        say(_usage_line(name, command, error))
+        return WRONG_USAGE
+    return code if isinstance(code, int) else DONE
+
+
+def _usage_line(name: str, command: click.Command, error: click.ClickException) -> str:
+    import click
+
+    host_is_h = any("-h" in parameter.opts and parameter.name == "host" for parameter in command.params)
+    if isinstance(error, click.BadOptionUsage) and error.option_name == "-h" and host_is_h:
+        return f"-h is the host here, and wants one; for help: broker {name} --help"
+    message = error.format_message().strip().replace("\n", " ")
+    message = message[:1].lower() + message[1:] if message[1:2].islower() else message
+    return f"{message.rstrip('.')}; see 'broker {name} --help'"
+
+
+def _stdout_is_gone() -> int:
+    """Quietly: also what Python itself still has for stdout when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return DONE
+
+
+# ---- errors -------------------------------------------------------------------------------------------------------
+
+
+def report(error: Exception, *, quiet: bool = False) -> int:
+    """Say what went wrong in one line (unless quiet); returns the exit code."""
+    cause = only_cause(error)
+    _traceback_if_wanted(cause)
+    if isinstance(cause, OutputClosed | BrokenPipeError):
+        return _stdout_is_gone()
+    line, code = explain(cause)
+    if not quiet:
+        say(line)
+    return code
+
+
+def only_cause(error: BaseException) -> BaseException:
+    """The first exception inside groups: a nursery of ours wraps what its one failing task raised."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def explain(error: BaseException) -> tuple[str, int]:
+    """(one line, exit code) for whatever ended a command."""
+    from broker import errors
+
+    if isinstance(error, Failure):
+        return str(error), error.code
+    if isinstance(error, errors.ConnectRefused):
+        # 3.1.1 has return codes of its own, and scripts written for Mosquitto's tools test for them.
+        return str(error), int(getattr(error, "return_code", None) or error.reason)
+    if isinstance(error, errors.PublishRefused | errors.SubscribeRefused):
+        return str(error), int(error.reason)
+    if isinstance(error, errors.ConnectionLost):
+        return str(error), int(error.reason) if error.reason is not None and error.reason.failed else FAILED
+    if isinstance(error, errors.ConnectError):
+        return _with_advice(error), FAILED
+    if isinstance(error, errors.ListenError):
+        return _with_listen_advice(error), FAILED
+    if isinstance(error, errors.InvalidTopic):
+        return str(error), WRONG_USAGE
+    if isinstance(error, errors.BrokerError):
+        return str(error), FAILED
+    if isinstance(error, OSError):
+        return os_error_line(error), FAILED
+    return f"internal error: {type(error).__name__} at {_place(error)}; please report it with what BROKER_TRACEBACK=1 shows", FAILED
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """The error and what it came from, groups opened, at most a few steps."""
+    found: list[BaseException] = []
+    waiting: list[BaseException | None] = [error]
+    while waiting and len(found) < 32:
+        current = waiting.pop()
+        if current is None or current in found:
+            continue
+        found.append(current)
+        waiting += [current.__cause__, current.__context__]
+        if isinstance(current, BaseExceptionGroup):
+            waiting += current.exceptions
+    return found
+
+
+def _with_advice(error: Exception) -> str:
+    line = str(error)
+    if any(isinstance(cause, ConnectionRefusedError | FileNotFoundError) for cause in _causes(error)) and "broker serve" not in line:
+        line += "; no broker answers there ('broker serve' starts one)"
+    return line
+
+
+def _with_listen_advice(error: Exception) -> str:
+    line = str(error)
+    causes = _causes(error)
+    numbers = {cause.errno for cause in causes if isinstance(cause, OSError)}
+    import errno
+
+    if (errno.EADDRINUSE in numbers or "in use" in line) and "--port" not in line:
+        line += "; stop what listens there, or take another port with --port (0 = a free one)"
+    elif (errno.EACCES in numbers or "ermission" in line) and "--port" not in line:
+        line += "; ports below 1024 and foreign directories need rights: take another with --port or --unix"
+    return line
+
+
+def os_error_line(error: OSError) -> str:
+    reason = (error.strerror or str(error) or type(error).__name__).lower()
+    return f"{os.fsdecode(error.filename)}: {reason}" if isinstance(error.filename, str | bytes) else reason
+
+
+def _place(error: BaseException) -> str:
+    """Where it was raised; not what it says, which might hold anything."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    if traceback is None:
+        return "an unknown place"
+    return f"{'/'.join(traceback.tb_frame.f_code.co_filename.split(os.sep)[-3:])}:{traceback.tb_lineno}"
+
+
+def _traceback_if_wanted(error: BaseException) -> None:
+    if os.environ.get("BROKER_TRACEBACK", "") not in ("", "0"):
+        import traceback
+
+        traceback.print_exception(error)
+
+
+# ---- asynchronous commands ----------------------------------------------------------------------------------------
+
+
+def run_tool(work: Callable[[], Awaitable[int]], *, quiet: bool = False) -> int:
+    """Run `work` under Trio until it returns its exit code. SIGINT or SIGTERM ends it with a goodbye and 0; a second SIGINT ends at once."""
+    import trio
+
+    interrupted = False
+
+    async def until_interrupted() -> int:
+        code = DONE
+        scope = trio.CancelScope()
+
+        async def watch(task_status: trio.TaskStatus[None]) -> None:
+            nonlocal interrupted
+            # After the first signal the handlers are what they were, so a second one does not wait for anything.
+            with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+                task_status.started()
+                async for _ in signals:
+                    interrupted = True
+                    scope.cancel()
+                    return
+
+        async with trio.open_nursery() as nursery:
+            await nursery.start(watch)
+            with scope:
+                code = await work()
+            nursery.cancel_scope.cancel()
+        return code
+
+    try:
+        return trio.run(until_interrupted)
+    except Exception as error:
+        return report(error, quiet=quiet)
+    except BaseExceptionGroup as group:
+        if group.split(KeyboardInterrupt)[0] is None:
+            raise
+        return INTERRUPTED_TWICE if interrupted else DONE
+    except KeyboardInterrupt:
+        return INTERRUPTED_TWICE if interrupted else DONE
