@@ -18,6 +18,7 @@ from broker.core.connect import authenticated, challenge, on_auth, on_connect, o
 from broker.core.deadlines import CONNECT_TIMEOUT, KEEP_ALIVE, PAUSE_CREDIT, RETAINED_EXPIRY, SESSION_EXPIRY, WILL_DELAY
 from broker.core.delivery import deliver, pump
 from broker.core.ending import close_link, end_session, leave, publish_will
+from broker.core.exchange import exchange
 from broker.core.limits import Limits
 from broker.core.link import AUTHENTICATING, AWAITING_CONNECT, CONNECTED, ENDED, Link
 from broker.core.message import ApplicationMessage
@@ -137,7 +138,9 @@ class Engine:
                 return True
             phase = link.phase
             if phase == CONNECTED:
-                if not relay(state, link, now):
+                session = link.session
+                assert session is not None
+                if not relay(state, link, now) or not exchange(state, link, session, now):
                     continue
             elif phase == AUTHENTICATING and link.auth_method is None:
                 # Plain authentication: what the client sends ahead is kept, bounded, and not looked at [MQTT5-3.1.4-6].

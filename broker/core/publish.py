@@ -12,7 +12,7 @@ from broker.core.message import ApplicationMessage
 from broker.errors import ProtocolError
 from broker.reasons import ReasonCode
 from broker.wire.codec import encode_within
-from broker.wire.packets import MQTT_5, PubAck, PubComp, Publish, PubRec, PubRel
+from broker.wire.packets import MQTT_5, NO_PROPERTIES, PubAck, PubComp, Publish, PubRec, PubRel
 
 if TYPE_CHECKING:
     from broker.core.link import Link
@@ -49,7 +49,7 @@ def on_publish(state: State, link: Link, packet: Publish, now: float) -> None:
             topic, packet.payload, packet.qos, packet.retain, properties, session.client_id, math.inf if interval is None else now + interval
         )
         reason = publish(state, message, link, now)
-        if packet.qos == 0 and not packet.retain:
+        if not packet.retain and properties is NO_PROPERTIES:
             learn(state, link, topic)
     if packet.qos == 1:
         _answer_puback(state, link, packet.packet_id, reason)
@@ -97,7 +97,7 @@ def may_publish(state: State, link: Link, topic: str) -> bool:
 
 
 def learn(state: State, link: Link, topic: str) -> None:
-    """Recognise the topic in this link's next QoS 0 frames by its bytes; that it is known says that it is valid and permitted."""
+    """Recognise the topic in this link's next frames by its bytes; that it is known says that it is valid and permitted."""
     if link.phase != CONNECTED or topic.startswith("$SYS/"):
         return
     if not may_publish(state, link, topic):
@@ -107,8 +107,7 @@ def learn(state: State, link: Link, topic: str) -> None:
         known.clear()
     encoded = topic.encode()
     key = len(encoded).to_bytes(2, "big") + encoded
-    # In 5.0 a frame is known only without properties: their length, zero, is the key's last byte.
-    known[key + b"\x00" if link.is_mqtt_5 else key] = state.topics.route(topic)
+    known[key] = state.topics.route(topic)
 
 
 def publish(state: State, message: ApplicationMessage, publisher: Link | None, now: float) -> ReasonCode:
