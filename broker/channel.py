@@ -1,0 +1,279 @@
+"""MessageChannel, a bounded buffer between whoever receives messages and the tasks that take them; `Subscription`, its public face.
+
+Offering is synchronous and never waits: the socket is read whatever a loop does. What a full buffer does with QoS 0 is the
+overflow rule's, and everything not delivered is counted. A message of QoS 1 or 2 carries a receipt, and is settled when the hand
+that holds it asks for the next, or when the channel closes without an exception. Nothing here knows a client or a broker.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Self
+
+import trio
+
+from broker.messages import Ack, Message, Overflow, QoS
+
+OVERFLOWS = ("drop-oldest", "drop-newest", "latest", "disconnect", "refuse")
+
+
+class Hand:
+    """What one iterator, or one `receive()` handle, was given last and has not settled."""
+
+    __slots__ = ("message",)
+
+    def __init__(self) -> None:
+        self.message: Message | None = None
+
+
+class MessageChannel:
+    """buffer_count_max: messages waiting to be taken. ack: when a message is settled, as `Client.subscribe` says.
+
+    spares_acknowledged: messages with a receipt are taken beyond the bound, for their sender has one of its own (Receive
+    Maximum); with False the overflow rule acts on all. on_disconnect: called when the rule is "disconnect" and must act.
+    """
+
+    def __init__(
+        self,
+        *,
+        ack: Ack = "on_next",
+        buffer_count_max: int = 1000,
+        overflow: Overflow = "drop-oldest",
+        spares_acknowledged: bool = False,
+        on_disconnect: Callable[[], None] | None = None,
+    ) -> None:
+        if buffer_count_max < 1:
+            raise ValueError(f"buffer_count_max must be at least 1, not {buffer_count_max!r}")
+        if overflow not in OVERFLOWS:
+            raise ValueError(f"overflow must be one of {', '.join(OVERFLOWS)}, not {overflow!r}")
+        if ack not in ("on_next", "on_receipt", "manual"):
+            raise ValueError(f"ack must be on_next, on_receipt or manual, not {ack!r}")
+        self.ack: Ack = ack
+        self.buffer_count_max = buffer_count_max
+        self.overflow: Overflow = overflow
+        self.spares_acknowledged = spares_acknowledged
+        self.on_disconnect = on_disconnect
+        self.siblings: list[MessageChannel] = [self]
+        """This channel and its clones: whoever feeds one feeds them all."""
+        self.closed = False
+        self.error: Exception | None = None
+        self._buffer: deque[Message] = deque()
+        self._hands: list[Hand] = []
+        self._given: dict[int, Message] = {}  # ack="manual": taken, not acknowledged when last looked at
+        self._takers = trio.lowlevel.ParkingLot()
+        self._received = self._taken = self._dropped = self._refused = 0
+
+    # ---- for whoever feeds it ----------------------------------------------------------------------------------------
+
+    def offer(self, message: Message) -> bool:
+        """Take a message, or leave it to the overflow rule; False if this message was not taken. Synchronous."""
+        if self.closed:
+            return False
+        self._received += 1
+        receipt = message.receipt
+        if len(self._buffer) >= self.buffer_count_max and not (self.spares_acknowledged and receipt is not None) and not self._make_room(message):
+            return False
+        self._buffer.append(message)
+        if receipt is not None and self.ack == "on_receipt" and len(self._buffer) <= self.buffer_count_max:
+            receipt.settle()
+        if self._takers:
+            self._takers.unpark()
+        return True
+
+    def _make_room(self, message: Message) -> bool:
+        """Apply the overflow rule; True if there is room for the message now."""
+        if self.overflow == "disconnect" and self.on_disconnect is not None:
+            self.on_disconnect()
+        victim = None
+        if self.overflow == "latest":
+            victim = next((index for index, waiting in enumerate(self._buffer) if waiting.topic == message.topic and self._may_drop(waiting)), None)
+        if victim is None and self.overflow in ("latest", "drop-oldest"):
+            victim = next((index for index, waiting in enumerate(self._buffer) if self._may_drop(waiting)), None)
+        if victim is None:
+            self._dropped += 1
+            return False
+        dropped = self._buffer[victim]
+        del self._buffer[victim]
+        self._dropped += 1
+        if dropped.receipt is not None:
+            dropped.receipt.refuse()
+        return True
+
+    def _may_drop(self, waiting: Message) -> bool:
+        return waiting.receipt is None or not self.spares_acknowledged
+
+    def waiting(self) -> list[Message]:
+        """What no hand has taken yet, oldest first."""
+        return list(self._buffer)
+
+    def remove(self, message: Message) -> bool:
+        """Take this very message out of the buffer, unsettled; False if it is not there (any more)."""
+        for index, waiting in enumerate(self._buffer):
+            if waiting is message:
+                del self._buffer[index]
+                self._settle_placed()
+                return True
+        return False
+
+    def clone(self) -> MessageChannel:
+        """A second channel with the same settings, fed with the same messages from now on."""
+        other = MessageChannel(
+            ack=self.ack,
+            buffer_count_max=self.buffer_count_max,
+            overflow=self.overflow,
+            spares_acknowledged=self.spares_acknowledged,
+            on_disconnect=self.on_disconnect,
+        )
+        other.closed, other.error = self.closed, self.error
+        other.siblings = self.siblings
+        self.siblings.append(other)
+        return other
+
+    def close(self, error: Exception | None = None) -> None:
+        """Nothing more comes: takers get `trio.EndOfChannel`, or `error`. Idempotent; settles nothing."""
+        if not self.closed:
+            self.closed = True
+            self.error = error
+            self._takers.unpark_all()
+
+    def settle_hands(self) -> None:
+        """The scope ended well: what the hands hold is done. (With ack="manual" that is only for `Message.ack` to say.)"""
+        if self.ack == "on_next":
+            for hand in self._hands:
+                self._settle(hand)
+
+    def release(self) -> tuple[list[Message], list[Message]]:
+        """(what was in hand and is not settled, what nobody took); neither is settled, and both are the caller's now."""
+        held = [hand.message for hand in self._hands if hand.message is not None]
+        held += [given for given in self._given.values() if given.receipt is not None and not given.receipt.done]
+        for hand in self._hands:
+            hand.message = None
+        self._given = {}
+        left = list(self._buffer)
+        self._buffer.clear()
+        return held, left
+
+    def count_refused(self, count: int = 1) -> None:
+        self._refused += count
+
+    # ---- for the tasks that take -------------------------------------------------------------------------------------
+
+    def new_hand(self) -> Hand:
+        hand = Hand()
+        self._hands.append(hand)
+        return hand
+
+    def drop_hand(self, hand: Hand) -> None:
+        """An iterator is gone. What it holds stays unsettled until the scope ends."""
+        if hand.message is None and hand in self._hands:
+            self._hands.remove(hand)
+
+    async def receive(self, hand: Hand) -> Message:
+        """Settle what the hand holds, and give it the next message. A checkpoint; a message is never lost to a cancellation."""
+        self._settle(hand)
+        await trio.lowlevel.checkpoint()
+        while not self._buffer:
+            if self.error is not None:
+                raise self.error
+            if self.closed:
+                raise trio.EndOfChannel
+            await self._takers.park()
+        message = self._buffer.popleft()
+        self._taken += 1
+        self._settle_placed()
+        receipt = message.receipt
+        if receipt is not None:
+            if self.ack == "manual":
+                self._give(message)
+            elif self.ack == "on_next":
+                hand.message = message
+        return message
+
+    def _settle(self, hand: Hand) -> None:
+        message, hand.message = hand.message, None
+        if message is not None and message.receipt is not None:
+            message.receipt.settle()
+
+    def _settle_placed(self) -> None:
+        """ack="on_receipt": one has moved up to within the bound."""
+        if self.ack == "on_receipt" and len(self._buffer) >= self.buffer_count_max:
+            receipt = self._buffer[self.buffer_count_max - 1].receipt
+            if receipt is not None:
+                receipt.settle()
+
+    def _give(self, message: Message) -> None:
+        # Bounded by Receive Maximum, twice over: those acknowledged are swept out when they could be half.
+        self._given[id(message)] = message
+        if len(self._given) > 64 and len(self._given) & (len(self._given) - 1) == 0:
+            self._given = {key: given for key, given in self._given.items() if given.receipt is not None and not given.receipt.done}
+
+    def statistics(self) -> Mapping[str, int]:
+        """Counts since it opened: offered, taken by a task, dropped by the overflow rule, refused at the end; and what waits now."""
+        return {
+            "received": self._received,
+            "taken": self._taken,
+            "dropped": self._dropped,
+            "refused": self._refused,
+            "waiting": len(self._buffer),
+        }
+
+
+class _Iterator:
+    """One task's iteration: it has a hand of its own, so that several tasks may iterate one Subscription."""
+
+    __slots__ = ("_channel", "_hand")
+
+    def __init__(self, channel: MessageChannel) -> None:
+        self._channel = channel
+        self._hand = channel.new_hand()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Message:
+        try:
+            return await self._channel.receive(self._hand)
+        except trio.EndOfChannel:
+            raise StopAsyncIteration from None
+
+    def __del__(self) -> None:
+        self._channel.drop_hand(self._hand)
+
+
+class Subscription:
+    """A bounded channel. `async for message in subscription`; several tasks may iterate it, each message goes to one of them.
+
+    Settling (QoS 1, 2). ack="on_next": when the iterator that holds a message asks for the next one, or the scope ends
+    without an exception (so `break` settles). "on_receipt": when it has a place in this buffer. "manual": `message.ack()`.
+    An exception or cancellation leaves the message in hand unsettled: with keep=True the next connection gets it again;
+    with keep=False it is answered 0x83 (3.1.1: plainly) and counted, since nobody is left to take it and Receive Maximum must
+    not leak. PUBACK and PUBREC leave in order of arrival over the **whole connection** [MQTT5-4.6.0-2, -3]: a settled message
+    waits behind an older unsettled one. So one slow subscription holds up the others after receive_maximum messages;
+    ack="on_receipt", or a second `connect`, frees them. The socket is read always: pings, PUBACKs and requests go on.
+    QoS 0 beyond buffer_count_max follows `overflow`, and is counted.
+    """
+
+    def __init__(self, filters: tuple[str, ...], granted: tuple[QoS, ...], channel: MessageChannel) -> None:
+        self.filters = filters
+        self.granted = granted
+        self._channel = channel
+        self._hand = channel.new_hand()
+
+    def __repr__(self) -> str:
+        return f"Subscription({', '.join(map(repr, self.filters))})"
+
+    def __aiter__(self) -> AsyncIterator[Message]:
+        return _Iterator(self._channel)
+
+    async def receive(self) -> Message:
+        """The next message; settles the one this handle gave before. trio.EndOfChannel after the scope."""
+        return await self._channel.receive(self._hand)
+
+    def clone(self) -> Self:
+        """A second channel on the same filters: each gets every message. It ends with the scope of the first."""
+        return type(self)(self.filters, self.granted, self._channel.clone())
+
+    def statistics(self) -> Mapping[str, int]:
+        """Messages received, taken, dropped, refused, and waiting now."""
+        return self._channel.statistics()

@@ -1,0 +1,661 @@
+"""The client's side of MQTT: bytes and time in, bytes and events out; nothing here awaits or reads a clock.
+
+It holds the Session over many connections (what is unacknowledged, both ways, and the subscriptions) and the state of the
+one there is (quotas, aliases, keepalive). Both sides obey the tables of `core.inflight`. The caller's duty, after each verb:
+take the events, send what `data_to_send` gives, and come back at `next_deadline`. No verb raises for what a broker did:
+the connection is marked closing, with the reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, Literal
+
+from msgspec import structs
+
+from broker.core.client_inbox import ClientInbox
+from broker.core.client_state import (
+    Capabilities,
+    ClientOptions,
+    Connected,
+    Delivery,
+    Event,
+    Exchange,
+    ExchangeDone,
+    OnPacket,
+    Outgoing,
+    PublishDone,
+    Received,
+    Refused,
+    Resubscribed,
+)
+from broker.core.inflight import Sender
+from broker.errors import NotSupported, PeerError, ProtocolError
+from broker.reasons import CLIENT_DISCONNECT_CODES, ReasonCode, to_connack_return_code
+from broker.wire.codec import decode, encode, encode_varint
+from broker.wire.framing import FrameDecoder
+from broker.wire.packets import (
+    MQTT_5,
+    NO_PROPERTIES,
+    Auth,
+    ConnAck,
+    Connect,
+    Disconnect,
+    Packet,
+    PingReq,
+    PingResp,
+    Properties,
+    PubAck,
+    PubComp,
+    Publish,
+    PubRec,
+    PubRel,
+    SubAck,
+    Subscribe,
+    SubscriptionRequest,
+    UnsubAck,
+    Unsubscribe,
+)
+from broker.wire.topics import split_shared
+
+BATCH_BYTES: Final = 65_536
+"""About so much is encoded at a time; what waits beyond it is still unencoded and can be taken back."""
+
+_PING_SHARE: Final = 0.9  # of the Keep Alive: the packet must be there within it, not merely sent [MQTT5-3.1.2-20]
+
+State = Literal["away", "connecting", "connected", "closing"]
+
+
+class ClientProtocol:
+    """One client: `begin_connection`, then `receive` what comes, until `connection_lost`; and again."""
+
+    def __init__(self, options: ClientOptions, on_packet: OnPacket | None = None) -> None:
+        self.options = options
+        self.version = options.version
+        self.on_packet = on_packet
+        self.client_id = options.client_id
+        """The broker's, once it has assigned one."""
+        self.state: State = "away"
+        self.cause = ""
+        """Why the connection is closing, for people."""
+        self.reason: ReasonCode | None = None
+        """Of the broker's DISCONNECT or CONNACK; None if it said nothing."""
+        self.connack: ConnAck | None = None
+        self.capabilities = Capabilities(None, options.version)
+        self.session_expiry_s = options.session_expiry_s
+        # The Session.
+        self.has_session = False
+        self.sender: Sender[Outgoing] = Sender()
+        self.inbox = ClientInbox(options)
+        self.subscriptions: dict[str, Exchange] = {}
+        """What stands in the Session, each filter under the SUBSCRIBE that made it."""
+        self._released: dict[int, Outgoing] = {}
+        self._waiting: tuple[deque[Outgoing], deque[Outgoing]] = (deque(), deque())  # QoS 0; QoS 1 and 2
+        self._exchanges: dict[int, Exchange] = {}
+        self._exchanges_waiting: list[Exchange] = []
+        self._exchanges_remade: list[Exchange] = []  # made again, but the connection was lost before the SUBACK
+        # The connection.
+        self.connection = 0
+        self._frames = FrameDecoder(options.packet_bytes_max)
+        self._parts: list[bytes] = []
+        self._parts_bytes = 0
+        self._batch = b""
+        self._batch_publishes: list[Outgoing] = []
+        self._aliases_out: dict[int, str] = {}
+        self._remaking = 0
+        self._keep_alive_s = 0
+        self._last_sent_at = self._last_received_at = 0.0
+        self._ping_sent_at: float | None = None
+        self._connack_deadline = math.inf
+        self._events: list[Event] = []
+        self._sequence = 0
+        self._limits_problem_information = False
+        self._handlers: dict[type[Any], Callable[[Any, float], None]] = {
+            Publish: self._on_publish,
+            PubAck: self._on_puback,
+            PubRec: self._on_pubrec,
+            PubRel: self._on_pubrel,
+            PubComp: self._on_pubcomp,
+            SubAck: self._on_suback,
+            UnsubAck: self._on_suback,
+            PingResp: self._on_pingresp,
+            Disconnect: self._on_disconnect,
+            Auth: self._on_auth,
+        }
+
+    # ---- the connection's life ---------------------------------------------------------------------------------------
+
+    def begin_connection(self, now: float, connack_deadline: float = math.inf) -> None:
+        """A byte stream stands: say CONNECT. The CONNACK must come by `connack_deadline`."""
+        self.connection += 1
+        self.state = "connecting"
+        self.cause = ""
+        self.reason = None
+        self._frames = FrameDecoder(self.options.packet_bytes_max)
+        self._parts, self._parts_bytes, self._batch, self._batch_publishes = [], 0, b"", []
+        self.inbox.begin(self.connection)
+        self._aliases_out = {}
+        self._ping_sent_at = None
+        self._connack_deadline = connack_deadline
+        self._last_sent_at = self._last_received_at = now
+        self._send(self._connect_packet())
+
+    def _connect_packet(self) -> Connect:
+        options = self.options
+        # A 3.1.1 Clean Session flag rules how long the Session lives, not only how it starts: it is the same each time.
+        clean_start = options.clean_start and not (self.has_session and self.version >= MQTT_5)
+        properties = NO_PROPERTIES
+        if self.version >= MQTT_5:
+            properties = Properties(
+                session_expiry_interval=options.session_expiry_s or None,
+                receive_maximum=options.receive_maximum if options.receive_maximum != 65_535 else None,
+                maximum_packet_size=options.packet_bytes_max,
+                topic_alias_maximum=options.topic_alias_maximum or None,
+                request_response_information=1,
+                user_properties=options.user_properties,
+            )
+            given = {name: value for name, value in structs.asdict(options.connect_properties).items() if value not in (None, ())}
+            properties = structs.replace(properties, **given)
+            self._limits_problem_information = properties.request_problem_information == 0
+        return Connect(
+            client_id=self.client_id,
+            version=self.version,
+            clean_start=clean_start,
+            keep_alive_s=options.keep_alive_s,
+            will=options.will,
+            username=options.username,
+            password=options.password,
+            properties=properties,
+        )
+
+    def receive(self, data: bytes, now: float) -> None:
+        """Act on any bytes. Good packets before a bad one are done first."""
+        if self.state == "closing" or self.state == "away":
+            return
+        self._last_received_at = now
+        frames = self._frames
+        try:
+            frames.feed(data)
+            while not self.closing:
+                frame = frames.next_frame()
+                if frame is None:
+                    break
+                first_byte, body = frame
+                packet = decode(first_byte, body, self.version)
+                if self.on_packet is not None:
+                    self.on_packet("received", packet, bytes((first_byte,)) + encode_varint(len(body)) + body)
+                if self.state == "connecting":
+                    self._on_first(packet, now)
+                    continue
+                if self._limits_problem_information:
+                    self._check_problem_information(packet)
+                handler = self._handlers.get(type(packet))
+                if handler is None:
+                    raise ProtocolError(f"{type(packet).__name__} from a broker")
+                handler(packet, now)
+        except PeerError as error:
+            self._fail(error.reason, f"the broker broke the protocol: {error}")
+
+    def connection_lost(self, now: float) -> None:
+        """The stream is gone, whoever ended it. What belongs to the Session waits for the next connection."""
+        if self.state == "away":
+            return
+        self.state = "away"
+        for outgoing in self._batch_publishes:
+            # Some of its bytes may have left. At most once: it is not sent again.
+            self._finish(outgoing, "offline" if outgoing.offline == "raise" else "acknowledged")
+        self._batch_publishes = []
+        self._parts, self._parts_bytes, self._batch = [], 0, b""
+        for outgoing in [waiting for waiting in self._waiting[0] if waiting.offline != "wait"]:
+            self._waiting[0].remove(outgoing)
+            self._finish(outgoing, "offline" if outgoing.offline == "raise" else "acknowledged")
+        for exchange in self._exchanges.values():
+            self.sender.reserved.discard(exchange.packet_id)
+        pending = list(self._exchanges.values())
+        self._exchanges_remade += [exchange for exchange in pending if exchange.remade]
+        self._exchanges_waiting = [exchange for exchange in pending if not exchange.remade] + self._exchanges_waiting
+        self._exchanges = {}
+        self._ping_sent_at = None
+        self._connack_deadline = math.inf
+
+    def end_of_stream(self, now: float) -> None:
+        """The broker will send nothing more; an end inside a packet is a fault with its own name."""
+        if self.state == "closing" or self.state == "away":
+            return
+        try:
+            self._frames.end_of_stream()
+        except PeerError as error:
+            self.cause = str(error)
+        else:
+            self.cause = "the broker closed the connection"
+        self.state = "closing"
+
+    def disconnect(self, reason: ReasonCode, now: float, *, cause: str = "") -> None:
+        """Say DISCONNECT and close. 3.1.1 has no reasons, and any DISCONNECT there discards the Will: 0x04 is silence [MQTT311-3.14.4-3]."""
+        if self.state == "connected" and (self.version >= MQTT_5 or reason == ReasonCode.SUCCESS):
+            self._send(Disconnect(reason))
+        if self.state != "away":
+            self.state = "closing"
+            self.cause = self.cause or cause
+
+    @property
+    def closing(self) -> bool:
+        """Send what is left, then close the stream."""
+        return self.state == "closing"
+
+    # ---- bytes and time ----------------------------------------------------------------------------------------------
+
+    def data_to_send(self, limit: int = BATCH_BYTES) -> bytes:
+        """The bytes to send next, the same until `bytes_sent`; b"" if there are none. Encodes about `limit` bytes of what waits."""
+        if not self._batch and self.state != "away":
+            if self.state == "connected":
+                self._pump(limit)
+            if self._parts:
+                self._batch = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+                self._parts, self._parts_bytes = [], 0
+        return self._batch
+
+    def bytes_sent(self, count: int, now: float) -> None:
+        """The first `count` bytes of what `data_to_send` gave are the kernel's."""
+        self._batch = self._batch[count:]
+        self._last_sent_at = now
+        if not self._batch:
+            done, self._batch_publishes = self._batch_publishes, []
+            for outgoing in done:
+                self._finish(outgoing, "acknowledged")
+
+    @property
+    def wants_to_send(self) -> bool:
+        if self._batch or self._parts:
+            return True
+        if self.state != "connected":
+            return False
+        return bool(self._waiting[0] or (self.sender.quota > 0 and (self._waiting[1] or self.sender.resend)))
+
+    def next_deadline(self) -> float:
+        if self.state == "connecting":
+            return self._connack_deadline
+        if self.state != "connected" or self._keep_alive_s == 0:
+            return math.inf
+        if self._ping_sent_at is not None:
+            return max(self._ping_sent_at, self._last_received_at) + self.options.response_timeout_s
+        return min(self._last_sent_at, self._last_received_at) + self._keep_alive_s * _PING_SHARE
+
+    def tick(self, now: float) -> None:
+        """Do what is due. No harm if nothing is."""
+        if now < self.next_deadline():
+            return
+        if self.state == "connecting":
+            self._fail(None, "no CONNACK came in time")
+        elif self._ping_sent_at is not None:
+            self._fail(None, f"the broker has not answered a PINGREQ for {self.options.response_timeout_s:g} s")
+        else:
+            self._ping_sent_at = now
+            self._send(PingReq())
+
+    def take_events(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
+
+    @property
+    def idle(self) -> bool:
+        """Nothing of ours is under way: all published and acknowledged, all bytes gone."""
+        return not (
+            self._batch or self._parts or self._exchanges or self._exchanges_waiting or self._waiting[0] or self._waiting[1] or self.sender.count
+        )
+
+    # ---- publishing --------------------------------------------------------------------------------------------------
+
+    def publish(self, publish: Publish, *, offline: str = "wait", topic_alias: int | None = None) -> Outgoing:
+        """Put a message on its way, at once or when there is a connection; `PublishDone` tells how it ended.
+
+        The caller bounds how many are under way. NotSupported for what this connection's broker said it has not, ValueError for
+        what cannot be expressed. offline: for QoS 0, "raise" and "drop" end it when the connection is lost before it was sent.
+        """
+        if self.version < MQTT_5 and (publish.properties is not NO_PROPERTIES or topic_alias is not None):
+            raise NotSupported("properties of a message need MQTT 5.0")
+        if self.state == "connected":
+            refusal = self._refusal(publish, topic_alias)
+            if refusal is not None:
+                raise NotSupported(refusal[1])
+        if publish.properties is not NO_PROPERTIES:
+            encode(structs.replace(publish, packet_id=1 if publish.qos else 0, payload=b""), self.version)  # ValueError here, not while sending
+        if len(publish.payload) > 268_000_000:
+            raise ValueError(f"a payload of {len(publish.payload):,} bytes does not fit into a packet")
+        self._sequence += 1
+        outgoing = Outgoing(publish, self._sequence, offline=offline, topic_alias=topic_alias)
+        self._waiting[1 if publish.qos else 0].append(outgoing)
+        return outgoing
+
+    def cancel_publish(self, outgoing: Outgoing) -> bool:
+        """True: its PUBLISH had not left, and nothing has happened. False: the handshake goes on, `PublishDone` will come."""
+        if outgoing.left or outgoing.done:
+            outgoing.abandoned = True
+            return False
+        self._waiting[1 if outgoing.qos else 0].remove(outgoing)
+        outgoing.done = True
+        return True
+
+    def _refusal(self, publish: Publish, topic_alias: int | None) -> tuple[ReasonCode, str] | None:
+        able = self.capabilities
+        if publish.qos > able.maximum_qos:
+            return ReasonCode.QOS_NOT_SUPPORTED, f"this broker takes at most QoS {able.maximum_qos}"  # [MQTT5-3.2.2-11]
+        if publish.retain and not able.retain:
+            return ReasonCode.RETAIN_NOT_SUPPORTED, "this broker retains no messages"  # [MQTT5-3.2.2-14]
+        if topic_alias is not None and not 1 <= topic_alias <= able.topic_alias_maximum:
+            return (
+                ReasonCode.TOPIC_ALIAS_INVALID,
+                f"this broker takes topic aliases from 1 to {able.topic_alias_maximum}, not {topic_alias}",
+            )  # [MQTT5-3.3.2-9]
+        return None
+
+    def _pump(self, limit: int) -> None:
+        """Encode what may go now: first what is repeated, then in the order of the publish() calls."""
+        sender = self.sender
+        while self._parts_bytes < limit:
+            again = sender.next_resend()
+            if again is None:
+                break
+            packet_id, outgoing = again
+            # The full topic: an alias of an earlier connection means nothing here. DUP is 1 [MQTT5-3.3.1-1].
+            self._send_publish(outgoing, structs.replace(outgoing.publish, packet_id=packet_id, dup=True), None)
+        free, counted = self._waiting
+        while self._parts_bytes < limit:
+            may_count = bool(counted) and sender.quota > 0 and not sender.resend
+            if free and not (may_count and counted[0].sequence < free[0].sequence):
+                outgoing = free.popleft()
+                if self._send_publish(outgoing, outgoing.publish, outgoing.topic_alias):
+                    self._batch_publishes.append(outgoing)
+            elif may_count:
+                outgoing = counted.popleft()
+                outgoing.packet_id = sender.send(outgoing)
+                self._send_publish(outgoing, structs.replace(outgoing.publish, packet_id=outgoing.packet_id), outgoing.topic_alias)
+            else:
+                break
+
+    def _send_publish(self, outgoing: Outgoing, publish: Publish, alias: int | None) -> bool:
+        refusal = self._refusal(publish, alias)
+        if refusal is None:
+            packet = publish
+            if alias is not None:
+                known = self._aliases_out.get(alias) == publish.topic
+                packet = structs.replace(
+                    publish, topic="" if known else publish.topic, properties=structs.replace(publish.properties, topic_alias=alias)
+                )
+            frame = encode(packet, self.version)
+            if len(frame) <= self.capabilities.packet_bytes_max:  # [MQTT5-3.2.2-15]
+                if alias is not None:
+                    self._aliases_out[alias] = publish.topic
+                outgoing.left = True
+                self._send(packet, frame)
+                return True
+            refusal = ReasonCode.PACKET_TOO_LARGE, ""
+        if publish.packet_id and self.sender.unacknowledged.get(publish.packet_id) is outgoing:
+            del self.sender.unacknowledged[publish.packet_id]
+            self.sender.quota += 1
+        outgoing.reason = refusal[0]
+        self._finish(outgoing, "refused")
+        return False
+
+    def _finish(self, outgoing: Outgoing, outcome: Literal["acknowledged", "refused", "unknown", "offline"]) -> None:
+        outgoing.outcome = outcome
+        outgoing.done = True
+        self._events.append(PublishDone(outgoing))
+
+    def _on_puback(self, packet: PubAck, now: float) -> None:
+        outgoing = self.sender.on_puback(packet.packet_id)
+        if outgoing is not None:
+            outgoing.reason = packet.reason
+            self._finish(outgoing, "refused" if packet.reason >= 0x80 else "acknowledged")
+
+    def _on_pubrec(self, packet: PubRec, now: float) -> None:
+        failed = packet.reason >= 0x80
+        outgoing, known = self.sender.on_pubrec(packet.packet_id, failed)
+        if outgoing is not None:
+            outgoing.reason = packet.reason
+            if failed:
+                self._finish(outgoing, "refused")
+            else:
+                self._released[packet.packet_id] = outgoing
+        if not known:
+            self._send(PubRel(packet.packet_id, ReasonCode.PACKET_IDENTIFIER_NOT_FOUND))
+        elif not failed:
+            self._send(PubRel(packet.packet_id))  # [MQTT5-4.3.3-4]
+
+    def _on_pubcomp(self, packet: PubComp, now: float) -> None:
+        if self.sender.on_pubcomp(packet.packet_id):
+            # Whatever this code says, the PUBREC has said that the message is the broker's.
+            self._finish(self._released.pop(packet.packet_id), "acknowledged")
+
+    # ---- subscribing -------------------------------------------------------------------------------------------------
+
+    def subscribe(
+        self, requests: tuple[SubscriptionRequest, ...], identifier: int | None = None, user_properties: tuple[tuple[str, str], ...] = ()
+    ) -> Exchange:
+        """One SUBSCRIBE, now or after the next CONNACK; `ExchangeDone` brings its reasons.
+
+        identifier: left out where the broker has no Subscription Identifiers. NotSupported for what it said it has not.
+        """
+        for request in requests:
+            if self.version < MQTT_5 and (request.no_local or request.retain_as_published or request.retain_handling):
+                raise NotSupported("no_local, retain_as_published and retained need MQTT 5.0")
+            if self.state == "connected":
+                self._check_filter(request.filter)
+        if user_properties and self.version < MQTT_5:
+            raise NotSupported("user_properties need MQTT 5.0")
+        exchange = Exchange(tuple(request.filter for request in requests), requests, identifier, user_properties)
+        self._begin_exchange(exchange)
+        return exchange
+
+    def _check_filter(self, filter: str) -> None:
+        group, plain = split_shared(filter)
+        if group is not None and not self.capabilities.shared:
+            raise NotSupported("this broker has no shared subscriptions")  # [MQTT5-3.2.2-18]
+        if not self.capabilities.wildcards and ("+" in plain or "#" in plain):
+            raise NotSupported("this broker has no wildcard subscriptions")
+
+    def unsubscribe(self, filters: tuple[str, ...], user_properties: tuple[tuple[str, str], ...] = ()) -> Exchange:
+        """One UNSUBSCRIBE; from now on the filters are not made again after a lost Session."""
+        if user_properties and self.version < MQTT_5:
+            raise NotSupported("user_properties need MQTT 5.0")
+        for filter in filters:
+            self.subscriptions.pop(filter, None)
+        exchange = Exchange(filters, user_properties=user_properties)
+        self._begin_exchange(exchange)
+        return exchange
+
+    def _begin_exchange(self, exchange: Exchange) -> None:
+        if self.state != "connected":
+            self._exchanges_waiting.append(exchange)
+            return
+        exchange.packet_id = self.sender.reserve_id()
+        self._exchanges[exchange.packet_id] = exchange
+        identifiers: tuple[int, ...] = ()
+        if exchange.identifier is not None and self.capabilities.identifiers:
+            identifiers = (exchange.identifier,)
+        properties = NO_PROPERTIES
+        if self.version >= MQTT_5 and (identifiers or exchange.user_properties):
+            properties = Properties(subscription_identifiers=identifiers, user_properties=exchange.user_properties)
+        if exchange.requests:
+            self._send(Subscribe(exchange.packet_id, exchange.requests, properties))
+        else:
+            self._send(Unsubscribe(exchange.packet_id, exchange.filters, properties))
+
+    def _on_suback(self, packet: SubAck | UnsubAck, now: float) -> None:
+        exchange = self._exchanges.get(packet.packet_id)
+        if exchange is None or isinstance(packet, SubAck) is not bool(exchange.requests):
+            raise ProtocolError(f"{type(packet).__name__} for packet id {packet.packet_id}, which waits for none")
+        if len(packet.reasons) != len(exchange.filters) and (self.version >= MQTT_5 or exchange.requests):
+            raise ProtocolError(f"{type(packet).__name__} with {len(packet.reasons)} reason codes for {len(exchange.filters)} filters")
+        del self._exchanges[packet.packet_id]
+        self.sender.reserved.discard(packet.packet_id)
+        exchange.reasons = packet.reasons or (ReasonCode.SUCCESS,) * len(exchange.filters)
+        exchange.done = True
+        for request, reason in zip(exchange.requests, exchange.reasons, strict=False):
+            if reason < 0x80 and not (exchange.remade and self.subscriptions.get(request.filter) is not exchange):
+                self.subscriptions[request.filter] = exchange
+            elif self.subscriptions.get(request.filter) is exchange:
+                del self.subscriptions[request.filter]
+        self._events.append(ExchangeDone(exchange))
+        if exchange.remade:
+            exchange.remade = False
+            self._remaking -= 1
+            if self._remaking == 0:
+                self._events.append(Resubscribed())
+
+    # ---- receiving ---------------------------------------------------------------------------------------------------
+
+    def settle(self, delivery: Delivery, reason: ReasonCode = ReasonCode.SUCCESS) -> None:
+        """This message is done, or refused. Its PUBACK or PUBREC leaves when all that came before it is settled too."""
+        self.inbox.settle(delivery, reason)
+        self._acknowledge()
+
+    def _acknowledge(self) -> None:
+        if self.state == "connected":
+            for packet in self.inbox.due():
+                self._send(packet)
+
+    def _on_publish(self, packet: Publish, now: float) -> None:
+        delivery = self.inbox.on_publish(packet)
+        if delivery is not None:
+            self._events.append(Received(delivery))
+        else:
+            self._acknowledge()
+
+    def _on_pubrel(self, packet: PubRel, now: float) -> None:
+        self._send(self.inbox.on_pubrel(packet))
+
+    # ---- CONNACK and the rest ----------------------------------------------------------------------------------------
+
+    def _on_first(self, packet: Packet, now: float) -> None:
+        if isinstance(packet, Auth):
+            self._on_auth(packet, now)
+        if not isinstance(packet, ConnAck):
+            raise ProtocolError(f"{type(packet).__name__} before CONNACK")  # [MQTT5-3.2.0-1]
+        self._connack_deadline = math.inf
+        properties = packet.properties
+        if packet.reason >= 0x80:
+            self.reason = packet.reason
+            code = packet.reason if self.version >= MQTT_5 else to_connack_return_code(packet.reason)
+            self._events.append(Refused(packet.reason, int(code or packet.reason), properties.reason_string))
+            self._close(f"connection refused: {packet.reason.describe()}")
+            return
+        sent_clean = self.options.clean_start and not (self.has_session and self.version >= MQTT_5)
+        if packet.session_present and sent_clean:
+            raise ProtocolError("Session Present after Clean Start")  # [MQTT5-3.2.2-2, -4]
+        if properties.assigned_client_identifier is not None:
+            self.client_id = properties.assigned_client_identifier
+        elif not self.client_id and self.version >= MQTT_5:
+            raise ProtocolError("no Client Identifier was assigned")  # [MQTT5-3.2.2-16]
+        self.state = "connected"
+        self.connack = packet
+        self.capabilities = Capabilities(packet, self.version)
+        self._keep_alive_s = self.options.keep_alive_s if properties.server_keep_alive is None else properties.server_keep_alive  # [MQTT5-3.2.2-21]
+        if properties.session_expiry_interval is not None:
+            self.session_expiry_s = properties.session_expiry_interval
+        self._events.append(Connected(packet, packet.session_present))
+        if packet.session_present:
+            self._resume()
+        else:
+            self._start_anew()
+        self.has_session = True
+        waiting, self._exchanges_waiting = self._exchanges_waiting, []
+        for exchange in waiting:
+            self._begin_exchange(exchange)
+
+    def _resume(self) -> None:
+        """Go on where we were: PUBRELs first, in the order of their PUBRECs; PUBLISHes follow from `_pump` [MQTT5-4.4.0-1]."""
+        self.sender.begin(self.capabilities.receive_maximum)
+        for packet_id in self.sender.released:
+            self._send(PubRel(packet_id))
+        remade, self._exchanges_remade = self._exchanges_remade, []
+        self._remaking = len(remade)
+        for exchange in remade:
+            self._begin_exchange(exchange)
+
+    def _start_anew(self) -> None:
+        """The Session is lost, and so is all that the broker knew of it [MQTT5-3.2.2-5]: make it again."""
+        lost = self.sender.forget()
+        self.sender.begin(self.capabilities.receive_maximum)
+        released, self._released = self._released, {}
+        for outgoing in released.values():
+            self._finish(outgoing, "acknowledged")  # its PUBREC said that the message is the broker's
+        again = []
+        for outgoing in lost:
+            outgoing.packet_id = 0
+            if outgoing.qos == 2:
+                self._finish(outgoing, "unknown")
+            elif outgoing.abandoned:
+                self._finish(outgoing, "acknowledged")
+            else:
+                again.append(outgoing)
+        self._waiting[1].extendleft(reversed(again))
+        self.inbox.forget()
+        self._exchanges_remade = []
+        subscribes = list(dict.fromkeys(self.subscriptions.values()))
+        self._remaking = len(subscribes)
+        self._exchanges_waiting = [exchange for exchange in self._exchanges_waiting if not self._is_void(exchange)]
+        for exchange in subscribes:
+            standing = tuple(request for request in exchange.requests if self.subscriptions.get(request.filter) is exchange)
+            exchange.requests = standing
+            exchange.filters = tuple(request.filter for request in standing)
+            exchange.remade = True
+            self._begin_exchange(exchange)
+        if not subscribes:
+            self._events.append(Resubscribed())
+
+    def _is_void(self, exchange: Exchange) -> bool:
+        """An UNSUBSCRIBE that waited for a Session which is no more."""
+        if exchange.requests:
+            return False
+        exchange.reasons = (ReasonCode.NO_SUBSCRIPTION_EXISTED,) * len(exchange.filters)
+        exchange.done = True
+        self._events.append(ExchangeDone(exchange))
+        return True
+
+    def _on_pingresp(self, packet: PingResp, now: float) -> None:
+        self._ping_sent_at = None
+
+    def _on_disconnect(self, packet: Disconnect, now: float) -> None:
+        if self.version < MQTT_5:
+            raise ProtocolError("DISCONNECT from a 3.1.1 broker")
+        self.reason = packet.reason
+        explanation = packet.properties.reason_string
+        self._close(f"the broker disconnected: {packet.reason.describe()}" + (f" ({explanation})" if explanation else ""))
+
+    def _on_auth(self, packet: Auth, now: float) -> None:
+        if self.options.connect_properties.authentication_method is None:
+            raise ProtocolError("AUTH, though no Authentication Method was named")  # [MQTT5-4.12.0-6]
+        raise ProtocolError("AUTH, which this client cannot answer", ReasonCode.IMPLEMENTATION_SPECIFIC_ERROR)
+
+    def _check_problem_information(self, packet: Packet) -> None:
+        if isinstance(packet, (PubAck, PubRec, PubRel, PubComp, SubAck, UnsubAck, Auth)):
+            properties = packet.properties
+            if properties.reason_string is not None or properties.user_properties:
+                raise ProtocolError("a reason string or user property, though Request Problem Information is 0")  # [MQTT5-3.1.2-29]
+
+    # ---- the way out -------------------------------------------------------------------------------------------------
+
+    def _send(self, packet: Packet, frame: bytes | None = None) -> None:
+        if self.state == "closing":
+            return
+        if frame is None:
+            frame = encode(packet, self.version)
+        self._parts.append(frame)
+        self._parts_bytes += len(frame)
+        if self.on_packet is not None:
+            self.on_packet("sent", packet, frame)
+        if self._parts_bytes > self.options.unsent_bytes_max and not isinstance(packet, (Publish, Connect, Subscribe, Unsubscribe)):
+            self._close("the broker does not read, and more answers wait for it than may")
+
+    def _fail(self, reason: ReasonCode | None, cause: str) -> None:
+        """Close for a fault of the broker's, saying which where 5.0 lets us."""
+        if reason is not None and self.state == "connected" and self.version >= MQTT_5:
+            self._send(Disconnect(reason if reason in CLIENT_DISCONNECT_CODES else ReasonCode.PROTOCOL_ERROR))
+        self._close(cause)
+
+    def _close(self, cause: str) -> None:
+        self.state = "closing"
+        self.cause = cause

@@ -1,0 +1,137 @@
+"""Messages from the broker until they are acknowledged: order of arrival, held ids, Receive Maximum and aliases of a client.
+
+PUBACK and PUBREC leave in the order in which their PUBLISHes came over the whole connection [MQTT5-4.6.0-2, -3]: a settled message
+waits behind an older unsettled one. What is unsettled outlives the connection: the broker will repeat it on the next, and the
+program that has it in hand must not get it twice.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from msgspec import structs
+
+from broker.core.client_state import ClientOptions, Delivery
+from broker.core.inflight import Receiver
+from broker.errors import ProtocolError
+from broker.reasons import ReasonCode
+from broker.wire.packets import MQTT_5, PubAck, PubComp, Publish, PubRec, PubRel
+
+
+class ClientInbox:
+    __slots__ = ("_aliases", "_options", "_queue", "_receiver", "_receiving", "_unsettled", "connection")
+
+    def __init__(self, options: ClientOptions) -> None:
+        self._options = options
+        self.connection = 0
+        self._receiver = Receiver()
+        self._unsettled: dict[int, Delivery] = {}  # QoS 1 and 2 by packet id; carried over a lost connection
+        self._queue: deque[Delivery] = deque()  # the same of this connection in order of arrival
+        self._receiving: set[int] = set()  # ids that count against our Receive Maximum
+        self._aliases: dict[int, str] = {}
+
+    def begin(self, connection: int) -> None:
+        """A connection begins: acknowledgements are owed on it only for what comes on it, repetitions included."""
+        self.connection = connection
+        self._queue = deque()
+        self._receiving = set()
+        self._aliases = {}
+
+    def forget(self) -> None:
+        """The Session is lost: the broker knows none of the ids that are held here."""
+        self._receiver = Receiver()
+        self._unsettled = {}
+
+    @property
+    def unsettled_count(self) -> int:
+        """Messages of this connection whose acknowledgement has not left."""
+        return len(self._queue)
+
+    def settle(self, delivery: Delivery, reason: ReasonCode) -> None:
+        """This message is done, or refused; the caller then sends what is `due`."""
+        if not delivery.settled:
+            delivery.settled = True
+            delivery.reason = reason
+
+    def due(self) -> list[PubAck | PubRec]:
+        """The acknowledgements that may leave now; the caller sends them all."""
+        acknowledgements: list[PubAck | PubRec] = []
+        queue = self._queue
+        while queue and queue[0].settled:
+            delivery = queue.popleft()
+            packet_id = delivery.publish.packet_id
+            reason = delivery.reason if self._options.version >= MQTT_5 else ReasonCode.SUCCESS
+            if self._unsettled.get(packet_id) is delivery:
+                del self._unsettled[packet_id]
+            if delivery.publish.qos == 1:
+                self._receiving.discard(packet_id)
+                acknowledgements.append(PubAck(packet_id, reason))
+                continue
+            if reason >= 0x80:  # the exchange ends here, and the id is free
+                self._receiving.discard(packet_id)
+                self._receiver.on_pubrel(packet_id)
+            acknowledgements.append(PubRec(packet_id, reason))
+        return acknowledgements
+
+    def on_publish(self, packet: Publish) -> Delivery | None:
+        """The message, if it is new; None for a repetition of one that is held or still in hand."""
+        alias = packet.properties.topic_alias
+        if alias is not None:
+            packet = self._resolve_alias(packet, alias)
+        if packet.qos == 0:
+            return Delivery(packet, self.connection)
+        self._charge(packet.packet_id)
+        earlier = self._unsettled.get(packet.packet_id)
+        new = self._receiver.on_publish(packet.packet_id) if packet.qos == 2 else self._is_new_at_qos_1(packet, earlier)
+        if new:
+            delivery = self._unsettled[packet.packet_id] = Delivery(packet, self.connection)
+            self._queue.append(delivery)
+            return delivery
+        if earlier is None:  # QoS 2, done before; its PUBREC was lost, or is said again [MQTT5-4.3.3-10]
+            done = Delivery(packet, self.connection)
+            done.settled = True
+            self._queue.append(done)
+        elif earlier.connection != self.connection:  # the program still has it, or is done with it: owed here now
+            earlier.connection = self.connection
+            self._queue.append(earlier)
+        return None
+
+    def _is_new_at_qos_1(self, packet: Publish, earlier: Delivery | None) -> bool:
+        if earlier is None:
+            return True
+        if earlier.connection == self.connection and not packet.dup:
+            raise ProtocolError(f"packet id {packet.packet_id} is in use")  # [MQTT5-2.2.1-4]
+        # A repetition keeps its id until we acknowledge it, so the same id, DUP and topic mean the same message.
+        return not packet.dup or earlier.publish.qos != 1 or earlier.publish.topic != packet.topic
+
+    def _charge(self, packet_id: int) -> None:
+        if packet_id in self._receiving:
+            return
+        if self._options.version >= MQTT_5 and len(self._receiving) >= self._options.receive_maximum:
+            raise ProtocolError(
+                f"more than {self._options.receive_maximum} messages under way (Receive Maximum)", ReasonCode.RECEIVE_MAXIMUM_EXCEEDED
+            )  # [MQTT5-3.3.4-9]
+        self._receiving.add(packet_id)
+
+    def _resolve_alias(self, packet: Publish, alias: int) -> Publish:
+        if not 1 <= alias <= self._options.topic_alias_maximum:  # [MQTT5-3.1.2-26]
+            raise ProtocolError(f"Topic Alias {alias}; 1 to {self._options.topic_alias_maximum} are accepted", ReasonCode.TOPIC_ALIAS_INVALID)
+        if packet.topic:
+            self._aliases[alias] = packet.topic
+            return packet
+        topic = self._aliases.get(alias)
+        if topic is None:
+            raise ProtocolError(f"Topic Alias {alias} was never set")
+        return structs.replace(packet, topic=topic)
+
+    def on_pubrel(self, packet: PubRel) -> PubComp:
+        """Release the id; the PUBCOMP to answer."""
+        packet_id = packet.packet_id
+        delivery = self._unsettled.get(packet_id)
+        if delivery is not None and delivery.publish.qos == 2:
+            if delivery.connection == self.connection:
+                raise ProtocolError(f"PUBREL for packet id {packet_id} before its PUBREC")
+            del self._unsettled[packet_id]
+        known = self._receiver.on_pubrel(packet_id)
+        self._receiving.discard(packet_id)
+        return PubComp(packet_id, ReasonCode.SUCCESS if known else ReasonCode.PACKET_IDENTIFIER_NOT_FOUND)
