@@ -10,12 +10,12 @@ import trio
 
 from broker import Client, Message, PublishRefused, ReasonCode
 from broker.cli.connecting import open_connection
-from broker.cli.options import Connection
 from broker.cli.output import Output
 from broker.cli.printing import show
 from broker.cli.publishing import message_keywords
 from broker.cli.rr import Question
 from broker.cli.running import DONE, run_tool, timed_out
+from broker.cli.settings import Connection
 
 
 def ask(connection: Connection, question: Question) -> int:

@@ -12,8 +12,8 @@ from urllib.parse import quote
 import trio
 
 from broker import Client, Reconnect, Will, connect
-from broker.cli.options import Connection, TlsSettings
 from broker.cli.running import Failure, os_error_line, say
+from broker.cli.settings import Connection, TlsSettings
 from broker.cli.tracing import Tracer
 
 

@@ -235,8 +235,7 @@ def _quote(text: str) -> str:
 
 def _json_head(message: Printable, now_ns: int, show_identifiers: bool) -> list[str]:
     """All members but the payload, under Mosquitto's names."""
-    seconds, rest = divmod(now_ns, 1_000_000_000)
-    stamp = f"{_local('%Y-%m-%dT%H:%M:%S', now_ns)}.{rest // 1000:06d}{_local('%z', now_ns)}"
+    stamp = f"{_local('%Y-%m-%dT%H:%M:%S', now_ns)}.{now_ns % 1_000_000_000 // 1000:06d}{_local('%z', now_ns)}"
     members = [
         f'"tst":"{stamp}"',
         f'"topic":{_quote(message.topic)}',

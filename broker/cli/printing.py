@@ -12,10 +12,10 @@ import trio
 from broker import Client, Message, PublishRefused, Subscription
 from broker.cli.connecting import open_connection
 from broker.cli.formatting import NotJson
-from broker.cli.options import Connection
 from broker.cli.output import Output
 from broker.cli.progress import Meter
 from broker.cli.running import DONE, run_tool, say, timed_out
+from broker.cli.settings import Connection
 from broker.cli.sub import Listening, Printed
 from broker.wire.topics import matches
 

@@ -9,9 +9,10 @@ from typing import Any, Final
 
 import click
 
-from broker.cli import options
-from broker.cli.options import WHAT, Connection, ToolCommand, TopicName, connection_options, option
+from broker.cli import values
+from broker.cli.options import WHAT, ToolCommand, connection_options, option
 from broker.cli.running import os_error_line
+from broker.cli.settings import Connection, connection_of
 from broker.wire.packets import Properties
 
 PAYLOAD_BYTES_MAX: Final = 268_435_455  # the longest Remaining Length [MQTT5-1.5.5-1]; longer payloads fit no packet
@@ -44,23 +45,19 @@ class Publication:
     epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 27 the time of -W ran out, else the reason code with which the broker refused.",
     short_help="Publish messages",
 )
-@option("-t", "--topic", section=WHAT, type=TopicName(), metavar="TOPIC", help="Where to publish.")
+@option("-t", "--topic", section=WHAT, type=values.checked_topic, metavar="TOPIC", help="Where to publish.")
 @PAYLOAD_OPTIONS[0]
 @PAYLOAD_OPTIONS[1]
 @option("-l", "--stdin-line", "lines", section=WHAT, is_flag=True, help="Each line of stdin is a message.")
 @PAYLOAD_OPTIONS[2]
 @PAYLOAD_OPTIONS[3]
-@option(
-    "-q", "--qos", section=WHAT, type=options.QOS, default=0, metavar="QOS", help="0 at most once, 1 at least once, 2 exactly once.  [default: 0]"
-)
+@option("-q", "--qos", section=WHAT, type=values.qos, default=0, metavar="QOS", help="0 at most once, 1 at least once, 2 exactly once.  [default: 0]")
 @option("-r", "--retain", section=WHAT, is_flag=True, help="The broker keeps it for those who subscribe later.")
-@option("--repeat", section=WHAT, type=options.COUNT, metavar="COUNT", help="Publish -m, -f, -n or -s so many times, one after the other.")
-@option(
-    "--repeat-delay", section=WHAT, type=options.Seconds(inclusive=True), metavar="SECONDS", help="Wait so long before each repetition.  [default: 0]"
-)
+@option("--repeat", section=WHAT, type=values.count, metavar="COUNT", help="Publish -m, -f, -n or -s so many times, one after the other.")
+@option("--repeat-delay", section=WHAT, type=values.seconds_or_none, metavar="SECONDS", help="Wait so long before each repetition.  [default: 0]")
 @connection_options
 def command(**params: Any) -> int:
-    connection = options.connection_of(params)
+    connection = connection_of(params)
     publication = publication_of(params, connection)
     from broker.cli.publishing import publish
 
@@ -92,10 +89,7 @@ def topic_of(params: dict[str, Any], connection: Connection) -> str:
     topic = params["topic"] or connection.url_topic
     if topic is None:
         raise click.UsageError("a topic is missing (-t)")
-    fault = options.topic_name_fault(topic)
-    if fault is not None:
-        raise click.UsageError(f"-L: {options.printable(topic)!r} is no Topic Name: {fault}")
-    return str(topic)
+    return values.checked_topic(str(topic), option="-L")
 
 
 _KINDS: Final = (("message", "-m"), ("file", "-f"), ("lines", "-l"), ("whole_stdin", "-s"), ("null_message", "-n"))
@@ -123,10 +117,10 @@ def read_payload(params: dict[str, Any]) -> bytes:
             return _bounded(file.read(PAYLOAD_BYTES_MAX + 1), params["file"])
     except OSError as error:
         hint = " (-s and -l read stdin)" if params["file"] == "-" else ""
-        raise click.UsageError(f"-f: cannot read {options.printable(os_error_line(error))}{hint}") from error
+        raise click.UsageError(f"-f: cannot read {values.printable(os_error_line(error))}{hint}") from error
 
 
 def _bounded(payload: bytes, source: str) -> bytes:
     if len(payload) > PAYLOAD_BYTES_MAX:
-        raise click.UsageError(f"{options.printable(source)} is longer than {PAYLOAD_BYTES_MAX:,} bytes, the most that an MQTT packet holds")
+        raise click.UsageError(f"{values.printable(source)} is longer than {PAYLOAD_BYTES_MAX:,} bytes, the most that an MQTT packet holds")
     return payload

@@ -12,10 +12,10 @@ import trio
 
 from broker import Client
 from broker.cli.connecting import open_connection
-from broker.cli.options import Connection
 from broker.cli.progress import Meter
 from broker.cli.pub import PAYLOAD_BYTES_MAX, Publication
 from broker.cli.running import DONE, Failure, run_tool, timed_out
+from broker.cli.settings import Connection
 
 WINDOW_COUNT: Final = 20  # lines under way at QoS 1 and 2, as mosquitto_pub has
 _CHUNK_BYTES: Final = 65_536

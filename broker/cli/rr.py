@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from broker.cli import options, pub, sub
-from broker.cli.options import WHAT, ToolCommand, TopicName, connection_options, option
+from broker.cli import pub, sub, values
+from broker.cli.options import WHAT, ToolCommand, connection_options, option
+from broker.cli.settings import connection_of
 from broker.wire.packets import Properties
 
 
@@ -31,16 +32,16 @@ class Question:
     cls=ToolCommand,
     context_settings={"help_option_names": ["--help"], "max_content_width": 110},
     help="Publish a request, and print the answer to it (as mosquitto_rr).",
-    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 27 the time of -W ran out, 16 nobody subscribes to the topic (-q 1 or 2), else the reason code "
-    "with which the broker refused.",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 27 the time of -W ran out, 16 nobody subscribes to the topic (-q 1 or 2), else the "
+    "reason code with which the broker refused.",
     short_help="Ask, and print the answer",
 )
-@option("-t", "--topic", section=WHAT, type=TopicName(), metavar="TOPIC", help="Where to ask.")
+@option("-t", "--topic", section=WHAT, type=values.checked_topic, metavar="TOPIC", help="Where to ask.")
 @option(
     "-e",
     "--response-topic",
     section=WHAT,
-    type=TopicName(),
+    type=values.checked_topic,
     metavar="TOPIC",
     help="Where the answer is awaited.  [default: reply/ and something random]",
 )
@@ -49,7 +50,7 @@ class Question:
 @pub.PAYLOAD_OPTIONS[2]
 @pub.PAYLOAD_OPTIONS[3]
 @option(
-    "-q", "--qos", section=WHAT, type=options.QOS, default=0, metavar="QOS", help="QoS of the request, and the highest of the answer.  [default: 0]"
+    "-q", "--qos", section=WHAT, type=values.qos, default=0, metavar="QOS", help="QoS of the request, and the highest of the answer.  [default: 0]"
 )
 @option("-r", "--retain", section=WHAT, is_flag=True, help="The broker keeps the request for those who subscribe later.")
 @option("-R", "no_retained", section=WHAT, is_flag=True, help="A retained (stale) message is no answer.")
@@ -60,7 +61,7 @@ class Question:
 @sub.FORMAT_OPTIONS[4]
 @connection_options
 def command(**params: Any) -> int:
-    connection = options.connection_of(params)
+    connection = connection_of(params)
     pub.only_one_kind(params)
     if params["response_topic"] is None and connection.version != "5.0":
         raise click.UsageError(f"-e is missing: MQTT {connection.version} cannot tell the other side where to answer, so both must know the topic")

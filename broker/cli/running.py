@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import re
@@ -43,10 +44,8 @@ class OutputClosed(Exception):
 def say(line: str) -> None:
     """One line on stderr. A URL that slipped in loses its user and password."""
     text = re.sub(r"(?<=://)[^/@\s]+@", "", f"broker: {line}").replace("\n", " ")
-    try:
+    with contextlib.suppress(OSError):  # stderr may be gone; there is nowhere to say that
         print(text.encode("utf-8", "replace").decode(), file=sys.stderr, flush=True)
-    except OSError:
-        pass  # stderr is gone; there is nowhere to say that
 
 
 def timed_out(seconds: float, *, quiet: bool) -> int:

@@ -8,18 +8,20 @@ from typing import Any, Final
 
 import click
 
-from broker.cli import formatting, options
-from broker.cli.options import SHOWN, WHAT, Connection, ToolCommand, TopicFilter, connection_options, option
+from broker.cli import formatting, values
+from broker.cli.options import SHOWN, WHAT, ToolCommand, connection_options, option
+from broker.cli.settings import Connection, connection_of
 from broker.wire.packets import Properties
 
 FORMAT_OPTIONS: Final = (
     option("-v", "--verbose", section=SHOWN, is_flag=True, help="The topic before the payload."),
     option(
         "-F", "--format", "layout", section=SHOWN, metavar="FORMAT",
-        help="Mosquitto's format: %t topic, %p payload, %x in hexadecimal, %l its length, %q QoS, %r retained, %m packet id, %j JSON, %J JSON with a JSON "
-             "payload, %I and %U time, %C %D %E %F %P %R %S properties; @ and a letter as strftime; \\n \\t \\e \\0.",
+        help="Mosquitto's format: %t topic, %p payload, %x in hexadecimal, %l its length, %q QoS, %r retained, %m packet id, %j JSON, "
+             "%J JSON with a JSON payload, %I and %U time, %C %D %E %F %P %R %S properties; @ and a letter as strftime; \\n \\t \\e \\0.",
     ),
-    option("--json", section=SHOWN, is_flag=True, help="The same as -F %j: one JSON object a message; payload_base64 where the payload is not UTF-8."),
+    option("--json", section=SHOWN, is_flag=True,
+           help="The same as -F %j: one JSON object a message; payload_base64 where the payload is not UTF-8."),
     option("--pretty", section=SHOWN, is_flag=True, help="JSON over several lines."),
     option("-N", "no_newline", section=SHOWN, is_flag=True, help="No end of line after a message."),
 )  # fmt: skip
@@ -66,31 +68,37 @@ class Listening:
     "--topic",
     "topics",
     section=WHAT,
-    type=TopicFilter(),
+    type=values.checked_filter,
     multiple=True,
     metavar="FILTER",
     help="Subscribe to this Topic Filter; may be repeated.",
 )
 @option(
-    "-T", "--filter-out", section=WHAT, type=TopicFilter(), multiple=True, metavar="FILTER", help="Do not print topics that match; may be repeated."
+    "-T",
+    "--filter-out",
+    section=WHAT,
+    type=values.checked_filter,
+    multiple=True,
+    metavar="FILTER",
+    help="Do not print topics that match; may be repeated.",
 )
 @option(
     "-U",
     "--unsubscribe",
     section=WHAT,
-    type=TopicFilter(),
+    type=values.checked_filter,
     multiple=True,
     metavar="FILTER",
     help="End this subscription of a kept session (-c); may be repeated.",
 )
-@option("-q", "--qos", section=WHAT, type=options.QOS, default=0, metavar="QOS", help="The highest QoS wanted.  [default: 0]")
-@option("-C", "count_max", section=WHAT, type=options.COUNT, metavar="COUNT", help="Exit after so many messages.")
+@option("-q", "--qos", section=WHAT, type=values.qos, default=0, metavar="QOS", help="The highest QoS wanted.  [default: 0]")
+@option("-C", "count_max", section=WHAT, type=values.count, metavar="COUNT", help="Exit after so many messages.")
 @option("-E", "exit_after_subscribe", section=WHAT, is_flag=True, help="Exit when the subscriptions are acknowledged.")
 @option("-R", "no_retained", section=WHAT, is_flag=True, help="Do not print retained (stale) messages.")
 @option("--retained-only", section=WHAT, is_flag=True, help="Print retained messages only, and exit at the first other one.")
 @option("--remove-retained", section=WHAT, is_flag=True, help="Make the broker forget the retained messages that come (except those of -T).")
 @option("--retain-as-published", section=WHAT, is_flag=True, help="Show the retain flag as it was published.")
-@option("--random-filter", section=WHAT, type=options.Percent(), default=100.0, metavar="PERCENT", help="Print only so many of a hundred, by chance.")
+@option("--random-filter", section=WHAT, type=values.percent, default=100.0, metavar="PERCENT", help="Print only so many of a hundred, by chance.")
 @FORMAT_OPTIONS[0]
 @FORMAT_OPTIONS[1]
 @FORMAT_OPTIONS[2]
@@ -98,7 +106,7 @@ class Listening:
 @FORMAT_OPTIONS[4]
 @connection_options
 def command(**params: Any) -> int:
-    connection = options.connection_of(params)
+    connection = connection_of(params)
     listening = listening_of(params, connection)
     from broker.cli.printing import listen
 
@@ -109,10 +117,7 @@ def listening_of(params: dict[str, Any], connection: Connection) -> Listening:
     """The subscription's options, checked. Raises click.UsageError."""
     filters = list(params["topics"])
     if connection.url_topic is not None:
-        fault = options.topic_filter_fault(connection.url_topic)
-        if fault is not None:
-            raise click.UsageError(f"-L: {options.printable(connection.url_topic)!r} is no Topic Filter: {fault}")
-        filters.append(connection.url_topic)
+        filters.append(values.checked_filter(connection.url_topic, option="-L"))
     if not filters and not params["unsubscribe"]:
         raise click.UsageError("a topic is missing (-t to subscribe, -U to unsubscribe)")
     if params["no_retained"] and params["retained_only"]:
@@ -153,7 +158,7 @@ def printed_of(params: dict[str, Any], *, show_identifiers: bool) -> Printed:
         try:
             render = formatting.compile_format(layout, pretty=params["pretty"], show_identifiers=show_identifiers)
         except formatting.FormatFault as fault:
-            raise click.UsageError(f"-F: {options.printable(fault)}") from None
+            raise click.UsageError(f"-F: {values.printable(fault)}") from None
         return Printed(render, end, skip_empty=False)
     if params["pretty"]:
         raise click.UsageError("--pretty is for JSON: it needs --json, or %j or %J in -F")

@@ -134,7 +134,8 @@ def test_without_a_format() -> None:
 
 def pairs_of(text: bytes) -> list[tuple[str, object]]:
     """A JSON object as pairs, so that order and repeated names can be seen."""
-    return json.loads(text, object_pairs_hook=lambda pairs: pairs)
+    pairs: list[tuple[str, object]] = json.loads(text, object_pairs_hook=lambda found: found)
+    return pairs
 
 
 def test_json_has_mosquittos_keys() -> None:

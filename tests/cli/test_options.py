@@ -9,9 +9,10 @@ from typing import Any
 import click
 import pytest
 
-from broker.cli import options, pub, rr, sub
-from broker.cli.options import Connection, connection_of, gather_properties
+from broker.cli import pub, rr, sub, values
+from broker.cli.options import gather_properties
 from broker.cli.pub import Publication, publication_of
+from broker.cli.settings import Connection, connection_of
 from broker.cli.sub import Listening, listening_of
 from broker.wire.packets import Properties
 
@@ -302,8 +303,8 @@ MOSQUITTO = {
     "rr": "-A -c -d -D -e -F -h -i -I -k -L -m -f -n -s -N -p -P -q -R -t -u -v -V -W -x --pretty",
 }
 MOSQUITTO_ALL = (
-    "--help --nodelay --quiet --unix --will-payload --will-qos --will-retain --will-topic --cafile --capath --cert --key --keyform --ciphers --tls-version"
-    " --insecure --tls-engine --tls-engine-kpass-sha1 --tls-use-os-certs --tls-alpn --psk --psk-identity --proxy --property"
+    "--help --nodelay --quiet --unix --will-payload --will-qos --will-retain --will-topic --cafile --capath --cert --key --keyform --ciphers"
+    " --tls-version --insecure --tls-engine --tls-engine-kpass-sha1 --tls-use-os-certs --tls-alpn --psk --psk-identity --proxy --property"
 )
 
 
@@ -322,4 +323,4 @@ def test_options_have_no_letter_twice() -> None:
 
 def test_text_for_a_packet_is_bounded() -> None:
     with pytest.raises(click.UsageError, match="65,535"):
-        options.Text().convert("x" * 65_536, None, None)
+        values.text("x" * 65_536)

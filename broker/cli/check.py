@@ -1,0 +1,33 @@
+"""`broker check`: every mistake of a config file, each in one line with its place."""
+
+from __future__ import annotations
+
+import click
+
+from broker.cli.running import DONE, FAILED, say
+
+
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    help="Read a config file and list every mistake in it: the file, the key, what was expected. Nothing is started.",
+    epilog="Exit codes: 0 the file is good, 1 it is not, 2 wrong usage.",
+    short_help="Check a config file",
+)
+@click.argument("file")
+def command(file: str) -> int:
+    from broker import Config, ConfigError
+
+    try:
+        Config.load(file)
+    except ConfigError as error:
+        for line in problem_lines(error, file):
+            say(line)
+        return FAILED
+    print(f"{file}: ok", flush=True)
+    return DONE
+
+
+def problem_lines(error: Exception, file: str) -> list[str]:
+    """One line a mistake."""
+    source = getattr(error, "source", file)
+    return [f"{source}: {key}: {expected}" if key else f"{source}: {expected}" for key, expected in getattr(error, "problems", ())] or [str(error)]
