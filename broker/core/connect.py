@@ -158,7 +158,7 @@ def _take_session(state: State, link: Link, packet: Connect, now: float) -> tupl
         session.will_deadline = None
         session.will = None
         return session, True
-    session = Session(link.client_id, state.access, link.username)
+    session = Session(link.client_id, state.access, state.waiting, link.username)
     state.sessions[link.client_id] = session
     return session, False
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from broker.core import pausing
 from broker.core.ending import close_link
-from broker.core.outbox import Delivery
-from broker.core.overflow import keep_latest
+from broker.core.waiting import Delivery, WaitingQueue
 from broker.reasons import ReasonCode
 from broker.wire.codec import encode_varint
 from broker.wire.packets import MQTT_5
@@ -55,7 +54,7 @@ def deliver(
             return True  # at most once: nobody is there, and that is all right
         outbox = link.outbox
         taken = True
-        if outbox.committed_bytes < link.outbox_bytes_high and not outbox.waiting:
+        if outbox.committed_bytes < link.outbox_bytes_high and not outbox.waiting.count:
             commit(state, link, message, 0, retain, identifiers, 0, False, now)
         else:
             session.order += 1
@@ -66,7 +65,7 @@ def deliver(
         delivery = Delivery(message, qos, retain, identifiers, group, session.order)
         if link is None:
             return _wait_in_session(state, session, delivery, now)
-        if sender.quota > 0 and not session.queue and not sender.resend and link.outbox.committed_bytes < link.outbox_bytes_high:
+        if sender.quota > 0 and not session.queue.count and not sender.resend and link.outbox.committed_bytes < link.outbox_bytes_high:
             send(state, link, session, delivery, now)
             return True
         taken = _wait_in_session(state, session, delivery, now)
@@ -154,17 +153,13 @@ def pump(state: State, link: Link, now: float) -> None:
                 if not commit(state, link, delivery.message, delivery.qos, delivery.retain, delivery.identifiers, packet_id, True, now):
                     session.sender.abandon(packet_id)
                 continue
-        from_session = session is not None and bool(session.queue) and session.sender.quota > 0 and not session.sender.resend
-        if session is not None and from_session and (not outbox.waiting or session.queue[0].order < outbox.waiting[0].order):
-            delivery = session.dequeue()
-            if link.attached:
-                state.waiting_bytes -= delivery.message.size
+        from_session = session is not None and session.queue.count > 0 and session.sender.quota > 0 and not session.sender.resend
+        if session is not None and from_session and (not outbox.waiting.count or session.queue.first().order < outbox.waiting.first().order):
+            delivery = session.queue.pop()
             if not _expired(state, link, delivery, now):
                 send(state, link, session, delivery, now)
-        elif outbox.waiting:
-            delivery = outbox.pop_waiting()
-            if link.attached:
-                state.waiting_bytes -= delivery.message.size
+        elif outbox.waiting.count:
+            delivery = outbox.waiting.pop()
             if not _expired(state, link, delivery, now):
                 commit(state, link, delivery.message, 0, delivery.retain, delivery.identifiers, 0, False, now)
         elif session is None or not session.replays or not _replay(state, link, session, now):
@@ -190,7 +185,7 @@ def _replay(state: State, link: Link, session: Session, now: float) -> bool:
     count = REPLAY_BATCH_COUNT
     if subscription.qos > 0:
         count = min(count, session.sender.quota)
-        if count == 0 or session.queue or session.sender.resend:
+        if count == 0 or session.queue.count or session.sender.resend:
             return False
     batch = replay.cursor.next_batch(REPLAY_VISITS_COUNT, count, now)
     if replay.cursor.exhausted:
@@ -212,70 +207,43 @@ def _replay(state: State, link: Link, session: Session, now: float) -> bool:
 # ---- waiting, and what happens when there is no place ----
 
 
-def _wait_in_outbox(state: State, link: Link, session: Session, delivery: Delivery, now: float) -> bool:
-    outbox = link.outbox
+def _wait(state: State, session: Session, queue: WaitingQueue, delivery: Delivery, count_max: int, bytes_max: int, reason: str, now: float) -> bool:
+    """Put it into a queue, or do what the overflow rule of its topic says; False if it found no place.
+
+    Oldest first is what gives way; when all of memory is full and this queue has nothing to give, the newcomer does.
+    """
     size = delivery.message.size
-    limit = state.limits.outbox_bytes_max
-    if outbox.waiting_bytes + size > limit or state.waiting_bytes + size > state.limits.memory_bytes_max:
+    if not _has_place(state, queue, size, count_max, bytes_max):
         rule = state.overflow.rule_for(delivery.message.topic)
-        if rule == "disconnect":
-            state.count_dropped(session.client_id, "overflow")
-            close_link(state, link, ReasonCode.QUOTA_EXCEEDED, "it reads too slowly for what it subscribed to", now)
-            return False
-        if rule in ("drop-newest", "refuse"):
+        link = session.link
+        if rule in ("drop-newest", "refuse") or (rule == "disconnect" and link is not None):
             state.refused = state.refused or rule == "refuse"
-            state.count_dropped(session.client_id, "overflow")
+            state.count_dropped(session.client_id, reason)
+            if rule == "disconnect" and link is not None:
+                close_link(state, link, ReasonCode.QUOTA_EXCEEDED, "it takes its messages too slowly", now)
             return False
-        if rule == "latest":
-            before = len(outbox.waiting)
-            outbox.waiting, freed_bytes = keep_latest(outbox.waiting)
-            outbox.waiting_bytes -= freed_bytes
-            state.waiting_bytes -= freed_bytes
-            if before > len(outbox.waiting):
-                state.count_dropped(session.client_id, "overflow", before - len(outbox.waiting))
-        while outbox.waiting and (outbox.waiting_bytes + size > limit or state.over_memory()):
-            state.waiting_bytes -= outbox.pop_waiting().message.size
-            state.count_dropped(session.client_id, "overflow")
-        if outbox.waiting_bytes + size > limit or state.over_memory():
-            state.count_dropped(session.client_id, "overflow")
+        if rule == "latest" and queue.conflate(delivery):
+            state.count_dropped(session.client_id, reason)
+            return True
+        while queue.count and not _has_place(state, queue, size, count_max, bytes_max):
+            queue.pop()
+            state.count_dropped(session.client_id, reason)
+        if not _has_place(state, queue, size, count_max, bytes_max):
+            state.count_dropped(session.client_id, reason)
             return False
-    outbox.wait(delivery)
-    state.waiting_bytes += size
+    queue.append(delivery)
     return True
+
+
+def _has_place(state: State, queue: WaitingQueue, size: int, count_max: int, bytes_max: int) -> bool:
+    return queue.count < count_max and queue.bytes + size <= bytes_max and not state.over_memory(size)
+
+
+def _wait_in_outbox(state: State, link: Link, session: Session, delivery: Delivery, now: float) -> bool:
+    limits = state.limits
+    return _wait(state, session, link.outbox.waiting, delivery, limits.outbox_count_max, limits.outbox_bytes_max, "overflow", now)
 
 
 def _wait_in_session(state: State, session: Session, delivery: Delivery, now: float) -> bool:
     limits = state.limits
-    size = delivery.message.size
-    if (
-        len(session.queue) >= limits.queue_count_max
-        or session.queue_bytes + size > limits.queue_bytes_max
-        or state.waiting_bytes + size > limits.memory_bytes_max
-    ):
-        rule = state.overflow.rule_for(delivery.message.topic)
-        if rule in ("drop-newest", "refuse"):
-            state.refused = state.refused or rule == "refuse"
-            state.count_dropped(session.client_id, "queue-full")
-            return False
-        if rule == "disconnect" and session.link is not None:
-            state.count_dropped(session.client_id, "queue-full")
-            close_link(state, session.link, ReasonCode.QUOTA_EXCEEDED, "its queue is full", now)
-            return False
-        if rule == "latest":
-            before = len(session.queue)
-            session.queue, freed_bytes = keep_latest(session.queue)
-            session.queue_bytes -= freed_bytes
-            state.waiting_bytes -= freed_bytes
-            if before > len(session.queue):
-                state.count_dropped(session.client_id, "queue-full", before - len(session.queue))
-        while session.queue and (
-            len(session.queue) >= limits.queue_count_max or session.queue_bytes + size > limits.queue_bytes_max or state.over_memory()
-        ):
-            state.waiting_bytes -= session.dequeue().message.size
-            state.count_dropped(session.client_id, "queue-full")
-        if session.queue_bytes + size > limits.queue_bytes_max or state.over_memory():
-            state.count_dropped(session.client_id, "queue-full")
-            return False
-    session.enqueue(delivery)
-    state.waiting_bytes += size
-    return True
+    return _wait(state, session, session.queue, delivery, limits.queue_count_max, limits.queue_bytes_max, "queue-full", now)

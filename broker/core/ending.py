@@ -7,7 +7,6 @@ that arrives on it counts, and its later `detach` does nothing.
 from __future__ import annotations
 
 import math
-from collections import deque
 from typing import TYPE_CHECKING
 
 from broker.core import pausing
@@ -20,7 +19,6 @@ from broker.wire.packets import NO_PROPERTIES, Disconnect, Properties, WillMessa
 
 if TYPE_CHECKING:
     from broker.core.link import Link
-    from broker.core.outbox import Delivery
     from broker.core.session import Session
     from broker.core.state import State
 
@@ -56,13 +54,11 @@ def leave(state: State, link: Link, now: float, cause: str, *, error: bool, disc
     link.known_topics = {}
     pausing.release(state, link, now)
     pausing.withdraw(state, link)
-    state.waiting_bytes -= link.outbox.waiting_bytes
+    link.outbox.waiting.leave_account()
     session = link.session
     link.session = None
-    if not keep_waiting and link.outbox.waiting:
-        state.count_dropped(link.client_id, "disconnected", len(link.outbox.waiting))
-        link.outbox.waiting.clear()
-        link.outbox.waiting_bytes = 0
+    if not keep_waiting and link.outbox.waiting.count:
+        state.count_dropped(link.client_id, "disconnected", link.outbox.waiting.clear())
     if session is None:
         if error:
             state.observer.refused(link, ReasonCode.UNSPECIFIED_ERROR, cause)
@@ -126,15 +122,11 @@ def end_session(state: State, session: Session, now: float) -> None:
     for filter in list(session.subscriptions):
         state.topics.remove(session, filter)
     state.work += 1
-    state.waiting_bytes -= session.queue_bytes
+    session.queue.leave_account()
     # A shared group's messages go to another member, but never one whose QoS 2 delivery had begun [MQTT5-4.8.2-5].
     for delivery in session.sender.unacknowledged.values():
         if delivery.group is not None and delivery.qos == 1:
             state.orphans.append((delivery.group, delivery.message))
-    kept: deque[Delivery] = deque()
-    for delivery in session.queue:
-        if delivery.group is None:
-            kept.append(delivery)
-        else:
+    for delivery in session.queue.take_groups():
+        if delivery.group is not None:
             state.orphans.append((delivery.group, delivery.message))
-    session.queue = kept

@@ -97,7 +97,7 @@ class Engine:
     def attach(self, peer: str, now: float, *, listener: str = "", transport: object = None) -> Link:
         """A byte stream has come."""
         state = self.state
-        link = Link(peer, listener, transport, state.limits, now)
+        link = Link(peer, listener, transport, state.limits, state.waiting, now)
         state.links.add(link)
         state.counters.connections_count += 1
         if state.shutting_down:
@@ -210,9 +210,9 @@ class Engine:
         if outbox.committed_bytes * 2 < link.outbox_bytes_high:
             state.work = 0
             session = link.session if link.session is not None else link.leaving
-            if outbox.waiting or (session is not None and (session.queue or session.replays or session.sender.resend)):
+            if outbox.waiting.count or (session is not None and (session.queue.count or session.replays or session.sender.resend)):
                 pump(state, link, now)
-            if link.pausing is not None and not outbox.waiting:
+            if link.pausing is not None and not outbox.waiting.count:
                 pausing.release(state, link, now)
 
     def detach(self, link: Link, now: float) -> None:
@@ -267,7 +267,7 @@ class Engine:
             if fault is not None:
                 raise InvalidTopic(fault)
         state = self.state
-        session = Session(f"${name}", Access(), sink=sink)
+        session = Session(f"${name}", Access(), state.waiting, sink=sink)
         for filter in filters:
             state.topics.add(Subscription(session, filter, qos, False, True, 0))
         if retained:
@@ -334,7 +334,8 @@ class Engine:
             "shared_subscriptions_count": state.topics.shared_count,
             "retained_count": len(state.retained),
             "retained_bytes": state.retained.bytes,
-            "queued_bytes": state.waiting_bytes,
+            "queued_count": state.waiting.count,
+            "queued_bytes": state.waiting.bytes,
             "deadlines_count": len(state.deadlines),
         }
         for reason, count in state.dropped.items():

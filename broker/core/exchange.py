@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Final
 from broker.core import pausing
 from broker.core.delivery import deliver, pump
 from broker.core.message import ApplicationMessage
-from broker.core.outbox import Delivery
 from broker.core.relay import RELAY_PACKET_BYTES_MAX
+from broker.core.waiting import Delivery
 from broker.wire.packets import MQTT_5
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def exchange(state: State, link: Link, session: Session, now: float) -> bool:
         counters.packets_sent += len(answers)
         link.outbox.append(b"".join(answers))
         state.mark_ready(link)
-    if acknowledged and (session.queue or session.replays or session.sender.resend):
+    if acknowledged and (session.queue.count or session.replays or session.sender.resend):
         pump(state, link, now)
     return go_on
 
@@ -179,7 +179,7 @@ def _give(
             recipient is None
             or target.qos < qos
             or sender.quota <= 0
-            or session.queue
+            or session.queue.count
             or sender.resend
             or recipient.aliases_out is not None
             or recipient.packet_bytes_max < RELAY_PACKET_BYTES_MAX

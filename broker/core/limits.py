@@ -43,6 +43,8 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Encoded bytes waiting for one client's socket; above it messages wait unencoded and its publishers are paused."""
     outbox_bytes_max: int = 8_388_608
     """QoS 0 messages waiting unencoded for one client, in bytes; above it the overflow rule acts."""
+    outbox_count_max: int = 100_000
+    """The same, in messages."""
     memory_bytes_max: int = 1_073_741_824
     """Queues, outboxes and retained messages of all clients together."""
     slow_subscriber_grace_s: float = 1.0

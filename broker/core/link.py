@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from broker.core.limits import Limits
     from broker.core.session import Session
     from broker.core.topic_table import Route
+    from broker.core.waiting import Account
     from broker.wire.packets import Connect
 
 # Phases of a link, in order.
@@ -37,7 +38,7 @@ class Link:
         "progress_mark", "ready", "session", "transport", "username", "version",
     )  # fmt: skip
 
-    def __init__(self, peer: str, listener: str, transport: object, limits: Limits, now: float) -> None:
+    def __init__(self, peer: str, listener: str, transport: object, limits: Limits, account: Account, now: float) -> None:
         self.peer = peer
         """Where it comes from, for people: "192.0.2.7:50123", "unix", "in-process"."""
         self.listener = listener
@@ -70,7 +71,7 @@ class Link:
         """The connect timeout, then the keepalive."""
         self.last_received_at = now
         self.decoder = FrameDecoder(limits.packet_bytes_max)
-        self.outbox = Outbox()
+        self.outbox = Outbox(account)
         self.outbox_bytes_high = limits.outbox_bytes_high
         self.packet_bytes_max = PACKET_BYTES_LARGEST
         """The client's Maximum Packet Size."""

@@ -7,47 +7,20 @@ is encoded when bytes drain: expiry, overflow, aliases and size limits act at th
 
 from __future__ import annotations
 
-from collections import deque
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from broker.core.message import ApplicationMessage
-    from broker.core.topic_table import SharedGroup
-
-
-class Delivery:
-    """One message on its way to one session: the recipient's QoS, RETAIN flag and Subscription Identifiers.
-
-    It waits in a queue, and at QoS 1 and 2 then stays in the Session until it is acknowledged.
-    """
-
-    __slots__ = ("group", "identifiers", "message", "order", "qos", "retain")
-
-    def __init__(
-        self, message: ApplicationMessage, qos: int, retain: bool, identifiers: tuple[int, ...], group: SharedGroup | None, order: int
-    ) -> None:
-        self.message = message
-        self.qos = qos
-        self.retain = retain
-        self.identifiers = identifiers
-        self.group = group
-        """The shared subscription that chose this session, to choose another if this one ends."""
-        self.order = order
-        """Position in the session's arrival order, over both queues."""
+from broker.core.waiting import Account, WaitingQueue
 
 
 class Outbox:
-    __slots__ = ("_chunks", "_head", "_head_position", "committed_bytes", "sent_bytes_total", "waiting", "waiting_bytes")
+    __slots__ = ("_chunks", "_head", "_head_position", "committed_bytes", "sent_bytes_total", "waiting")
 
-    def __init__(self) -> None:
+    def __init__(self, account: Account) -> None:
         self._chunks: list[bytes] = []
         self._head = b""
         self._head_position = 0
         self.committed_bytes = 0
         """Encoded and not yet sent."""
-        self.waiting: deque[Delivery] = deque()
+        self.waiting = WaitingQueue(account)
         """QoS 0 messages not yet encoded. (QoS 1 and 2 wait in the Session, which outlives this.)"""
-        self.waiting_bytes = 0
         self.sent_bytes_total = 0
 
     def append(self, frames: bytes) -> None:
@@ -87,23 +60,3 @@ class Outbox:
             self._head_position = 0
         else:
             self._head_position = position
-
-    def wait(self, delivery: Delivery) -> None:
-        self.waiting.append(delivery)
-        self.waiting_bytes += delivery.message.size
-
-    def pop_waiting(self) -> Delivery:
-        delivery = self.waiting.popleft()
-        self.waiting_bytes -= delivery.message.size
-        return delivery
-
-    def discard(self) -> int:
-        """The stream is gone: forget everything; how many messages were still waiting."""
-        count = len(self.waiting)
-        self.waiting.clear()
-        self.waiting_bytes = 0
-        self._chunks.clear()
-        self._head = b""
-        self._head_position = 0
-        self.committed_bytes = 0
-        return count

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from broker.errors import ConfigError
 from broker.wire.topics import matches, topic_filter_fault
-
-if TYPE_CHECKING:
-    from broker.core.outbox import Delivery
 
 RULES: Final = ("drop-oldest", "drop-newest", "latest", "disconnect", "refuse")
 DEFAULT_RULE: Final = "drop-oldest"
@@ -37,18 +33,3 @@ class OverflowRules:
             if matches(filter, topic):
                 return rule
         return DEFAULT_RULE
-
-
-def keep_latest(queue: deque[Delivery]) -> tuple[deque[Delivery], int]:
-    """The queue with only the newest message of each topic, in order, and the bytes that went."""
-    seen: set[str] = set()
-    kept: deque[Delivery] = deque()
-    freed_bytes = 0
-    for delivery in reversed(queue):
-        topic = delivery.message.topic
-        if topic in seen:
-            freed_bytes += delivery.message.size
-        else:
-            seen.add(topic)
-            kept.appendleft(delivery)
-    return kept, freed_bytes

@@ -87,7 +87,7 @@ def _refusal(state: State, link: Link, packet: Publish, topic: str) -> ReasonCod
         limits = state.limits
         if len(state.retained) >= limits.retained_count_max and state.retained.get(topic) is None:
             return ReasonCode.QUOTA_EXCEEDED
-        if state.waiting_bytes + state.retained.bytes + len(packet.payload) > limits.memory_bytes_max:
+        if state.over_memory(len(packet.payload)):
             return ReasonCode.QUOTA_EXCEEDED
     return None
 
@@ -202,7 +202,7 @@ def on_puback(state: State, link: Link, packet: PubAck, now: float) -> None:
     delivery = session.sender.on_puback(packet.packet_id)
     if delivery is not None and packet.reason.failed:
         state.count_dropped(session.client_id, "refused-by-client")
-    if session.queue or session.replays or session.sender.resend:
+    if session.queue.count or session.replays or session.sender.resend:
         pump(state, link, now)
 
 
@@ -233,5 +233,5 @@ def on_pubrel(state: State, link: Link, packet: PubRel, now: float) -> None:
 def on_pubcomp(state: State, link: Link, packet: PubComp, now: float) -> None:
     session = link.session
     assert session is not None
-    if session.sender.on_pubcomp(packet.packet_id) and (session.queue or session.replays or session.sender.resend):
+    if session.sender.on_pubcomp(packet.packet_id) and (session.queue.count or session.replays or session.sender.resend):
         pump(state, link, now)

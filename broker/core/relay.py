@@ -96,7 +96,7 @@ def _relay_run(state: State, link: Link, route: Route, run: bytes, size: int, co
             continue
         outbox = recipient.outbox
         if (
-            outbox.waiting
+            outbox.waiting.count
             or outbox.committed_bytes >= recipient.outbox_bytes_high
             or recipient.aliases_out is not None
             or recipient.packet_bytes_max < RELAY_PACKET_BYTES_MAX

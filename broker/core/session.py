@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from broker.core.inflight import Receiver, Sender
-from broker.core.outbox import Delivery
+from broker.core.waiting import Account, Delivery, WaitingQueue
 
 if TYPE_CHECKING:
     from broker.core.access import Access
@@ -29,11 +29,11 @@ class Session:
     """
 
     __slots__ = (
-        "access", "client_id", "dropped_count", "ended", "expiry_deadline", "expiry_s", "link", "order", "queue", "queue_bytes",
+        "access", "client_id", "dropped_count", "ended", "expiry_deadline", "expiry_s", "link", "order", "queue",
         "receiver", "replays", "sender", "sink", "subscriptions", "username", "will", "will_deadline",
     )  # fmt: skip
 
-    def __init__(self, client_id: str, access: Access, username: str | None = None, sink: Sink | None = None) -> None:
+    def __init__(self, client_id: str, access: Access, account: Account, username: str | None = None, sink: Sink | None = None) -> None:
         self.client_id = client_id
         self.access = access
         self.username = username
@@ -42,9 +42,8 @@ class Session:
         self.subscriptions: dict[str, Subscription] = {}
         self.sender: Sender[Delivery] = Sender()
         self.receiver = Receiver()
-        self.queue: deque[Delivery] = deque()
+        self.queue = WaitingQueue(account)
         """QoS 1 and 2 messages not yet sent: the client is away, at its Receive Maximum, or its outbox is full."""
-        self.queue_bytes = 0
         self.replays: deque[Replay] = deque()
         """Retained messages still to be sent for new subscriptions."""
         self.order = 0
@@ -66,16 +65,7 @@ class Session:
             return self.sink is not None
         if link.outbox.committed_bytes >= link.outbox_bytes_high:
             return False
-        return qos == 0 or (self.sender.quota > 0 and not self.queue)
-
-    def enqueue(self, delivery: Delivery) -> None:
-        self.queue.append(delivery)
-        self.queue_bytes += delivery.message.size
-
-    def dequeue(self) -> Delivery:
-        delivery = self.queue.popleft()
-        self.queue_bytes -= delivery.message.size
-        return delivery
+        return qos == 0 or (self.sender.quota > 0 and not self.queue.count)
 
     @property
     def lasts(self) -> bool:

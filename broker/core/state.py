@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from broker.core.deadlines import Deadlines
 from broker.core.retained import RetainedStore
 from broker.core.topic_table import TopicTable
+from broker.core.waiting import Account
 
 if TYPE_CHECKING:
     from broker.core.access import Access
@@ -84,7 +85,7 @@ class State:
         """Deliveries and the like done in this verb, against `work_per_turn_max`."""
         self.refused = False
         """The rule `refuse` acted on the message being routed."""
-        self.waiting_bytes = 0
+        self.waiting = Account()
         """All queues and outboxes' waiting messages together."""
 
     def mark_ready(self, link: Link) -> None:
@@ -105,5 +106,5 @@ class State:
         self.counters.publish_dropped += count
         self.observer.dropped(client_id, reason, count)
 
-    def over_memory(self) -> bool:
-        return self.waiting_bytes + self.retained.bytes > self.limits.memory_bytes_max
+    def over_memory(self, more_bytes: int) -> bool:
+        return self.waiting.bytes + self.retained.bytes + more_bytes > self.limits.memory_bytes_max

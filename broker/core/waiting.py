@@ -1,0 +1,131 @@
+"""A queue of deliveries that is counted: by itself, and in the account of all queues together (`memory_bytes_max`)."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from broker.core.message import ApplicationMessage
+    from broker.core.topic_table import SharedGroup
+
+
+class Delivery:
+    """One message on its way to one session: the recipient's QoS, RETAIN flag and Subscription Identifiers.
+
+    It waits in a queue, and at QoS 1 and 2 then stays in the Session until it is acknowledged.
+    """
+
+    __slots__ = ("group", "identifiers", "message", "order", "qos", "retain")
+
+    def __init__(
+        self, message: ApplicationMessage, qos: int, retain: bool, identifiers: tuple[int, ...], group: SharedGroup | None, order: int
+    ) -> None:
+        self.message = message
+        self.qos = qos
+        self.retain = retain
+        self.identifiers = identifiers
+        self.group = group
+        """The shared subscription that chose this session, to choose another if this one ends."""
+        self.order = order
+        """Position in the session's arrival order, over both of its queues."""
+
+
+class Account:
+    """What all waiting messages come to."""
+
+    __slots__ = ("bytes", "count")
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self.count = 0
+
+
+class WaitingQueue:
+    """First in, first out. `count` and `bytes` are its own; `account` is shared, None once it is not counted any more."""
+
+    __slots__ = ("_by_topic", "_deliveries", "account", "bytes", "count")
+
+    def __init__(self, account: Account | None) -> None:
+        self._deliveries: deque[Delivery] | None = None  # most sessions never have one waiting, and an empty deque takes 600 bytes
+        self._by_topic: dict[str, Delivery] | None = None
+        self.account = account
+        self.count = 0
+        self.bytes = 0
+
+    def append(self, delivery: Delivery) -> None:
+        if self._deliveries is None:
+            self._deliveries = deque()
+        self._deliveries.append(delivery)
+        if self._by_topic is not None:
+            self._by_topic[delivery.message.topic] = delivery
+        self._count(1, delivery.message.size)
+
+    def first(self) -> Delivery:
+        """The oldest one; the caller has seen that there is one."""
+        assert self._deliveries is not None
+        return self._deliveries[0]
+
+    def pop(self) -> Delivery:
+        """Take the oldest one."""
+        assert self._deliveries is not None
+        delivery = self._deliveries.popleft()
+        if not self._deliveries:
+            self._deliveries = None
+            self._by_topic = None
+        elif self._by_topic is not None and self._by_topic.get(delivery.message.topic) is delivery:
+            del self._by_topic[delivery.message.topic]
+        self._count(-1, -delivery.message.size)
+        return delivery
+
+    def conflate(self, delivery: Delivery) -> bool:
+        """Put it in the place of the newest one on the same topic that waits; False when there is none.
+
+        The index it needs is built at the first call, so that a queue that never overflows does not pay for it.
+        """
+        if self._by_topic is None:
+            self._by_topic = {waiting.message.topic: waiting for waiting in self._deliveries or ()}
+        older = self._by_topic.get(delivery.message.topic)
+        if older is None:
+            return False
+        self._count(0, delivery.message.size - older.message.size)
+        older.message = delivery.message
+        older.qos = delivery.qos
+        older.retain = delivery.retain
+        older.identifiers = delivery.identifiers
+        older.group = delivery.group
+        return True
+
+    def leave_account(self) -> None:
+        """Count no more in the account of all: what is still here is on its way out, for `close_timeout_s` at most."""
+        if self.account is not None:
+            self.account.count -= self.count
+            self.account.bytes -= self.bytes
+            self.account = None
+
+    def clear(self) -> int:
+        """Forget everything; how many there were."""
+        count = self.count
+        self._count(-count, -self.bytes)
+        self._deliveries = None
+        self._by_topic = None
+        return count
+
+    def take_groups(self) -> list[Delivery]:
+        """Take out, in order, what a shared subscription chose this session for."""
+        taken: list[Delivery] = []
+        for _ in range(self.count):
+            delivery = self.pop()
+            if delivery.group is None:
+                self.append(delivery)
+            else:
+                taken.append(delivery)
+        return taken
+
+    def _count(self, count: int, size: int) -> None:
+        self.count += count
+        self.bytes += size
+        account = self.account
+        if account is not None:
+            account.count += count
+            account.bytes += size
