@@ -1,4 +1,4 @@
-"""Imports point one way: reasons < errors < wire < core < {store, auth} < net < {client, metrics} < {...} < config < cli.
+"""Imports point one way: reasons < errors < wire < core < {store, auth} < messages < channel < net < {client, metrics} < {...} < config < cli.
 
 A room may import its own and those below. The pure rooms, wire and core, may not touch time, chance, sockets or an event loop,
 else a test of theirs would need one. `if TYPE_CHECKING` imports count too: a name needed to say what something is, is a dependency.
@@ -13,7 +13,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ORDER = [{"reasons"}, {"errors"}, {"wire"}, {"core"}, {"store", "auth"}, {"net"}, {"client", "metrics"}, {"bridge", "cluster", "http", "testing"}]
+ORDER = [
+    {"reasons"},
+    {"errors"},
+    {"wire"},
+    {"core"},
+    {"store", "auth"},
+    {"messages"},
+    {"channel"},
+    {"net"},
+    {"client", "metrics"},
+    {"bridge", "cluster", "http", "testing"},
+]
 ORDER += [{"config"}, {"cli"}, {"__main__"}]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 PURE = {"reasons", "errors", "wire", "core"}
