@@ -212,7 +212,7 @@ class ClientProtocol:
             self._waiting[0].remove(outgoing)
             self._finish(outgoing, "offline" if outgoing.offline == "raise" else "acknowledged")
         for exchange in self._exchanges.values():
-            self.sender.reserved.discard(exchange.packet_id)
+            self.sender.unreserve_id(exchange.packet_id)
         pending = list(self._exchanges.values())
         self._exchanges_remade += [exchange for exchange in pending if exchange.remade]
         self._exchanges_waiting = [exchange for exchange in pending if not exchange.remade] + self._exchanges_waiting
@@ -490,7 +490,7 @@ class ClientProtocol:
         if len(packet.reasons) != len(exchange.filters) and (self.version >= MQTT_5 or exchange.requests):
             raise ProtocolError(f"{type(packet).__name__} with {len(packet.reasons)} reason codes for {len(exchange.filters)} filters")
         del self._exchanges[packet.packet_id]
-        self.sender.reserved.discard(packet.packet_id)
+        self.sender.unreserve_id(packet.packet_id)
         exchange.reasons = packet.reasons or (ReasonCode.SUCCESS,) * len(exchange.filters)
         exchange.done = True
         for request, reason in zip(exchange.requests, exchange.reasons, strict=False):

@@ -73,13 +73,16 @@ def _check(state: State, packet: Connect) -> tuple[ReasonCode, str] | None:
 
 
 def refuse(state: State, link: Link, reason: ReasonCode, cause: str, now: float) -> None:
-    """CONNACK with the reason where this version has one [MQTT5-3.1.4-2] [MQTT311-3.2.2-6], then close; nothing after it counts."""
+    """CONNACK with the reason where this version has one [MQTT5-3.1.4-2] [MQTT311-3.2.2-6], then close; nothing after it counts.
+
+    A peer that has sent no CONNECT is told nothing.
+    """
     packet: bytes | None = None
     if link.is_mqtt_5:
         if reason in CONNACK_CODES:
             explanation = Properties(reason_string=cause)
             packet = encode_within(ConnAck(False, reason, explanation), link.version, link.packet_bytes_max)  # [MQTT5-3.2.2-19]
-    elif to_connack_return_code(reason) is not None:
+    elif link.version and to_connack_return_code(reason) is not None:
         packet = encode(ConnAck(False, reason), link.version)
     if packet is not None:
         state.send(link, packet)

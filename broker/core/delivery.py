@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from broker.core.topic_table import SharedGroup
 
 REPLAY_BATCH_COUNT: Final = 64
-REPLAY_VISITS_COUNT: Final = 512
-"""Retained topics looked at for each step of a replay, whether they match or not."""
+REPLAY_VISITS_COUNT: Final = 64
+"""Retained topics looked at in each step of a replay, whether they match or not."""
+REPLAY_STEP_WORK: Final = 16
+"""What such a step counts for in a verb's budget, besides the messages it sends."""
 
 
 def deliver(
@@ -142,7 +144,7 @@ def pump(state: State, link: Link, now: float) -> None:
     low = link.outbox_bytes_high // 2
     while outbox.committed_bytes < low:
         if state.work >= state.limits.work_per_turn_max:
-            state.backlog.append(link)
+            state.backlog[link] = None
             return
         state.work += 1
         session = link.session if link.session is not None else link.leaving
@@ -176,11 +178,11 @@ def _expired(state: State, link: Link, delivery: Delivery, now: float) -> bool:
 
 def _replay(state: State, link: Link, session: Session, now: float) -> bool:
     """One step of the oldest retained replay; False when it has to wait for acknowledgements."""
-    replay = session.replays[0]
+    filter, replay = next(iter(session.replays.items()))
     # A subscription renewed meanwhile goes on with its newest options; one that is gone has nothing more to get.
-    subscription = replay.subscription if session.ended else session.subscriptions.get(replay.subscription.filter)
+    subscription = replay.subscription if session.ended else session.subscriptions.get(filter)
     if subscription is None:
-        session.replays.popleft()
+        del session.replays[filter]
         return True
     count = REPLAY_BATCH_COUNT
     if subscription.qos > 0:
@@ -189,8 +191,8 @@ def _replay(state: State, link: Link, session: Session, now: float) -> bool:
             return False
     batch = replay.cursor.next_batch(REPLAY_VISITS_COUNT, count, now)
     if replay.cursor.exhausted:
-        session.replays.popleft()
-    state.work += len(batch)
+        del session.replays[filter]
+    state.work += REPLAY_STEP_WORK + len(batch)
     identifiers = (subscription.identifier,) if subscription.identifier else ()
     for message in batch:
         if not session.may_receive(message.topic):

@@ -162,9 +162,9 @@ class Engine:
             if kind != CONNECT:
                 raise ProtocolError("the first packet is not CONNECT")  # [MQTT5-3.1.0-1]
             link.version = _announced_version(body)
-        elif link.version >= MQTT_5 and link.decoder.overlong:
+        if link.version >= MQTT_5 and link.decoder.overlong:
             raise MalformedPacket("Remaining Length is not in its shortest form")  # [MQTT5-1.5.5-1]
-        elif phase == AUTHENTICATING and kind not in (AUTH, DISCONNECT):
+        if phase == AUTHENTICATING and kind not in (AUTH, DISCONNECT):
             raise ProtocolError("only AUTH and DISCONNECT may come before CONNACK")  # [MQTT5-3.1.2-30]
         packet = decode(first_byte, body, link.version)
         handler = _HANDLERS[kind]
@@ -356,10 +356,10 @@ class Engine:
         state = self.state
         state.work = 0
         work_max = state.limits.work_per_turn_max
-        for _ in range(len(state.backlog)):
+        for link in list(state.backlog):
             if state.work >= work_max:
                 break
-            link = state.backlog.popleft()
+            del state.backlog[link]
             pump(state, link, now)
         while state.closing and state.work < work_max:
             link = state.closing.pop()

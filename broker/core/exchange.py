@@ -98,7 +98,7 @@ def _acknowledge(session: Session, data: bytes, position: int, first: int, answe
     elif first == _PUBREL:
         if packet_id not in session.receiver.held:
             return False
-        session.receiver.held.remove(packet_id)
+        del session.receiver.held[packet_id]
         answers.append(b"\x70\x02" + data[position + 2 : position + 4])
     elif first == _PUBCOMP:
         if packet_id not in sender.released:
@@ -156,7 +156,7 @@ def _publish(state: State, link: Link, session: Session, data: bytes, position: 
     elif qos == 1:
         answers.append(b"\x40\x02" + id_bytes)
     else:
-        session.receiver.held.add(packet_id)
+        session.receiver.held[packet_id] = None
         answers.append(b"\x50\x02" + id_bytes)
     return stop - position
 

@@ -46,9 +46,9 @@ class Sender(Generic[M]):
         """PUBLISH sent, PUBACK or PUBREC awaited; in the order of sending."""
         self.released: dict[int, None] = {}
         """PUBREL sent, PUBCOMP awaited; in the order of the PUBRECs [MQTT5-4.6.0-4]."""
-        self.reserved: set[int] = set()
+        self.reserved: dict[int, None] = {}  # a dict, like `held`: an empty set takes three times as much, in every session
         """Ids of SUBSCRIBE and UNSUBSCRIBE, which share the pool [MQTT5-2.2.1-3]."""
-        self.resend: deque[tuple[int, M]] = deque()
+        self.resend: deque[tuple[int, M]] | None = None
         """What this connection still has to repeat before anything new."""
         self.quota = 0
         self.quota_max = 0
@@ -60,7 +60,7 @@ class Sender(Generic[M]):
         The caller sends a PUBREL for each id in `released`, then drains `resend` while `quota` lasts [MQTT5-4.4.0-1].
         """
         self.quota = self.quota_max = min(quota_max, PACKET_ID_MAX)
-        self.resend = deque(self.unacknowledged.items())
+        self.resend = deque(self.unacknowledged.items()) if self.unacknowledged else None
 
     def take_id(self) -> int:
         """An id that nothing here uses [MQTT5-2.2.1-4]. The caller keeps fewer than 65,535 under way."""
@@ -74,10 +74,14 @@ class Sender(Generic[M]):
                 raise RuntimeError("all 65,535 Packet Identifiers are in use")
 
     def reserve_id(self) -> int:
-        """An id for a SUBSCRIBE or UNSUBSCRIBE, until `reserved.discard(id)`."""
+        """An id for a SUBSCRIBE or UNSUBSCRIBE, until `unreserve_id`."""
         packet_id = self.take_id()
-        self.reserved.add(packet_id)
+        self.reserved[packet_id] = None
         return packet_id
+
+    def unreserve_id(self, packet_id: int) -> None:
+        """The SUBACK or UNSUBACK has come, or nobody waits for it any more. Idempotent."""
+        self.reserved.pop(packet_id, None)
 
     def send(self, message: M) -> int:
         """Take an id and one of the quota for a new QoS 1 or 2 message; the caller has seen `quota > 0` [MQTT5-4.9.0-2]."""
@@ -97,7 +101,9 @@ class Sender(Generic[M]):
             packet_id, message = self.resend.popleft()
             if self.unacknowledged.get(packet_id) is message:  # not acknowledged meanwhile
                 self.quota -= 1
+                self.resend = self.resend or None
                 return packet_id, message
+        self.resend = self.resend or None
         return None
 
     def on_puback(self, packet_id: int) -> M | None:
@@ -138,7 +144,7 @@ class Sender(Generic[M]):
         lost = list(self.unacknowledged.values())
         self.unacknowledged.clear()
         self.released.clear()
-        self.resend.clear()
+        self.resend = None
         self.quota = self.quota_max
         return lost
 
@@ -158,18 +164,18 @@ class Receiver:
     __slots__ = ("held",)
 
     def __init__(self) -> None:
-        self.held: set[int] = set()
+        self.held: dict[int, None] = {}
 
     def on_publish(self, packet_id: int) -> bool:
         """True if it is new, and held from now on; False if it repeats one that is held [MQTT5-4.3.3-10]."""
         if packet_id in self.held:
             return False
-        self.held.add(packet_id)
+        self.held[packet_id] = None
         return True
 
     def on_pubrel(self, packet_id: int) -> bool:
         """Forget the id; was it held? Answer PUBCOMP: 0x00 if it was, 0x92 if not."""
         if packet_id in self.held:
-            self.held.remove(packet_id)
+            del self.held[packet_id]
             return True
         return False

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from broker.core.outbox import Outbox
 from broker.wire.framing import FrameDecoder
-from broker.wire.packets import MQTT_5, MQTT_311
+from broker.wire.packets import MQTT_5
 
 if TYPE_CHECKING:
     from broker.core.auth import AuthRequest
@@ -55,7 +55,8 @@ class Link:
         """Why it ended."""
         self.error = False
         """It did not end by a DISCONNECT 0x00 of the client."""
-        self.version = MQTT_311
+        self.version = 0
+        """Protocol level; 0 while no CONNECT has said which."""
         self.client_id = ""
         self.username: str | None = None
         self.session: Session | None = None

@@ -83,13 +83,18 @@ def _refusal(state: State, link: Link, packet: Publish, topic: str) -> ReasonCod
         return ReasonCode.TOPIC_NAME_INVALID
     if topic.startswith("$SYS/") or not may_publish(state, link, topic):
         return ReasonCode.NOT_AUTHORIZED
-    if packet.retain and packet.payload:
-        limits = state.limits
-        if len(state.retained) >= limits.retained_count_max and state.retained.get(topic) is None:
-            return ReasonCode.QUOTA_EXCEEDED
-        if state.over_memory(len(packet.payload)):
-            return ReasonCode.QUOTA_EXCEEDED
+    if packet.retain and not may_retain(state, topic, packet.payload):
+        return ReasonCode.QUOTA_EXCEEDED
     return None
+
+
+def may_retain(state: State, topic: str, payload: bytes) -> bool:
+    """Is there a place for one more retained message, or is none needed?"""
+    if not payload:
+        return True
+    if state.over_memory(len(payload)):
+        return False
+    return len(state.retained) < state.limits.retained_count_max or state.retained.get(topic) is not None
 
 
 def may_publish(state: State, link: Link, topic: str) -> bool:
@@ -111,8 +116,11 @@ def learn(state: State, link: Link, topic: str) -> None:
 
 
 def publish(state: State, message: ApplicationMessage, publisher: Link | None, now: float) -> ReasonCode:
-    """Store it if it is to be retained, and give it to everybody who subscribed. The answer is for the publisher's acknowledgement."""
-    if message.retain:
+    """Store it if it is to be retained, and give it to everybody who subscribed. The answer is for the publisher's acknowledgement.
+
+    A Will that finds no place among the retained messages is delivered all the same.
+    """
+    if message.retain and may_retain(state, message.topic, message.payload):
         store_retained(state, message, now)
     return route(state, message, publisher, now)
 

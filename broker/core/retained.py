@@ -5,6 +5,9 @@ stand in a list that only grows: a cursor holds that list and how long it was, w
 that is cleared leaves a tombstone, so that setting it again does not put it into the list a second time; when more
 than half are tombstones, list and children are made anew as new objects, and cursors keep the old list. Values are
 read from the children at the time of visiting.
+
+A branch with a single message in it is that message, however many levels its topic still has: most topics end in a level
+or two that they share with nobody, and a node for each of those took twice the memory of the message.
 """
 
 from __future__ import annotations
@@ -13,13 +16,14 @@ from collections.abc import Sequence
 from typing import Final, TypeAlias
 
 from broker.core.message import ApplicationMessage
+from broker.wire.topics import matches
 
 _TOMBSTONES_KEPT: Final = 16
 """Below this many names a node is not made anew: there is nothing to win."""
 
 
 class _Node:
-    """A level with levels below it. `message`: of the topic that ends here. A level with nothing below is its message itself."""
+    """A level that several topics go through. `message`: of the one that ends here."""
 
     __slots__ = ("children", "message", "order", "tombstones")
 
@@ -72,28 +76,38 @@ class RetainedStore:
 
     def set(self, message: ApplicationMessage) -> ApplicationMessage | None:
         """Store it in place of the topic's older one, which is returned."""
-        names = message.topic.split("/")
-        last = names.pop()
+        topic = message.topic
+        names = topic.split("/")
+        others: list[str] = []  # the levels of a topic in our way
         node = self._root
-        for name in names:
+        depth = 0
+        previous: ApplicationMessage | None = None
+        while True:
+            name = names[depth]
             child = node.children.get(name)
-            if not isinstance(child, _Node):
-                below = _Node(child)
-                if child is None:
-                    node.add(name, below)
+            if child is None:
+                node.add(name, message)
+                break
+            if isinstance(child, _Node):
+                depth += 1
+                if depth == len(names):
+                    previous = child.message
+                    child.message = message
+                    break
+                node = child
+            elif child.topic == topic:
+                previous = child
+                node.children[name] = message
+                break
+            else:
+                # Another topic goes through here: both move one level down, and the loop meets the branch instead.
+                others = others or child.topic.split("/")
+                branch = _Node(None)
+                if len(others) == depth + 1:
+                    branch.message = child
                 else:
-                    node.children[name] = below
-                child = below
-            node = child
-        previous = node.children.get(last)
-        if previous is None:
-            node.add(last, message)
-        elif isinstance(previous, _Node):
-            branch = previous
-            previous = branch.message
-            branch.message = message
-        else:
-            node.children[last] = message
+                    branch.add(others[depth + 1], child)
+                node.children[name] = branch
         self.bytes += _size(message)
         if previous is None:
             self._count += 1
@@ -102,30 +116,31 @@ class RetainedStore:
         return previous
 
     def get(self, topic: str) -> ApplicationMessage | None:
-        child: _Child = self._root
+        node = self._root
         for name in topic.split("/"):
+            child = node.children.get(name)
             if not isinstance(child, _Node):
-                return None
-            child = child.children.get(name)
-        return child.message if isinstance(child, _Node) else child
+                return child if child is not None and child.topic == topic else None
+            node = child
+        return node.message
 
     def clear(self, topic: str) -> ApplicationMessage | None:
         """Remove and return the topic's message."""
         names = topic.split("/")
         path: list[_Node] = []
-        child: _Child = self._root
+        node = self._root
         for name in names:
+            path.append(node)
+            child = node.children.get(name)
             if not isinstance(child, _Node):
-                return None
-            path.append(child)
-            child = child.children.get(name)
-        if isinstance(child, _Node):
-            message = child.message
-            child.message = None
+                message = child if child is not None and child.topic == topic else None
+                if message is not None:
+                    self._remove(path, names)
+                break
+            node = child
         else:
-            message = child
-            if message is not None:
-                self._remove(path, names)
+            message = node.message
+            node.message = None
         if message is not None:
             self._count -= 1
             self.bytes -= _size(message)
@@ -143,14 +158,14 @@ class RetainedStore:
         return {"messages": self._count, "bytes": self.bytes}
 
     def _remove(self, path: list[_Node], names: list[str]) -> None:
-        """Take out the leaf at the end of `names`, and every branch that thereby holds nothing."""
+        """Take out the message that stands in the last node of the path, and every branch that thereby holds nothing."""
         for depth in range(len(path) - 1, -1, -1):
             node = path[depth]
             node.remove(names[depth])
             if depth == 0 or not node.empty:
                 return
             if node.message is not None:
-                # The level is a leaf again. Cursors inside the branch have read its message when they came.
+                # One message again. A cursor inside the branch has read it when it came.
                 path[depth - 1].children[names[depth - 1]] = node.message
                 return
 
@@ -175,10 +190,11 @@ class ReplayCursor:
     visits: nodes looked at so far.
     """
 
-    __slots__ = ("_levels", "_open", "_root", "visits")
+    __slots__ = ("_filter", "_levels", "_open", "_root", "visits")
 
     def __init__(self, root: _Node, filter: str) -> None:
         self._root = root
+        self._filter = filter
         self._levels = filter.split("/")
         self._open: list[_Visit] = []
         self.visits = 0
@@ -210,13 +226,17 @@ class ReplayCursor:
             level = levels[depth]
             if child is None or (level != name and visit.node is self._root and name.startswith("$")):
                 continue  # gone, or hidden from wildcards [MQTT5-4.7.2-1] [MQTT311-4.7.2-1]
-            # `#` matches the level above it too, so a node is done with when it is the last level or what follows is `#`.
+            # `#` matches the level above it too, so all of a branch matches when it is this level or the next.
             below = depth if level == "#" else depth + 1
-            found = child.message if isinstance(child, _Node) else child
-            if found is not None and (below == levels_count or levels[below] == "#") and found.expires_at > now:
-                batch.append(found)
-            if isinstance(child, _Node) and below < levels_count:
-                self._enter(child, below)
+            whole = below < levels_count and levels[below] == "#"
+            if isinstance(child, _Node):
+                found = child.message
+                if found is not None and (whole or below == levels_count) and found.expires_at > now:
+                    batch.append(found)
+                if below < levels_count:
+                    self._enter(child, below)
+            elif child.expires_at > now and (whole or matches(self._filter, child.topic)):
+                batch.append(child)
         self.visits += visits
         return batch
 

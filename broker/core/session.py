@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -44,8 +43,8 @@ class Session:
         self.receiver = Receiver()
         self.queue = WaitingQueue(account)
         """QoS 1 and 2 messages not yet sent: the client is away, at its Receive Maximum, or its outbox is full."""
-        self.replays: deque[Replay] = deque()
-        """Retained messages still to be sent for new subscriptions."""
+        self.replays: dict[str, Replay] = {}
+        """Retained messages still to be sent for new subscriptions, by Topic Filter."""
         self.order = 0
         self.expiry_s: float = 0.0
         """Session Expiry Interval, `math.inf` for never."""

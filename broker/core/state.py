@@ -77,7 +77,7 @@ class State:
         self.wills: deque[ApplicationMessage] = deque()
         self.orphans: deque[tuple[SharedGroup, ApplicationMessage]] = deque()
         """Messages of a shared group whose member's session ended: each to be offered to another member."""
-        self.backlog: deque[Link] = deque()
+        self.backlog: dict[Link, None] = {}
         """Links whose waiting messages were not all looked at within one verb's budget."""
         self.closing: list[Link] = []
         """Links that shutdown has still to say goodbye to."""

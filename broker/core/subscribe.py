@@ -63,14 +63,14 @@ def _subscribe(state: State, link: Link, session: Session, request: Subscription
     # Never at a shared subscription (4.8.2) [MQTT5-3.3.1-9, -10, -11]; 3.1.1 always sends [MQTT311-3.8.4-3].
     owed = not shared and (request.retain_handling == 0 or (request.retain_handling == 1 and is_new))
     if owed:
-        session.replays = type(session.replays)(replay for replay in session.replays if replay.subscription.filter != filter)
+        session.replays.pop(filter, None)
         if len(session.replays) >= limits.retained_replays_count_max:
             return ReasonCode.QUOTA_EXCEEDED
     qos = min(request.qos, limits.maximum_qos)  # [MQTT5-3.2.2-10]
     subscription = Subscription(session, filter, qos, request.no_local, request.retain_as_published, identifier)
     state.topics.add(subscription)
     if owed and len(state.retained):
-        session.replays.append(Replay(state.retained.cursor(filter), subscription))
+        session.replays[filter] = Replay(state.retained.cursor(filter), subscription)
     return ReasonCode(qos)
 
 
