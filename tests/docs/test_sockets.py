@@ -36,7 +36,7 @@ def test_both_pages_show_the_same_programs() -> None:
     assert english == chinese
 
 
-@pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
+@pytest.mark.parametrize("page", list(PAGES.values()), ids=list(PAGES))
 def test_what_the_page_points_at_exists(page: Path) -> None:
     text = page.read_text("utf-8")
     for target in re.findall(r"\]\(([^)#]+)\)", text):
