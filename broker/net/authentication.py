@@ -1,0 +1,92 @@
+"""Asking the embedder who a client is: in that client's nursery, with a deadline, a limited number at a time.
+
+Whatever goes wrong refuses; nobody gets in by a mistake. The client is read meanwhile, so that its departure cancels the
+question, and a slow answer holds up nobody else.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import trio
+
+from broker.reasons import ReasonCode
+
+if TYPE_CHECKING:
+    from broker.core.auth import AuthRequest
+    from broker.net.connection import Connection
+
+QUESTIONS_COUNT_MAX: Final = 100
+"""`authenticate` hooks running at a time; more wait their turn, inside their own deadline."""
+
+logger = logging.getLogger("broker.auth")
+
+
+class ConnectRequest:
+    """What a client says of itself.
+
+    peer: "192.0.2.7:50123", "unix" or "in-process"; listener: the URL it came in by; certificate: what
+    `ssl.SSLSocket.getpeercert()` gives, None without TLS or without a client's certificate. auth_method, auth_data: of MQTT 5.0's
+    enhanced authentication, else None. reauthentication: the client is connected already, and proves itself anew.
+    """
+
+    __slots__ = (
+        "_connection", "_question", "auth_data", "auth_method", "certificate", "client_id", "final_data", "listener", "password",
+        "peer", "reauthentication", "username",
+    )  # fmt: skip
+
+    def __init__(self, connection: Connection, question: AuthRequest) -> None:
+        self._connection = connection
+        self._question = question
+        self.client_id = question.client_id
+        self.username = question.username
+        self.password = question.password
+        self.peer = connection.peer
+        self.listener = connection.listener
+        self.certificate: Mapping[str, Any] | None = connection.certificate
+        self.auth_method = question.method
+        self.auth_data = question.data
+        self.reauthentication = question.reauthentication
+        self.final_data: bytes | None = None
+        """Set it to send Authentication Data with the success."""
+
+    def __repr__(self) -> str:
+        hidden = None if self.password is None else "..."
+        return f"ConnectRequest(client_id={self.client_id!r}, username={self.username!r}, password={hidden}, peer={self.peer!r}, auth_method={self.auth_method!r})"
+
+    async def challenge(self, data: bytes) -> bytes:
+        """Send AUTH 0x18 with `data` and wait for the client's next AUTH. RuntimeError without an auth_method."""
+        if self.auth_method is None:
+            raise RuntimeError("only a client that named an Authentication Method can be challenged")
+        return await self._connection.challenge(self._question, data)
+
+
+Authenticate: TypeAlias = Callable[[ConnectRequest], Awaitable[str | None]]
+"""The user name by which the client is known from now on; None refuses it (0x86)."""
+
+
+async def ask(connection: Connection, question: AuthRequest, authenticate: Authenticate, limiter: trio.CapacityLimiter, deadline: float) -> None:
+    """Run the hook and give the core its verdict; nothing if the client has gone, or the core no longer wants to know."""
+    request = ConnectRequest(connection, question)
+    username: str | None = None
+    refused: ReasonCode | None = ReasonCode.NOT_AUTHORIZED if question.reauthentication else ReasonCode.SERVER_UNAVAILABLE
+    with trio.CancelScope(deadline=deadline) as scope:
+        connection.question_scope = scope
+        try:
+            async with limiter:
+                username = await authenticate(request)
+        except Exception:  # somebody else's code: whatever it raises refuses this client and touches no other
+            logger.exception("the authenticate hook failed for client %r at %s; refused", question.client_id, connection.peer)
+        else:
+            if isinstance(username, str):
+                refused = None
+            elif question.reauthentication or question.method is not None:
+                refused = ReasonCode.NOT_AUTHORIZED
+            else:
+                refused = ReasonCode.BAD_USER_NAME_OR_PASSWORD
+    if scope.cancelled_caught and not question.done:
+        logger.warning("the authenticate hook gave no answer in time for client %r at %s; refused", question.client_id, connection.peer)
+    if not question.done:
+        await connection.answer(username, refused, request.final_data)

@@ -1,0 +1,331 @@
+"""One client: a nursery in which its reading task lives, and its writer while the socket is full.
+
+The barrier is outermost: whatever goes wrong in here ends this client, is logged with its traceback, and never reaches a
+neighbour. `engine.detach` stands in a `finally`; it is synchronous, so it needs no shield. All waiting on the peer is
+bounded: by the core's own deadlines while it is served, by `close_timeout_s` once either side has ended.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from broker.net import authentication
+from broker.net.transport import BROKEN, StreamTransport, Transport, strerror
+from broker.reasons import ReasonCode
+
+if TYPE_CHECKING:
+    from broker.core.auth import AuthRequest
+    from broker.core.link import Link
+    from broker.net.listen import BoundSocket
+    from broker.net.server import Server
+
+SEND_BYTES: Final = 262_144
+DIRECT_SENDS_MAX: Final = 4
+"""Of SEND_BYTES each; a link with more goes on in its writer, so that one flush stays short."""
+
+logger = logging.getLogger("broker")
+
+
+class Connection:
+    __slots__ = (
+        "_answered", "_attached_at", "_drained", "_nursery", "_question", "_read_scope", "_shut", "_unpaused", "_writing", "bound",
+        "cause", "certificate", "connected_at_s", "ended", "finished", "link", "listener", "peer", "question_scope", "server", "transport",
+    )  # fmt: skip
+
+    def __init__(self, server: Server, transport: Transport, peer: str, listener: str = "", bound: BoundSocket | None = None) -> None:
+        self.server = server
+        self.transport = transport
+        self.peer = peer
+        self.listener = listener
+        self.bound = bound
+        self.link: Link | None = None
+        self.connected_at_s = time.time()
+        """Unix time."""
+        self.certificate: Mapping[str, Any] | None = None
+        self.cause = ""
+        """How the stream failed, if it did; the core knows only that it is gone."""
+        self.ended = False
+        """Nothing may be started in its nursery any more."""
+        self.finished: trio.Event | None = None
+        """Set at the very end, for those who wait for it."""
+        self.question_scope: trio.CancelScope | None = None
+        self._nursery: trio.Nursery | None = None
+        self._read_scope: trio.CancelScope | None = None
+        self._attached_at = 0.0
+        self._writing = False
+        self._shut = False
+        """Our sending side is closed, or the reading task is to close both."""
+        self._unpaused: trio.Event | None = None
+        self._drained: trio.Event | None = None
+        self._question: AuthRequest | None = None
+        self._answered: trio.Event | None = None
+
+    # ---- its life ----
+
+    async def run(self) -> None:
+        """To its end, whatever that is. Raises nothing but a cancellation from outside."""
+        try:
+            try:
+                await self._serve()
+            finally:
+                self.ended = True
+                self._detach()
+                await self.transport.aclose()
+        except BROKEN:
+            pass  # while closing: there is nobody left to tell
+        except Exception:
+            logger.exception("a fault of the broker ended the connection of %s", self.describe())
+        except BaseExceptionGroup as group:
+            faults, others = group.split(Exception)
+            if faults is not None:
+                logger.error("a fault of the broker ended the connection of %s", self.describe(), exc_info=faults)
+            if others is not None:
+                raise others from None
+        finally:
+            if self.link is not None:
+                self.link.transport = None  # no cycle: a busy broker's collector comes late
+            self.server.forget(self)
+            if self.finished is not None:
+                self.finished.set()
+
+    def describe(self) -> str:
+        return f"({self.peer})" if self.link is None else self.link.describe()
+
+    def cancel(self) -> None:
+        """End it at once, without a goodbye."""
+        self.ended = True
+        if self._nursery is not None:
+            self._nursery.cancel_scope.cancel()
+
+    async def _serve(self) -> None:
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
+                if self.ended:  # cancelled before it began
+                    return
+                if await self._handshake():
+                    self._attach()
+                    if self.transport.half_closes:
+                        await self._read()
+                    else:
+                        with trio.CancelScope() as self._read_scope:
+                            await self._read()
+                        if self._shut:
+                            await self.transport.end()
+            except BROKEN as error:
+                self._broken(error)
+            finally:
+                # Before the nursery closes, or a flush might start a writer in a closed one.
+                self.ended = True
+                nursery.cancel_scope.cancel()
+
+    async def _handshake(self) -> bool:
+        """TLS and its kind lie under the same timeout as CONNECT."""
+        transport = self.transport
+        self._attached_at = trio.current_time()
+        if isinstance(transport, StreamTransport) and isinstance(transport.stream, trio.SSLStream):
+            with trio.move_on_after(self.server.limits.connect_timeout_s) as scope:
+                try:
+                    await transport.stream.do_handshake()
+                except BROKEN as error:
+                    logger.info("TLS handshake failed with %s: %s", self.peer, error.__cause__ or error)
+                    return False
+            if scope.cancelled_caught:
+                logger.info("TLS handshake timed out with %s", self.peer)
+                return False
+            self.certificate = transport.stream.getpeercert() or None
+        return True
+
+    def _attach(self) -> None:
+        # Counted from accept: a slow handshake leaves less for CONNECT.
+        self.link = self.server.engine.attach(self.peer, self._attached_at, listener=self.listener, transport=self)
+        self.server.flush()
+
+    def _detach(self) -> None:
+        if self.link is not None:
+            self.server.engine.detach(self.link, trio.current_time())
+            self.server.flush()
+
+    def _broken(self, error: BaseException) -> None:
+        """The stream failed: it counts as gone, and the log says how."""
+        if self.link is not None and not self.link.cause:
+            cause = strerror(error) if isinstance(error, OSError) else (str(error) or "closed")
+            self.cause = f"the connection was lost: {cause}"
+
+    # ---- reading ----
+
+    async def _read(self) -> None:
+        link = self.link
+        assert link is not None
+        server = self.server
+        engine = server.engine
+        receive = self.transport.receive
+        while True:
+            if link.paused and not link.closing:
+                self._unpaused = trio.Event()
+                await self._unpaused.wait()
+                self._unpaused = None
+                more = engine.receive(link, b"", trio.current_time())  # what it held when it was paused
+            else:
+                data = await receive()
+                if not data:
+                    break
+                if link.closing:
+                    continue  # discarded, so that the kernel sends no RST, which may overtake our last bytes
+                more = engine.receive(link, data, trio.current_time())
+            server.flush()
+            while more:
+                await trio.lowlevel.checkpoint()
+                more = engine.receive(link, b"", trio.current_time())
+                server.flush()
+            if link.auth is not None and link.auth is not self._question:
+                self._ask(link.auth)
+        await self._drain(link)
+
+    async def _drain(self, link: Link) -> None:
+        """The peer sends no more; it may still read, so it gets what was queued for it."""
+        self._hurry()
+        self.server.engine.detach(link, trio.current_time())
+        self.server.flush()
+        while True:
+            self.flush()
+            if not self._writing:
+                return
+            self._drained = trio.Event()
+            await self._drained.wait()
+
+    def _hurry(self) -> None:
+        """From now on the peer has `close_timeout_s`."""
+        if self._nursery is not None:
+            scope = self._nursery.cancel_scope
+            scope.deadline = min(scope.deadline, trio.current_time() + self.server.limits.close_timeout_s)
+
+    # ---- writing ----
+
+    def flush(self) -> None:
+        """Send what the socket takes, and do what the link asks for. Never raises, whoever calls it: the fault is this client's."""
+        if self.ended or self.link is None:
+            return
+        try:
+            self._flush(self.link)
+        except BROKEN as error:
+            self._broken(error)
+            self.cancel()
+        except Exception:
+            logger.exception("a fault of the broker ended the connection of %s", self.describe())
+            self.cancel()
+
+    def _flush(self, link: Link) -> None:
+        closing = link.closing
+        if self._unpaused is not None and (closing or not link.paused):
+            self._unpaused.set()
+        if self._question is not None:
+            self._look_at_question(self._question)
+        if closing and not self._shut:
+            self._hurry()
+        if self._writing:
+            return
+        engine = self.server.engine
+        for _ in range(DIRECT_SENDS_MAX):
+            data = engine.data_to_send(link, SEND_BYTES)
+            if not data:
+                if not closing or self._shut:
+                    return
+                self._shut = self.transport.shutdown_write_nowait()
+                if self._shut:
+                    return
+                break
+            count = self.transport.send_nowait(data)
+            if count:
+                engine.bytes_sent(link, count, trio.current_time())
+            if count < len(data):
+                break
+        self._writing = True
+        assert self._nursery is not None
+        self._nursery.start_soon(self._write, link)
+
+    async def _write(self, link: Link) -> None:
+        """Until everything is sent. The only one that sends, while it lives."""
+        server = self.server
+        engine = server.engine
+        transport = self.transport
+        try:
+            while data := engine.data_to_send(link, SEND_BYTES):
+                count = await transport.send_some(data)
+                engine.bytes_sent(link, count, trio.current_time())
+                server.flush()  # who waited for this link may go on
+            if link.closing and not self._shut:
+                self._shut = True
+                if transport.half_closes:
+                    await transport.end()
+                elif self._read_scope is not None:
+                    self._read_scope.cancel()  # it closes both ways, which nobody may be reading for
+        except BROKEN as error:
+            self._broken(error)
+            self.cancel()
+        finally:
+            self._writing = False
+            if self._drained is not None:
+                self._drained.set()
+        # Something may have come in, or closing begun, during the last wait.
+        self.flush()
+
+    # ---- authentication ----
+
+    def _ask(self, question: AuthRequest) -> None:
+        server = self.server
+        self._question = question
+        assert self._nursery is not None
+        assert self.link is not None
+        if server.authenticate is None or (self._anonymous(question) and not server.may_be_anonymous(self.bound)):
+            self._settle(None, ReasonCode.NOT_AUTHORIZED, None)
+            return
+        begun = trio.current_time() if question.reauthentication else self._attached_at
+        deadline = begun + server.limits.connect_timeout_s
+        self._nursery.start_soon(authentication.ask, self, question, server.authenticate, server.limiter, deadline)
+
+    @staticmethod
+    def _anonymous(question: AuthRequest) -> bool:
+        return question.username is None and question.method is None
+
+    def _look_at_question(self, question: AuthRequest) -> None:
+        if question.done:
+            if self.question_scope is not None:
+                self.question_scope.cancel()
+            self._question = self.question_scope = None
+        elif question.answers and self._answered is not None:
+            self._answered.set()
+
+    def _settle(self, username: str | None, refused: ReasonCode | None, data: bytes | None) -> None:
+        assert self.link is not None
+        self._question = self.question_scope = None
+        self.server.engine.authenticated(self.link, username, trio.current_time(), refused=refused, data=data)
+        self.server.flush()
+
+    async def answer(self, username: str | None, refused: ReasonCode | None, data: bytes | None) -> None:
+        """The hook's verdict, for the core; then what the client has sent ahead."""
+        self._settle(username, refused, data)
+        assert self.link is not None
+        while self.server.engine.receive(self.link, b"", trio.current_time()):
+            self.server.flush()
+            await trio.lowlevel.checkpoint()
+        self.server.flush()
+
+    async def challenge(self, question: AuthRequest, data: bytes) -> bytes:
+        """Ask the client for more and wait for what it says; the caller's deadline bounds it."""
+        assert self.link is not None
+        self.server.engine.challenge(self.link, data, trio.current_time())
+        self._answered = trio.Event()
+        self.server.flush()
+        try:
+            while not question.answers:
+                await self._answered.wait()
+                self._answered = trio.Event()
+        finally:
+            self._answered = None
+        return question.answers.popleft()

@@ -1,0 +1,158 @@
+"""Dialling: a URL to a connected byte stream, over TCP, TLS or a Unix socket, and every way it can fail in one clear line.
+
+A TCP socket that dials a local port nobody listens on may be given that very port as its own, and then it is connected to
+itself (TCP's simultaneous open): that counts as refused, else the dialler would talk MQTT to its own echo.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import ssl
+from typing import Final, Literal
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import trio
+from msgspec import Struct
+
+from broker.errors import ConnectError, NotSupported
+
+PORTS: Final = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
+
+Scheme = Literal["mqtt", "mqtts", "ws", "wss", "unix"]
+
+
+class Target(Struct, frozen=True):
+    """Where to dial. path: of the Unix socket, or of the WebSocket. options: the query, undecided what they mean."""
+
+    scheme: Scheme
+    host: str = ""
+    port: int = 0
+    path: str = ""
+    username: str | None = None
+    password: str | None = None
+    options: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def address(self) -> str:
+        """For people and errors; never holds a password."""
+        if self.scheme == "unix":
+            return f"unix://{self.path}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}{self.path}"
+
+    def __repr__(self) -> str:
+        return f"Target({self.address})"
+
+
+def parse_url(url: str) -> Target:
+    """`mqtt[s]://[user[:password]@]host[:port][?key=value]`, `ws[s]://host[:port]/path`, `unix:///absolute/path`.
+
+    Parts are percent-decoded. ValueError says what is wrong, without repeating the URL, for it may hold a password.
+    """
+    parts = urlsplit(url)
+    scheme = parts.scheme.lower()
+    options = tuple(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True)) if parts.query else ()
+    if parts.fragment:
+        raise ValueError("a broker's URL has no #fragment")
+    if scheme == "unix":
+        if parts.netloc or not parts.path.startswith("/"):
+            raise ValueError("a Unix socket is written unix:///absolute/path")
+        return Target("unix", path=unquote(parts.path), options=options)
+    if scheme not in PORTS:
+        raise ValueError(f"a broker's URL begins with mqtt://, mqtts://, ws://, wss:// or unix://, not {scheme or 'without a scheme'}")
+    if scheme in ("mqtt", "mqtts") and parts.path not in ("", "/"):
+        raise ValueError(f"{scheme}:// takes no path")
+    if not parts.hostname:
+        raise ValueError("the URL names no host")
+    try:
+        port = parts.port
+    except ValueError:
+        raise ValueError("the port in the URL is not a number from 0 to 65535") from None
+    return Target(
+        scheme,  # type: ignore[arg-type]  # one of PORTS' keys
+        host=unquote(parts.hostname),
+        port=PORTS[scheme] if port is None else port,
+        path=parts.path if scheme in ("ws", "wss") else "",
+        username=None if parts.username is None else unquote(parts.username),
+        password=None if parts.password is None else unquote(parts.password),
+        options=options,
+    )
+
+
+async def dial(target: Target, *, tls: ssl.SSLContext | None = None, bind_address: str | None = None, nodelay: bool = True) -> trio.abc.Stream:
+    """A connected stream, with its TLS handshake done. ConnectError, with the cause in words; bounded by the caller's scope.
+
+    tls: given for mqtt:// too, it is used there; mqtts:// without one trusts what the system trusts.
+    """
+    if target.scheme in ("ws", "wss"):
+        raise NotSupported("WebSocket is not there yet")
+    try:
+        if target.scheme == "unix":
+            if not hasattr(socket, "AF_UNIX"):
+                raise NotSupported("this system has no Unix sockets")
+            return await trio.open_unix_socket(target.path)
+        stream = await trio.open_tcp_stream(target.host, target.port, local_address=bind_address)
+    except OSError as error:
+        raise ConnectError(target.address, _cause(error)) from error
+    except UnicodeError:
+        raise ConnectError(target.address, "this is not a host name") from None
+    try:
+        return await _prepare(stream, target, tls, nodelay)
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
+
+
+async def _prepare(stream: trio.SocketStream, target: Target, tls: ssl.SSLContext | None, nodelay: bool) -> trio.abc.Stream:
+    if is_self_connected(stream.socket):
+        raise ConnectError(target.address, "connection refused (the socket was connected to itself: nobody listens there)")
+    if not nodelay:
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)  # Trio sets it by itself
+    if target.scheme != "mqtts" and tls is None:
+        return stream
+    context = ssl.create_default_context() if tls is None else tls
+    secured = trio.SSLStream(stream, context, server_hostname=target.host, https_compatible=True)
+    try:
+        await secured.do_handshake()
+    except (trio.BrokenResourceError, ssl.SSLError, OSError) as error:
+        raise ConnectError(target.address, f"TLS failed: {_tls_cause(error)}") from error
+    return secured
+
+
+def is_self_connected(connected: trio.socket.SocketType) -> bool:
+    """Are both ends of this TCP connection the same socket?"""
+    try:
+        return bool(connected.getsockname() == connected.getpeername())
+    except OSError:  # reset already; the first read will tell
+        return False
+
+
+def _cause(error: BaseException) -> str:
+    """One line for people, of an OSError or the several that trying several addresses gave: the last tells most."""
+    while True:
+        if isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[-1]
+        elif isinstance(error, OSError) and error.errno is None and error.__cause__ is not None:
+            error = error.__cause__
+        else:
+            break
+    if isinstance(error, socket.gaierror):
+        return f"host name not found ({error.strerror})"
+    if isinstance(error, OSError) and error.errno is not None:
+        if error.errno == errno.ECONNREFUSED:
+            return "connection refused"
+        return os.strerror(error.errno).lower()
+    return str(error) or type(error).__name__
+
+
+def _tls_cause(error: BaseException) -> str:
+    cause: BaseException = error
+    while cause.__cause__ is not None and not isinstance(cause, ssl.SSLError):
+        cause = cause.__cause__
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return f"the broker's certificate was not accepted: {cause.verify_message}"
+    if isinstance(cause, ssl.SSLError):
+        return (cause.reason or str(cause)).lower().replace("_", " ")
+    return "the other end broke off the handshake; does it speak TLS?"

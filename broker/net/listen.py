@@ -1,0 +1,359 @@
+"""Where to listen: what a Listener says, and the sockets it becomes. All addresses of all listeners are bound, or none stay open.
+
+An address that could not be bound is the first thing a newcomer meets, so each failure is one line that names the address
+and says what to do about it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import os
+import socket
+import ssl
+import stat
+import sys
+from collections.abc import Sequence
+from typing import Final, Literal
+from urllib.parse import unquote, urlsplit
+
+import trio
+from msgspec import Struct
+
+from broker.errors import ConfigError, ListenError
+from broker.net.transport import strerror
+
+PORT_ZERO_ATTEMPTS_MAX: Final = 50
+_HAS_UNIX: Final = hasattr(socket, "AF_UNIX")
+
+
+class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One place to listen.
+
+    host: a name or address; "localhost" is 127.0.0.1, and ::1 where the machine has it; "*" is every interface. port: 0
+    asks for a free one, the same on every address of the host. unix: a path, instead of host and port. unix_mode: the
+    permissions of that path, "0660". tls: trio's TLS over the socket. allow_anonymous: overrides the broker's; False
+    refuses a CONNECT without user name before anybody is asked. backlog is capped by the system. receive_buffer_bytes,
+    send_buffer_bytes, tcp_keepalive_s: 0 leaves the system's. connections_count_max: more are closed at once.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 1883
+    unix: str | None = None
+    unix_mode: str = "0660"
+    protocol: Literal["mqtt", "websocket"] = "mqtt"
+    path: str = "/mqtt"
+    tls: ssl.SSLContext | None = None
+    allow_anonymous: bool | None = None
+    backlog: int = 1024
+    nodelay: bool = True
+    receive_buffer_bytes: int = 0
+    send_buffer_bytes: int = 0
+    tcp_keepalive_s: float = 0
+    connections_count_max: int = 100_000
+
+    @property
+    def url(self) -> str:
+        """As it was asked for; the real ports are in `Broker.urls`."""
+        if self.unix is not None:
+            return f"unix://{self.unix}"
+        return f"{self.scheme}://{url_host(self.host)}:{self.port}"
+
+    @property
+    def scheme(self) -> str:
+        return "mqtt" if self.tls is None else "mqtts"
+
+    @property
+    def is_private(self) -> bool:
+        """Reached from this machine only: a Unix socket or a loopback address."""
+        return self.unix is not None or is_loopback(self.host)
+
+
+class BoundSocket:
+    """A listening, non-blocking socket of one Listener, and how many of its connections are open."""
+
+    __slots__ = ("address", "connections_count", "inode", "listener", "socket", "url")
+
+    def __init__(self, listening: socket.socket, listener: Listener, url: str, inode: tuple[int, int] | None = None) -> None:
+        self.socket = listening
+        self.listener = listener
+        self.url = url
+        self.address = url.partition("://")[2]
+        self.inode = inode
+        """Device and inode of the Unix path that we made."""
+        self.connections_count = 0
+
+    def close(self) -> None:
+        """Stop listening; a Unix path goes too, unless somebody has put another there since."""
+        if self.socket.fileno() >= 0:
+            trio.lowlevel.notify_closing(self.socket)
+            self.socket.close()
+        if self.inode is not None and self.listener.unix is not None:
+            with contextlib.suppress(OSError):
+                found = os.lstat(self.listener.unix)
+                if (found.st_dev, found.st_ino) == self.inode:
+                    os.unlink(self.listener.unix)
+            self.inode = None
+
+
+def is_loopback(host: str) -> bool:
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def url_host(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def parse_listener(text: str) -> Listener:
+    """"mqtt://127.0.0.1:1883", "mqtt://[::1]:0" or "unix:///run/mqtt.sock". ConfigError for anything else."""
+    parts = urlsplit(text)
+    if parts.scheme == "unix":
+        path = unquote(parts.netloc + parts.path)
+        if not path.startswith("/"):
+            raise ConfigError([("", f"expected unix:///absolute/path, got {text!r}")], "listener")
+        return Listener(unix=path)
+    if parts.scheme != "mqtt":
+        what = "not there yet" if parts.scheme in ("mqtts", "ws", "wss") else "expected mqtt://host:port or unix:///absolute/path"
+        if parts.scheme == "mqtts":
+            what = "a URL has no certificate: use Listener(tls=...)"
+        raise ConfigError([("", f"{text!r}: {what}")], "listener")
+    try:
+        port = parts.port
+    except ValueError:
+        raise ConfigError([("", f"{text!r}: the port is not a number from 0 to 65535")], "listener") from None
+    if not parts.hostname or "@" in parts.netloc or parts.path not in ("", "/") or parts.query:
+        raise ConfigError([("", f"expected mqtt://host:port, got {text!r}")], "listener")
+    return Listener(host=unquote(parts.hostname), port=1883 if port is None else port)
+
+
+def check(listener: Listener) -> list[str]:
+    """What is wrong with a listener in itself; empty when nothing is."""
+    faults = []
+    if listener.protocol != "mqtt":
+        faults.append("protocol: websocket is not there yet; use mqtt")
+    if listener.unix is None and not 0 <= listener.port <= 65_535:
+        faults.append(f"port: expected 0 to 65535, got {listener.port}")
+    if listener.unix is not None:
+        if not _HAS_UNIX:
+            faults.append("unix: this system has no Unix sockets")
+        elif len(os.fsencode(listener.unix)) > 107:
+            faults.append("unix: the path is longer than 107 bytes, which the system does not take")
+        try:
+            parse_mode(listener.unix_mode)
+        except ValueError as error:
+            faults.append(f"unix_mode: {error}")
+    for name in ("receive_buffer_bytes", "send_buffer_bytes", "tcp_keepalive_s"):
+        if getattr(listener, name) < 0:
+            faults.append(f"{name}: expected 0 or more, got {getattr(listener, name)}")
+    for name in ("backlog", "connections_count_max"):
+        if getattr(listener, name) < 1:
+            faults.append(f"{name}: expected 1 or more, got {getattr(listener, name)}")
+    return faults
+
+
+def parse_mode(text: str) -> int:
+    """"0660" as a number. ValueError if it is not three or four octal digits."""
+    digits = text.removeprefix("0o")
+    if not (3 <= len(digits) <= 4 and all("0" <= digit <= "7" for digit in digits)):
+        raise ValueError(f'expected octal digits as "0660", got {text!r}')
+    return int(digits, 8)
+
+
+# ---- binding ----------------------------------------------------------------------------------------------------------
+
+
+async def bind_all(listeners: Sequence[Listener | trio.SocketListener]) -> list[BoundSocket]:
+    """Every address of every listener, listening. ListenError or ConfigError, and nothing stays open."""
+    bound: list[BoundSocket] = []
+    own = [listener for listener in listeners if isinstance(listener, Listener)]
+    problems = [(f"listeners[{index}]", fault) for index, listener in enumerate(own) for fault in check(listener)]
+    if problems:
+        raise ConfigError(problems, "listeners")
+    try:
+        for listener in own:
+            bound += [_bind_unix(listener)] if listener.unix is not None else await _bind_tcp(listener)
+    except BaseException:
+        for one in bound:
+            one.close()
+        raise
+    # Last, since taking the socket out of somebody's SocketListener cannot be undone.
+    bound += [_adopt(given) for given in listeners if isinstance(given, trio.SocketListener)]
+    return bound
+
+
+def _adopt(given: trio.SocketListener) -> BoundSocket:
+    listening = socket.socket(fileno=given.socket.detach())
+    listening.setblocking(False)
+    name = listening.getsockname()
+    if _HAS_UNIX and listening.family == socket.AF_UNIX:
+        path = os.fsdecode(name)
+        return BoundSocket(listening, Listener(unix=path), f"unix://{path}")
+    return BoundSocket(listening, Listener(host=name[0], port=name[1]), f"mqtt://{url_host(name[0])}:{name[1]}")
+
+
+def adopted_is_private(given: trio.SocketListener) -> bool:
+    name = given.socket.getsockname()
+    return not isinstance(name, tuple) or is_loopback(str(name[0]))
+
+
+async def _addresses(listener: Listener) -> list[tuple[int, str]]:
+    """(family, numeric address) of the host, each once."""
+    host = listener.host
+    if host.lower() == "localhost":  # RFC 6761: loopback, whatever a file or a name server says
+        found = [(int(socket.AF_INET), "127.0.0.1"), (int(socket.AF_INET6), "::1")]
+    elif host in ("*", ""):
+        found = [(int(socket.AF_INET), "0.0.0.0"), (int(socket.AF_INET6), "::")]
+    else:
+        try:
+            answers = await trio.socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        except (socket.gaierror, UnicodeError):
+            raise ListenError(f"{host}:{listener.port}", f"no address is known for {host!r}; check the name, or use a number such as 127.0.0.1") from None
+        found = []
+        for family, _, _, _, address in answers:
+            scope = f"%{address[3]}" if len(address) > 3 and address[3] and "%" not in str(address[0]) else ""
+            if family in (socket.AF_INET, socket.AF_INET6):
+                found.append((int(family), f"{address[0]}{scope}"))
+    return list(dict.fromkeys(found))
+
+
+async def _bind_tcp(listener: Listener) -> list[BoundSocket]:
+    addresses = await _addresses(listener)
+    for attempt in range(PORT_ZERO_ATTEMPTS_MAX):
+        bound: list[BoundSocket] = []
+        missing: ListenError | None = None
+        port = listener.port
+        try:
+            for family, host in addresses:
+                try:
+                    one = _listen_tcp(listener, family, host, port)
+                except OSError as error:
+                    failure = _explain(error, f"{url_host(host)}:{port}", host, port)
+                    # A machine, or a container, without IPv6 still resolves names to it.
+                    if family == socket.AF_INET6 and len(addresses) > 1 and error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                        missing = failure
+                        continue
+                    if error.errno == errno.EADDRINUSE and listener.port == 0 and bound and attempt + 1 < PORT_ZERO_ATTEMPTS_MAX:
+                        break  # free on the first address, taken on the next: ask for another port
+                    raise failure from None
+                bound.append(one)
+                port = one.socket.getsockname()[1]
+            else:
+                if bound:
+                    return bound
+                raise missing or ListenError(f"{listener.host}:{listener.port}", "this machine has no such address")
+        except BaseException:
+            _close_all(bound)
+            raise
+        _close_all(bound)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _close_all(bound: list[BoundSocket]) -> None:
+    for one in bound:
+        one.close()
+
+
+def _listen_tcp(listener: Listener, family: int, host: str, port: int) -> BoundSocket:
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setblocking(False)
+        if sys.platform == "win32":
+            # There SO_REUSEADDR lets two programs listen on one port, at the same time; this forbids it.
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        else:
+            # A restart must not wait for the TIME_WAIT of old connections; a second listener is refused all the same.
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            # Each family has its own socket, so that "::" does not also take 0.0.0.0 on some systems.
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        # Accepted sockets inherit these; after accept would be too late for the TCP window's scale.
+        _set_buffers(listening, listener)
+        address, _, scope = host.partition("%")
+        if scope:
+            listening.bind((address, port, 0, int(scope) if scope.isdigit() else socket.if_nametoindex(scope)))
+        else:
+            listening.bind((address, port))
+        listening.listen(listener.backlog)
+        real = listening.getsockname()[1]
+    except BaseException:
+        listening.close()
+        raise
+    return BoundSocket(listening, listener, f"{listener.scheme}://{url_host(host)}:{real}")
+
+
+def _set_buffers(listening: socket.socket, listener: Listener) -> None:
+    if listener.receive_buffer_bytes:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, listener.receive_buffer_bytes)
+    if listener.send_buffer_bytes:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, listener.send_buffer_bytes)
+
+
+def _bind_unix(listener: Listener) -> BoundSocket:
+    path = listener.unix
+    assert path is not None
+    try:
+        _remove_stale(path)
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            listening.setblocking(False)
+            _set_buffers(listening, listener)
+            listening.bind(path)
+            # Nobody can connect before listen(), so there is no moment at which the path stands open to all.
+            os.chmod(path, parse_mode(listener.unix_mode))
+            found = os.lstat(path)
+            listening.listen(listener.backlog)
+        except BaseException:
+            listening.close()
+            raise
+    except OSError as error:
+        raise _explain(error, f"unix://{path}", path, -1) from None
+    return BoundSocket(listening, listener, f"unix://{path}", (found.st_dev, found.st_ino))
+
+
+def _remove_stale(path: str) -> None:
+    """A broker that was killed leaves its path behind. It is replaced if nobody answers there; anything but a socket stays."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise ListenError(f"unix://{path}", "a file that is not a socket is there; remove it, or choose another path with --unix")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # a full backlog answers EAGAIN: somebody is there
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+        except FileNotFoundError:
+            return
+        except BlockingIOError:
+            pass
+    raise OSError(errno.EADDRINUSE, "in use")
+
+
+def _explain(error: OSError, address: str, host: str, port: int) -> ListenError:
+    if isinstance(error, ListenError):
+        return error
+    code = error.errno
+    unix = port < 0
+    if code == errno.EADDRINUSE:
+        if unix:
+            return ListenError(address, "another program is listening there; stop it, or choose another path with --unix")
+        return ListenError(address, f"another program is listening on {address}; stop it, or choose another with --port")
+    if code in (errno.EACCES, errno.EPERM):
+        if unix:
+            return ListenError(address, f"permission denied; {os.path.dirname(host) or '.'} must be writable for this user, or choose another path")
+        return ListenError(address, "permission denied; ports below 1024 belong to root: choose another with --port, such as 1883")
+    if code == errno.EADDRNOTAVAIL:
+        return ListenError(address, f'this machine has no address {host}; use one of its own, or "*" for all of them')
+    if code == errno.EAFNOSUPPORT:
+        return ListenError(address, "this machine does not speak that address family; use an IPv4 address")
+    if unix and code in (errno.ENOENT, errno.ENOTDIR):
+        return ListenError(address, f"there is no directory {os.path.dirname(host)}; make it, or choose another path")
+    return ListenError(address, strerror(error))

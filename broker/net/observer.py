@@ -1,0 +1,50 @@
+"""What the log says of clients: one line when one comes, one when it goes, one for each that broke the protocol.
+
+Never a password; a user name and a Client Identifier are the client's words, so they are shown as quoted literals.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+from broker.core.observer import Observer
+from broker.net.connection import Connection
+
+if TYPE_CHECKING:
+    from broker.core.link import Link
+    from broker.reasons import ReasonCode
+
+_VERSIONS: Final = {3: "3.1", 4: "3.1.1", 5: "5.0"}
+
+logger = logging.getLogger("broker.clients")
+
+
+class ClientLog(Observer):
+    """connections: one line a connect and disconnect; refusals and violations are always told."""
+
+    def __init__(self, connections: bool = True) -> None:
+        self.connections = connections
+
+    def connected(self, link: Link) -> None:
+        if self.connections:
+            logger.info("connected %r from %s user=%r version=%s", link.client_id, link.peer, link.username, _VERSIONS.get(link.version, "?"))
+
+    def refused(self, link: Link, reason: ReasonCode, cause: str) -> None:
+        logger.warning("refused %r from %s user=%r: %s (0x%02X)", link.client_id, link.peer, link.username, _cause(link, cause), int(reason))
+
+    def violation(self, link: Link, cause: str) -> None:
+        logger.warning("protocol violation by %r from %s: %s", link.client_id, link.peer, cause)
+
+    def disconnected(self, link: Link, cause: str, error: bool) -> None:
+        if self.connections:
+            logger.info("disconnected %r from %s user=%r: %s", link.client_id, link.peer, link.username, _cause(link, cause))
+
+    def dropped(self, client_id: str, reason: str, count: int) -> None:
+        logger.debug("%d messages for %r were dropped: %s", count, client_id, reason)
+
+
+def _cause(link: Link, cause: str) -> str:
+    """What the stream said is more than what the core can know."""
+    transport = link.transport
+    return transport.cause if isinstance(transport, Connection) and transport.cause else cause

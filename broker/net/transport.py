@@ -1,0 +1,219 @@
+"""What carries bytes, behind one small seam: a socket that is written to directly, or any Trio stream with a writer task.
+
+A direct non-blocking `send` from the task that made the bytes saves a task switch for each recipient, and that is most of
+the cost of sparse traffic. A stream that can only be awaited (memory, TLS, an embedder's own) answers 0 to `send_nowait`, so
+that the connection's writer does the work: two ways to write, one connection.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from typing import Final, Protocol
+
+import trio
+
+from broker.net.memory import BUFFER_BYTES as BUFFER_BYTES
+from broker.net.memory import MemoryStream as MemoryStream
+from broker.net.memory import memory_stream_pair as memory_stream_pair
+
+READ_BYTES: Final = 65_536
+READ_BYTES_CROWDED: Final = 16_384
+STREAMING_COUNT_CROWDED: Final = 8
+STREAM_SEND_BYTES: Final = 65_536
+"""Handed to `send_all` at a time: what lies inside a foreign stream is no longer ours to count."""
+
+BROKEN: Final = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
+"""What a transport raises when the connection is gone."""
+
+
+class ReadSizes:
+    """How much one read takes: 64 KiB, or 16 KiB while many clients stream, so that a bystander's turn comes soon."""
+
+    __slots__ = ("bytes", "streaming_count")
+
+    def __init__(self) -> None:
+        self.bytes = READ_BYTES
+        self.streaming_count = 0
+
+    def change(self, by: int) -> None:
+        self.streaming_count += by
+        self.bytes = READ_BYTES_CROWDED if self.streaming_count > STREAMING_COUNT_CROWDED else READ_BYTES
+
+
+class Transport(Protocol):
+    """One byte stream. One task receives; writing is the connection's, never two tasks at once."""
+
+    @property
+    def half_closes(self) -> bool:
+        """Can it stop sending and go on receiving? If not, `end` closes both ways."""
+
+    @property
+    def streaming(self) -> bool:
+        """The last read was full: more lies there already."""
+
+    async def receive(self) -> bytes:
+        """At least one byte, or b"" at the end of the stream. Raises one of BROKEN."""
+
+    def send_nowait(self, data: bytes | memoryview) -> int:
+        """How many of the first bytes were taken, 0 if it would block. Raises one of BROKEN."""
+
+    async def send_some(self, data: bytes | memoryview) -> int:
+        """Wait until at least one byte is taken; how many were. Raises one of BROKEN."""
+
+    def shutdown_write_nowait(self) -> bool:
+        """Say that nothing more comes; False if that needs `end`."""
+
+    async def end(self) -> None:
+        """The same, waiting; where the stream cannot half-close, say goodbye and close as properly as it can."""
+
+    async def aclose(self) -> None:
+        """Close at once, also when cancelled."""
+
+
+class SocketTransport:
+    """A connected, non-blocking stdlib socket: TCP or Unix. Owns it."""
+
+    __slots__ = ("_sizes", "socket", "streaming")
+
+    half_closes: Final = True
+
+    def __init__(self, connected: socket.socket, sizes: ReadSizes | None = None) -> None:
+        connected.setblocking(False)
+        self.socket = connected
+        self.streaming = False
+        self._sizes = ReadSizes() if sizes is None else sizes
+
+    async def receive(self) -> bytes:
+        # After a full read more is likely there: try at once (the others get their turn first). After a short one it is
+        # not, and a `recv` that answers EAGAIN costs more than it saves: wait first.
+        if self.streaming:
+            await trio.lowlevel.checkpoint()
+        else:
+            await trio.lowlevel.wait_readable(self.socket)
+        size = self._sizes.bytes
+        while True:
+            try:
+                data = self.socket.recv(size)
+                break
+            except (BlockingIOError, InterruptedError):
+                await trio.lowlevel.wait_readable(self.socket)
+        self._set_streaming(len(data) == size)
+        return data
+
+    def _set_streaming(self, streaming: bool) -> None:
+        if streaming is not self.streaming:
+            self.streaming = streaming
+            self._sizes.change(1 if streaming else -1)
+
+    def send_nowait(self, data: bytes | memoryview) -> int:
+        try:
+            return self.socket.send(data)
+        except (BlockingIOError, InterruptedError):
+            return 0
+
+    async def send_some(self, data: bytes | memoryview) -> int:
+        while True:
+            await trio.lowlevel.wait_writable(self.socket)
+            count = self.send_nowait(data)
+            if count:
+                return count
+
+    def shutdown_write_nowait(self) -> bool:
+        # ENOTCONN: the peer has reset the connection; the reading task will see that for itself.
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_WR)
+        return True
+
+    async def end(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self.shutdown_write_nowait()
+
+    def close(self) -> None:
+        self._set_streaming(False)
+        if self.socket.fileno() >= 0:
+            trio.lowlevel.notify_closing(self.socket)
+            self.socket.close()
+
+    async def aclose(self) -> None:
+        self.close()
+
+
+class StreamTransport:
+    """Any trio.abc.Stream: memory, TLS, WebSocket, an embedder's own. Owns it."""
+
+    __slots__ = ("half_closes", "stream", "streaming")
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self.stream = stream
+        self.streaming = False
+        self.half_closes = isinstance(stream, trio.abc.HalfCloseableStream)
+
+    async def receive(self) -> bytes:
+        return bytes(await self.stream.receive_some(READ_BYTES))
+
+    def send_nowait(self, data: bytes | memoryview) -> int:
+        return 0
+
+    async def send_some(self, data: bytes | memoryview) -> int:
+        part = data if len(data) <= STREAM_SEND_BYTES else memoryview(data)[:STREAM_SEND_BYTES]
+        await self.stream.send_all(part)
+        return len(part)
+
+    def shutdown_write_nowait(self) -> bool:
+        return False
+
+    async def end(self) -> None:
+        """For TLS: close_notify, the peer's, then the same on the TCP connection below; for others what they offer."""
+        stream = self.stream
+        if isinstance(stream, trio.abc.HalfCloseableStream):
+            await stream.send_eof()
+            return
+        if isinstance(stream, trio.SSLStream):
+            below, _ = await stream.unwrap()
+            if isinstance(below, trio.abc.HalfCloseableStream):
+                await below.send_eof()
+                while await below.receive_some(READ_BYTES):
+                    pass
+            await below.aclose()
+            return
+        await stream.aclose()
+
+    async def aclose(self) -> None:
+        await trio.aclose_forcefully(self.stream)
+
+
+def peer_name(address: object, family: int) -> str:
+    """For people: "192.0.2.7:50123", "[2001:db8::7]:50123", "unix"."""
+    if family == socket.AF_INET and isinstance(address, tuple):
+        return f"{address[0]}:{address[1]}"
+    if family == socket.AF_INET6 and isinstance(address, tuple):
+        return f"[{address[0]}]:{address[1]}"
+    return "unix"
+
+
+def set_options(connected: socket.socket, *, nodelay: bool, tcp_keepalive_s: float) -> None:
+    """TCP_NODELAY and keepalive on an accepted socket; buffers were set on the listening one, which hands them down."""
+    if connected.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    # A peer that is gone already answers EINVAL on some systems; reading it will tell.
+    with contextlib.suppress(OSError):
+        if nodelay:
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if tcp_keepalive_s > 0:
+            seconds = max(1, round(tcp_keepalive_s))
+            connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for name in ("TCP_KEEPIDLE", "TCP_KEEPALIVE"):  # Linux, Windows; macOS
+                if hasattr(socket, name):
+                    connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), seconds)
+                    break
+            if hasattr(socket, "TCP_KEEPINTVL"):
+                connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, seconds // 3))
+
+
+def strerror(error: OSError) -> str:
+    """The system's own words for an error, without number and path."""
+    if error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno).lower()
+    return str(error)
