@@ -9,7 +9,7 @@ from broker.core.replay import Replay
 from broker.core.topic_table import Subscription
 from broker.errors import ProtocolError
 from broker.reasons import ReasonCode
-from broker.wire.codec import encode
+from broker.wire.codec import encode, encode_varint
 from broker.wire.packets import SubAck, Subscribe, SubscriptionRequest, UnsubAck, Unsubscribe
 from broker.wire.topics import split_shared, topic_filter_fault
 
@@ -26,6 +26,7 @@ def on_subscribe(state: State, link: Link, packet: Subscribe, now: float) -> Non
     if identifiers and not state.limits.subscription_identifier_available:
         raise ProtocolError("Subscription Identifiers are not supported", ReasonCode.SUBSCRIPTION_IDENTIFIERS_NOT_SUPPORTED)
     _refuse_unavailable(state, packet)
+    _refuse_unanswerable(link, len(packet.subscriptions))
     identifier = identifiers[0] if identifiers else 0
     # As if each came in a packet of its own [MQTT5-3.8.4-5], with one combined answer [MQTT5-3.8.4-6] before anything that follows from it.
     reasons = tuple(_subscribe(state, link, session, request, identifier) for request in packet.subscriptions)
@@ -47,6 +48,14 @@ def _refuse_unavailable(state: State, packet: Subscribe) -> None:
                 raise ProtocolError("shared subscriptions are not supported", ReasonCode.SHARED_SUBSCRIPTIONS_NOT_SUPPORTED)
         if not limits.wildcard_subscription_available and ("+" in plain or "#" in plain):
             raise ProtocolError("wildcard subscriptions are not supported", ReasonCode.WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED)
+
+
+def _refuse_unanswerable(link: Link, count: int) -> None:
+    """An answer with `count` codes that the client has no room for may be neither sent [MQTT5-3.1.2-24] nor left out [MQTT5-3.8.4-1]
+    [MQTT5-3.10.4-4]: the connection ends before any filter has acted."""
+    remaining = 3 + count  # packet id, no properties, the codes
+    if 1 + len(encode_varint(remaining)) + remaining > link.packet_bytes_max:
+        raise ProtocolError("the answer would be larger than the client's Maximum Packet Size", ReasonCode.PACKET_TOO_LARGE)
 
 
 def _subscribe(state: State, link: Link, session: Session, request: SubscriptionRequest, identifier: int) -> ReasonCode:
@@ -77,6 +86,7 @@ def _subscribe(state: State, link: Link, session: Session, request: Subscription
 def on_unsubscribe(state: State, link: Link, packet: Unsubscribe, now: float) -> None:
     session = link.session
     assert session is not None
+    _refuse_unanswerable(link, len(packet.filters))
     reasons = tuple(
         ReasonCode.SUCCESS if state.topics.remove(session, filter) else ReasonCode.NO_SUBSCRIPTION_EXISTED  # [MQTT5-3.10.4-1, -5]
         for filter in packet.filters
