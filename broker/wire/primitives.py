@@ -110,6 +110,9 @@ _SHORT_VARINTS: Final = [bytes((value,)) if value < 0x80 else bytes((value & 0x7
 """The varints of small packets, made once: nearly all that are ever sent."""
 
 
+_SHORT_LENGTHS: Final = [size.to_bytes(2, "big") for size in range(256)]
+
+
 def encode_varint(value: int) -> bytes:
     """The shortest form of 0 to 268,435,455. ValueError beyond."""
     if 0 <= value < 2_048:
@@ -142,8 +145,10 @@ def encode_string(value: str) -> bytes:
     size = len(encoded)
     if size > STRING_BYTES_MAX:
         raise ValueError(f"a string of {size} bytes does not fit a field of {STRING_BYTES_MAX}")
-    if b"\0" in encoded:
+    if "\0" in value:
         raise ValueError("a string with U+0000 cannot be sent")
+    if size < 256:
+        return _SHORT_LENGTHS[size] + encoded
     return size.to_bytes(2, "big") + encoded
 
 
