@@ -59,7 +59,8 @@ class Sender(Generic[M]):
 
         The caller sends a PUBREL for each id in `released`, then drains `resend` while `quota` lasts [MQTT5-4.4.0-1].
         """
-        self.quota = self.quota_max = min(quota_max, PACKET_ID_MAX)
+        # A released id takes no quota on a new connection; so that the two together never use up the ids [MQTT5-2.2.1-4], it lowers the limit there.
+        self.quota = self.quota_max = min(quota_max, PACKET_ID_MAX - len(self.released))
         self.resend = deque(self.unacknowledged.items()) if self.unacknowledged else None
 
     def take_id(self) -> int:
