@@ -26,11 +26,14 @@ def press(state: State, publisher: Link, link: Link, sole: bool, now: float) -> 
     session = publisher.session
     if session is None or session.sender.count:
         return  # its reads carry the acknowledgements that drain its own queue
+    if link.session is None:
+        return  # the overflow rule has just closed it
     if link.pausing is None:
         grace_s = state.limits.slow_subscriber_grace_s
         link.credit_s = min(grace_s, link.credit_s + _REFILL_RATE * (now - link.credit_at))
         link.credit_at = now
-        pause_s = grace_s if sole else link.credit_s
+        progressed = link.outbox.sent_bytes_total != link.progress_mark
+        pause_s = grace_s if sole and progressed else link.credit_s
         if pause_s < _CREDIT_S_MIN:
             return
         link.pausing = {}
