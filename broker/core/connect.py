@@ -57,7 +57,7 @@ def _check(state: State, packet: Connect) -> tuple[ReasonCode, str] | None:
         return ReasonCode.SERVER_UNAVAILABLE, "the broker is shutting down"
     if not packet.client_id and not packet.clean_start and packet.version < MQTT_5:
         return ReasonCode.CLIENT_IDENTIFIER_NOT_VALID, "an empty Client Identifier needs Clean Session 1"  # [MQTT311-3.1.3-8]
-    if len(packet.client_id) > limits.client_id_bytes_max:
+    if len(packet.client_id.encode()) > limits.client_id_bytes_max:
         return ReasonCode.CLIENT_IDENTIFIER_NOT_VALID, "the Client Identifier is too long"
     will = packet.will
     if will is not None:
@@ -128,7 +128,10 @@ def accept(state: State, link: Link, now: float, final_data: bytes | None = None
     encoded = encode_within(connack, link.version, link.packet_bytes_max)
     state.connected_count += 1
     if encoded is None:
-        close_link(state, link, ReasonCode.PACKET_TOO_LARGE, "its Maximum Packet Size is too small for a CONNACK", now)
+        # Nobody was told that it is connected: no DISCONNECT [MQTT5-3.14.0-1], and no Will.
+        leave(state, link, now, "its Maximum Packet Size is too small for a CONNACK", error=True, discard_will=True)
+        link.closing = True
+        state.mark_ready(link)
         return
     state.send(link, encoded)  # [MQTT5-3.2.0-1]
     state.deadlines.cancel(link.deadline)
