@@ -40,7 +40,8 @@ def on_publish(state: State, link: Link, packet: Publish, now: float) -> None:
         if packet.packet_id in session.receiver.held:
             _answer_pubrec(state, link, packet.packet_id, ReasonCode.SUCCESS)  # [MQTT5-4.3.3-10]
             return
-        if len(session.receiver.held) >= limits.receive_maximum:
+        # 3.1.1 was told of no maximum: there the 65,535 numbers are the bound.
+        if link.is_mqtt_5 and len(session.receiver.held) >= limits.receive_maximum:
             raise ProtocolError("more unfinished QoS 2 messages than the Receive Maximum", ReasonCode.RECEIVE_MAXIMUM_EXCEEDED)  # [MQTT5-3.3.4-7]
     reason = _refusal(state, link, packet, topic)
     if reason is None:
