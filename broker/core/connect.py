@@ -13,6 +13,7 @@ from broker.core.auth import AuthRequest
 from broker.core.deadlines import KEEP_ALIVE
 from broker.core.delivery import pump
 from broker.core.ending import close_link, end_session, leave
+from broker.core.inflight import PACKET_ID_MAX
 from broker.core.link import AUTHENTICATING, CONNECTED, ENDED, PACKET_BYTES_LARGEST
 from broker.core.session import Session
 from broker.errors import ProtocolError
@@ -144,6 +145,7 @@ def accept(state: State, link: Link, now: float, final_data: bytes | None = None
     state.observer.connected(link)
     receive_maximum = packet.properties.receive_maximum or 65_535
     session.sender.begin(min(receive_maximum, state.limits.inflight_count_max))
+    session.receiver.begin(state.limits.receive_maximum if link.is_mqtt_5 else PACKET_ID_MAX)  # 3.1.1 has no Receive Maximum
     for packet_id in session.sender.released:  # [MQTT5-4.4.0-1]
         state.send(link, encode(PubRel(packet_id), link.version))
     pump(state, link, now)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from broker.core import pausing
 from broker.core.delivery import deliver, pump
+from broker.core.link import CONNECTED
 from broker.core.message import ApplicationMessage
 from broker.core.relay import RELAY_PACKET_BYTES_MAX
 from broker.core.waiting import Delivery
@@ -68,7 +69,7 @@ def exchange(state: State, link: Link, session: Session, now: float) -> bool:
     counters.packets_received += acknowledged + received
     counters.publish_received += received
     state.work += acknowledged // 8
-    if answers:
+    if answers and link.phase == CONNECTED:  # nothing after a DISCONNECT [MQTT5-3.14.4-1]
         counters.packets_sent += len(answers)
         link.outbox.append(b"".join(answers))
         state.mark_ready(link)
@@ -146,7 +147,7 @@ def _publish(state: State, link: Link, session: Session, data: bytes, position: 
         return 0
     if qos == 2:
         held = session.receiver.held
-        if packet_id in held or len(held) >= state.limits.receive_maximum:
+        if packet_id in held or len(held) >= session.receiver.held_count_max:
             return 0
     message = ApplicationMessage(route.topic, data[payload_start:stop], qos, origin=link.client_id)
     taken = _give(state, link, route, message, qos, packet_id, data[position:stop], topic_stop - position, now)

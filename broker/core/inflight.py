@@ -162,10 +162,16 @@ class Sender(Generic[M]):
 class Receiver:
     """The QoS 2 ids that a peer has published and not yet released."""
 
-    __slots__ = ("held",)
+    __slots__ = ("held", "held_count_max")
 
     def __init__(self) -> None:
         self.held: dict[int, None] = {}
+        self.held_count_max = PACKET_ID_MAX
+        """So many may be held at once on this connection; one more breaks the Receive Maximum."""
+
+    def begin(self, receive_maximum: int) -> None:
+        """A connection begins. What was held before does not count against its Receive Maximum, which is no part of the Session (MQTT 5.0, 4.9)."""
+        self.held_count_max = min(PACKET_ID_MAX, len(self.held) + receive_maximum)
 
     def on_publish(self, packet_id: int) -> bool:
         """True if it is new, and held from now on; False if it repeats one that is held [MQTT5-4.3.3-10]."""

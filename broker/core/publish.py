@@ -41,7 +41,7 @@ def on_publish(state: State, link: Link, packet: Publish, now: float) -> None:
             _answer_pubrec(state, link, packet.packet_id, ReasonCode.SUCCESS)  # [MQTT5-4.3.3-10]
             return
         # 3.1.1 was told of no maximum: there the 65,535 numbers are the bound.
-        if link.is_mqtt_5 and len(session.receiver.held) >= limits.receive_maximum:
+        if link.is_mqtt_5 and len(session.receiver.held) >= session.receiver.held_count_max:
             raise ProtocolError("more unfinished QoS 2 messages than the Receive Maximum", ReasonCode.RECEIVE_MAXIMUM_EXCEEDED)  # [MQTT5-3.3.4-7]
     reason = _refusal(state, link, packet, topic)
     if reason is None:
@@ -50,6 +50,8 @@ def on_publish(state: State, link: Link, packet: Publish, now: float) -> None:
             topic, packet.payload, packet.qos, packet.retain, properties, session.client_id, math.inf if interval is None else now + interval
         )
         reason = publish(state, message, link, now)
+        if link.phase != CONNECTED:
+            return  # its own overflow rule has closed it, and nothing comes after a DISCONNECT [MQTT5-3.14.4-1]
         if not packet.retain and properties is NO_PROPERTIES:
             learn(state, link, topic)
     if packet.qos == 1:
