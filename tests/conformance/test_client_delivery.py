@@ -5,6 +5,8 @@ No scripted broker here says anything that a broker may not; those stand in test
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from broker.core.client_state import Received
@@ -13,7 +15,7 @@ from broker.wire.packets import Properties, Publish, SubscriptionRequest
 from tests.conformance.scripted import ScriptedBroker
 
 VERSIONS = pytest.mark.parametrize("version", [5, 4], ids=["5.0", "3.1.1"])
-EXPIRY = {5: {"clean_start": False, "session_expiry_s": 3600}, 4: {"clean_start": False}}
+EXPIRY: dict[int, dict[str, Any]] = {5: {"clean_start": False, "session_expiry_s": 3600}, 4: {"clean_start": False}}
 
 
 def packet_id(publish: bytes) -> int:
