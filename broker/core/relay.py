@@ -72,6 +72,9 @@ def relay(state: State, link: Link, now: float) -> bool:
         while stop + size <= end and data.startswith(prefix, stop):
             stop += size
             count += 1
+        if count * len(route.targets) > work_max:
+            count = _affordable(route, count, work_max - state.work)
+            stop = start + count * size
         decoder.position = position = stop
         state.counters.packets_received += count
         state.counters.publish_received += count
@@ -79,6 +82,21 @@ def relay(state: State, link: Link, now: float) -> bool:
         if link.paused or state.work >= work_max:
             return False
     return True
+
+
+def _affordable(route: Route, count: int, work_left: int) -> int:
+    """How many of the run's frames to take now: what goes as one slice is cheap, but some recipients need it message by message."""
+    single = 0
+    for target in route.targets:
+        recipient = target.session.link
+        if recipient is not None and (
+            recipient.outbox.waiting.count
+            or recipient.outbox.committed_bytes >= recipient.outbox_bytes_high
+            or recipient.aliases_out is not None
+            or recipient.packet_bytes_max < RELAY_PACKET_BYTES_MAX
+        ):
+            single += 1
+    return min(count, max(1, work_left // single)) if single else count
 
 
 def _relay_run(state: State, link: Link, route: Route, run: bytes, size: int, count: int, body: int, key_stop: int, now: float) -> None:
