@@ -119,9 +119,9 @@ def end_session(state: State, session: Session, now: float) -> None:
     session.expiry_deadline = None
     if state.sessions.get(session.client_id) is session:
         del state.sessions[session.client_id]
+    state.work += 1 + len(session.subscriptions) + (session.queue.count >> 4)
     for filter in list(session.subscriptions):
         state.topics.remove(session, filter)
-    state.work += 1
     session.queue.leave_account()
     # A shared group's messages go to another member, but never one whose QoS 2 delivery had begun [MQTT5-4.8.2-5].
     for delivery in session.sender.unacknowledged.values():

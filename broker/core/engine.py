@@ -427,9 +427,9 @@ class Engine:
             publish(state, will, None, now)
         while state.orphans and state.work < work_max:
             group, message = state.orphans.popleft()
-            state.work += 1
-            member = group.choose(message.qos)
-            if member is not None:
+            member = group.choose(message.qos, message.topic)
+            state.work += 1 + (group.steps_count >> 4)
+            if member is not None and message.expires_at > now:  # [MQTT5-3.3.2-5]
                 identifiers = (member.identifier,) if member.identifier else ()
                 deliver(state, member.session, message, min(message.qos, member.qos), False, identifiers, group, None, False, now)
 

@@ -155,15 +155,14 @@ def route(state: State, message: ApplicationMessage, publisher: Link | None, now
         if deliver(state, target.session, message, qos, retain, target.identifiers, None, publisher, sole, now):
             taken = True
     for group in groups:
-        member = group.choose(message.qos)
+        member = group.choose(message.qos, message.topic)
+        state.work += group.steps_count >> 4
         if member is None:
             continue
         matched = True
         identifiers = (member.identifier,) if member.identifier else ()
         retain = message.retain and member.retain_as_published
         qos = min(message.qos, member.qos)  # [MQTT5-4.8.2-3]
-        if not member.session.may_receive(message.topic):
-            continue
         if deliver(state, member.session, message, qos, retain, identifiers, group, publisher, sole, now):
             taken = True
     if not matched:

@@ -36,15 +36,34 @@ class Subscription:
 class SharedGroup:
     """The members of one `$share/{name}/{filter}`; each message goes to one of them, taken in turn."""
 
-    __slots__ = ("_turn", "members", "name")
+    __slots__ = ("_positions", "_turn", "members", "name", "steps_count")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.members: list[Subscription] = []
+        self._positions: dict[Session, int] = {}
         self._turn = 0
+        self.steps_count = 0
+        """Members that the last `choose` looked at, for the budget of the verb that asked."""
 
-    def choose(self, qos: int, not_session: Session | None = None) -> Subscription | None:
-        """The next member that can take a message of this QoS now, else one that can later; None when nobody can.
+    def join(self, subscription: Subscription) -> None:
+        """Once for each session [MQTT5-3.8.4-3]."""
+        position = self._positions.setdefault(subscription.session, len(self.members))
+        if position == len(self.members):
+            self.members.append(subscription)
+        else:
+            self.members[position] = subscription
+
+    def leave(self, session: Session) -> None:
+        """The last one takes the place, so that a group of a hundred thousand does not cost the square of it to end."""
+        position = self._positions.pop(session)
+        last = self.members.pop()
+        if position < len(self.members):
+            self.members[position] = last
+            self._positions[last.session] = position
+
+    def choose(self, qos: int, topic: str) -> Subscription | None:
+        """The next member that may have a message and can take it now, else one that can later; None when nobody can.
 
         A connected member with room comes first, then a connected one, then (at QoS 1 and 2) one that is away: a group
         that delivers to the dead or the stuck while others wait is what users of other brokers complain about.
@@ -57,17 +76,19 @@ class SharedGroup:
             position = (self._turn + step) % count
             member = members[position]
             session = member.session
-            if session is not_session:
+            if not session.access.allows_all and not session.may_receive(topic):
                 continue
             if session.link is not None or session.sink is not None:
                 if session.has_room(min(qos, member.qos)):
                     self._turn = position + 1
+                    self.steps_count = step + 1
                     return member
                 if second is None:
                     second = member
             elif third is None and min(qos, member.qos) > 0:
                 third = member
         self._turn += 1
+        self.steps_count = count
         return second if second is not None else third
 
 
@@ -364,11 +385,7 @@ def _with(entry: Entry | None, subscription: Subscription, group: str | None) ->
     shared = entry.groups.get(group)
     if shared is None:
         shared = entry.groups[group] = SharedGroup(group)
-    for position, member in enumerate(shared.members):
-        if member.session is subscription.session:
-            shared.members[position] = subscription
-            return entry
-    shared.members.append(subscription)
+    shared.join(subscription)
     return entry
 
 
@@ -379,7 +396,7 @@ def _without(entry: Entry, subscription: Subscription, group: str | None) -> Ent
         del entry.subscriptions[subscription.session]
     else:
         shared = entry.groups[group]
-        shared.members = [member for member in shared.members if member.session is not subscription.session]
+        shared.leave(subscription.session)
         if not shared.members:
             del entry.groups[group]
     if entry.groups:
