@@ -92,10 +92,14 @@ class ConnectError(BrokerError):
 
 
 class ConnectRefused(ConnectError):
-    """The broker answered CONNECT with a reason code of 0x80 or more."""
+    """The broker answered CONNECT with a reason code of 0x80 or more.
 
-    def __init__(self, address: str, reason: ReasonCode, explanation: str | None = None) -> None:
+    return_code: as the wire had it: 1 to 5 in 3.1.1, the reason code itself in 5.0.
+    """
+
+    def __init__(self, address: str, reason: ReasonCode, explanation: str | None = None, *, return_code: int | None = None) -> None:
         self.reason = reason
+        self.return_code = int(reason) if return_code is None else return_code
         super().__init__(address, f"connection refused: {reason.describe()}" + (f" ({explanation})" if explanation else ""))
 
 

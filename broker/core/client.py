@@ -329,6 +329,11 @@ class ClientProtocol:
         self._waiting[1 if publish.qos else 0].append(outgoing)
         return outgoing
 
+    @property
+    def outgoing_count(self) -> int:
+        """Publishes that wait, or whose handshake is not complete."""
+        return len(self._waiting[0]) + len(self._waiting[1]) + self.sender.count
+
     def cancel_publish(self, outgoing: Outgoing) -> bool:
         """True: its PUBLISH had not left, and nothing has happened. False: the handshake goes on, `PublishDone` will come."""
         if outgoing.left or outgoing.done:
@@ -466,6 +471,13 @@ class ClientProtocol:
         self._begin_exchange(exchange)
         return exchange
 
+    def cancel_exchange(self, exchange: Exchange) -> bool:
+        """True: it had not left, and nothing has happened."""
+        if exchange in self._exchanges_waiting:
+            self._exchanges_waiting.remove(exchange)
+            return True
+        return False
+
     def _begin_exchange(self, exchange: Exchange) -> None:
         if self.state != "connected":
             self._exchanges_waiting.append(exchange)
@@ -540,7 +552,7 @@ class ClientProtocol:
             self.reason = packet.reason
             code = packet.reason if self.version >= MQTT_5 else to_connack_return_code(packet.reason)
             self._events.append(Refused(packet.reason, int(code or packet.reason), properties.reason_string))
-            self._close(f"connection refused: {packet.reason.describe()}")
+            self.abandon(f"connection refused: {packet.reason.describe()}")
             return
         sent_clean = self.options.clean_start and not (self.has_session and self.version >= MQTT_5)
         if packet.session_present and sent_clean:
@@ -623,7 +635,7 @@ class ClientProtocol:
             raise ProtocolError("DISCONNECT from a 3.1.1 broker")
         self.reason = packet.reason
         explanation = packet.properties.reason_string
-        self._close(f"the broker disconnected: {packet.reason.describe()}" + (f" ({explanation})" if explanation else ""))
+        self.abandon(f"the broker disconnected: {packet.reason.describe()}" + (f" ({explanation})" if explanation else ""))
 
     def _on_auth(self, packet: Auth, now: float) -> None:
         if self.options.connect_properties.authentication_method is None:
@@ -648,14 +660,15 @@ class ClientProtocol:
         if self.on_packet is not None:
             self.on_packet("sent", packet, frame)
         if self._parts_bytes > self.options.unsent_bytes_max and not isinstance(packet, (Publish, Connect, Subscribe, Unsubscribe)):
-            self._close("the broker does not read, and more answers wait for it than may")
+            self.abandon("the broker does not read, and more answers wait for it than may")
 
     def _fail(self, reason: ReasonCode | None, cause: str) -> None:
         """Close for a fault of the broker's, saying which where 5.0 lets us."""
         if reason is not None and self.state == "connected" and self.version >= MQTT_5:
             self._send(Disconnect(reason if reason in CLIENT_DISCONNECT_CODES else ReasonCode.PROTOCOL_ERROR))
-        self._close(cause)
+        self.abandon(cause)
 
-    def _close(self, cause: str) -> None:
+    def abandon(self, cause: str) -> None:
+        """Close without another word."""
         self.state = "closing"
         self.cause = cause

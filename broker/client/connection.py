@@ -1,0 +1,268 @@
+"""The Trio tasks of a client: dial, read always, write, keep time, and dial again as the policy says.
+
+They live in a shield, so that a cancelled body can still say goodbye. The shield has an end all the same: `close`, which the
+body's end always reaches, gives it a deadline. Nothing here knows a packet: bytes go to `core.client`, its events to `handle`.
+"""
+
+from __future__ import annotations
+
+import math
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import trio
+
+from broker.client.reconnect import Reconnect, is_final
+from broker.core.client import ClientProtocol
+from broker.errors import BrokerError, ConnectError, ConnectionLost, ConnectRefused
+from broker.reasons import ReasonCode
+
+READ_BYTES: Final = 65_536
+BROKEN: Final = (OSError, trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError)
+
+Dial = Callable[[trio.Nursery], Awaitable[trio.abc.Stream]]
+"""Gives a connected stream; what must live as long as it (an in-process broker's end) runs in that nursery."""
+
+
+class Connector:
+    """handle: called after every verb of the core, to take its events. failed: called when no connection will come any more.
+
+    refused: what the CONNACK said, put there by `handle`. due: deadline and action of timers that are not the core's.
+    """
+
+    def __init__(
+        self,
+        core: ClientProtocol,
+        dial: Dial,
+        address: str,
+        policy: Reconnect | None,
+        *,
+        connect_timeout_s: float,
+        close_grace_s: float,
+        handle: Callable[[], None],
+        lost: Callable[[], None],
+        failed: Callable[[BaseException], None],
+        due: tuple[Callable[[], float], Callable[[float], None]],
+    ) -> None:
+        self._core = core
+        self._dial = dial
+        self._address = address
+        self._policy = policy
+        self._connect_timeout_s = connect_timeout_s
+        self._close_grace_s = close_grace_s
+        self._handle = handle
+        self._lost = lost
+        self._failed = failed
+        self.ended = trio.Event()
+        self._due = due
+        self.refused: ConnectRefused | None = None
+        self.opened = False
+        """A connection has stood: from now on failures are ConnectionLost."""
+        self._connected_now = False
+        self._stopping = trio.Event()
+        self._linger_s = close_grace_s
+        self._scope = trio.CancelScope(shield=True)  # ended by close(), see above
+        self._tasks: trio.CancelScope | None = None
+        self._writer = trio.lowlevel.ParkingLot()
+        self._timer = trio.lowlevel.ParkingLot()
+        self._timer_deadline = math.inf
+        self._closing_seen = False
+
+    # ---- for the client ----------------------------------------------------------------------------------------------
+
+    def connected(self) -> None:
+        self.opened = self._connected_now = True
+
+    def wake(self) -> None:
+        """Bytes may wait, or a deadline may have come nearer; to be called after every verb of the core."""
+        if self._core.closing:
+            if not self._closing_seen:
+                self._closing_seen = True
+                self._end_within(self._close_grace_s)
+            self._writer.unpark_all()
+        elif self._core.wants_to_send:
+            self._writer.unpark_all()
+        if self._next_deadline() < self._timer_deadline:
+            self._timer.unpark_all()
+
+    def close(self, reason: ReasonCode, *, linger: bool = True) -> None:
+        """Say goodbye and end all tasks within a deadline. linger: wait (close_grace_s at most) for the broker to close its side.
+
+        Idempotent. `run` returns soon after, and then `ended` is set.
+        """
+        if self._stopping.is_set():
+            return
+        self._stopping.set()
+        if not linger:
+            self._linger_s = 0
+        if self._core.state == "connected":
+            self._core.disconnect(reason, trio.current_time(), cause="closed by this program")
+            self.wake()
+        elif self._tasks is not None:
+            self._tasks.cancel()
+        self._scope.deadline = trio.current_time() + self._close_grace_s + 1
+
+    async def run(self) -> None:
+        """All connections, one after another, until `close` or until there will be no other; then `failed`, unless it was closed."""
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._keep_time)
+                    error = await self._connect_again_and_again()
+                    if error is not None and not self._stopping.is_set():
+                        self._failed(error)
+                    nursery.cancel_scope.cancel()
+        except Exception as error:
+            # A fault of ours, or of an in-process broker's: it ends this client, as itself and not in our nurseries' groups.
+            self._failed(unwrap(error))
+        finally:
+            self.ended.set()
+
+    # ---- the connections ---------------------------------------------------------------------------------------------
+
+    async def _connect_again_and_again(self) -> BrokerError | None:
+        attempts = 0
+        since = trio.current_time()
+        while True:
+            self._connected_now = False
+            self.refused = None
+            error = await self._one_connection()
+            if self._stopping.is_set():
+                return None
+            if self._connected_now:
+                attempts = 0
+                since = trio.current_time()
+            else:
+                attempts += 1
+            policy = self._policy
+            if policy is None or is_final(error) or not (self.opened or policy.first):
+                return self._final(error, None)
+            why_not = policy.why_not(attempts, trio.current_time() - since)
+            if why_not is not None:
+                return self._final(error, why_not)
+            with trio.move_on_after(policy.delay(attempts)):
+                await self._stopping.wait()
+            if self._stopping.is_set():
+                return None
+
+    def _final(self, error: BrokerError, why_not: str | None) -> BrokerError:
+        """ConnectError as it is while no connection has stood; ConnectionLost from then on."""
+        if not self.opened or (isinstance(error, ConnectionLost) and why_not is None):
+            return error
+        reason = error.reason if isinstance(error, (ConnectRefused, ConnectionLost)) else None
+        lost = ConnectionLost(f"{error} ({why_not})" if why_not else str(error), reason)
+        lost.__cause__ = error
+        return lost
+
+    async def _one_connection(self) -> BrokerError:
+        """From dialling to the end of the stream; why it ended."""
+        core = self._core
+        deadline = trio.current_time() + self._connect_timeout_s
+        async with trio.open_nursery() as keeper:
+            stream: trio.abc.Stream | None = None
+            with trio.CancelScope(deadline=deadline) as self._tasks:
+                try:
+                    stream = await self._dial(keeper)
+                except BrokerError as error:
+                    return error
+            if stream is None:
+                return ConnectError(self._address, f"no connection within {self._connect_timeout_s:g} s")
+            try:
+                await self._serve(stream, deadline)
+            finally:
+                core.connection_lost(trio.current_time())
+                self._handle()
+                self._lost()
+                with trio.CancelScope(deadline=trio.current_time() + self._linger_s):
+                    await stream.aclose()
+                keeper.cancel_scope.deadline = trio.current_time() + self._close_grace_s
+        if self.refused is not None:
+            return self.refused
+        cause = core.cause or "the connection broke"
+        return ConnectionLost(cause, core.reason) if self._connected_now else ConnectError(self._address, cause)
+
+    async def _serve(self, stream: trio.abc.Stream, connack_deadline: float) -> None:
+        self._closing_seen = False
+        with trio.CancelScope() as self._tasks:
+            if self._stopping.is_set():
+                return
+            self._core.begin_connection(trio.current_time(), connack_deadline)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._write, stream)
+                self.wake()
+                await self._read(stream)
+                nursery.cancel_scope.cancel()
+
+    async def _read(self, stream: trio.abc.Stream) -> None:
+        """To the end of the stream, whatever else waits; what comes after our goodbye is thrown away."""
+        core = self._core
+        while True:
+            try:
+                data = await stream.receive_some(READ_BYTES)
+            except BROKEN as error:
+                if not core.closing:
+                    core.abandon(f"the connection broke: {_words(error)}")
+                break
+            if not data:
+                core.end_of_stream(trio.current_time())
+                break
+            core.receive(bytes(data), trio.current_time())
+            self._handle()
+        self._handle()
+
+    async def _write(self, stream: trio.abc.Stream) -> None:
+        """Send what the core has; after its last word end our side, and give the broker `linger_s` to end its own."""
+        core = self._core
+        try:
+            while True:
+                data = core.data_to_send()
+                if data:
+                    await stream.send_all(data)
+                    core.bytes_sent(len(data), trio.current_time())
+                    self._handle()
+                elif core.closing:
+                    break
+                else:
+                    await self._writer.park()
+            if self._linger_s > 0 and isinstance(stream, trio.abc.HalfCloseableStream):
+                await stream.send_eof()
+        except BROKEN:
+            # The reader gets what the broker said before, and sees the end of the stream too; but not for ever.
+            self._end_within(self._close_grace_s)
+            return
+        self._end_within(self._linger_s if isinstance(stream, trio.abc.HalfCloseableStream) else 0)
+
+    def _end_within(self, seconds: float) -> None:
+        if self._tasks is not None:
+            self._tasks.deadline = min(self._tasks.deadline, trio.current_time() + seconds)
+
+    # ---- time --------------------------------------------------------------------------------------------------------
+
+    def _next_deadline(self) -> float:
+        return min(self._core.next_deadline(), self._due[0]())
+
+    async def _keep_time(self) -> None:
+        while True:
+            self._timer_deadline = self._next_deadline()
+            with trio.CancelScope(deadline=self._timer_deadline):
+                await self._timer.park()
+            now = trio.current_time()
+            self._core.tick(now)
+            self._due[1](now)
+            self._handle()
+
+
+def _words(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return str(error) or type(error).__name__
+
+
+def unwrap(error: BaseException) -> BaseException:
+    """The only leaf of a group of groups, with its own traceback; the group itself if it has several."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,250 @@
+"""Which channel a received message goes to, and how its acknowledgement comes back from all who hold it.
+
+A message goes to every open subscription whose identifier it carries (or whose filter matches, where there are no identifiers);
+what none takes waits in `unclaimed`, unsettled and with a deadline. A message of QoS 1 or 2 is settled when all its holders have
+settled it, and refused only when none of them has taken it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from broker.channel import MessageChannel, Subscription
+from broker.core.client_state import Delivery
+from broker.errors import SubscriptionExists
+from broker.messages import Message
+from broker.reasons import ReasonCode
+from broker.wire.topics import matches, split_shared
+
+logger = logging.getLogger("broker.client")
+
+UNCLAIMED_COUNT_MAX: Final = 1000
+_RETIRED_COUNT_MAX: Final = 1000
+
+
+class _Shared:
+    """One delivery, and how many still hold it."""
+
+    __slots__ = ("delivery", "holders", "settle", "taken")
+
+    def __init__(self, delivery: Delivery, holders: int, settle: Callable[[Delivery, bool], None]) -> None:
+        self.delivery = delivery
+        self.holders = holders
+        self.settle = settle
+        self.taken = False
+
+
+class DeliveryReceipt:
+    """One holder's part of it."""
+
+    __slots__ = ("_shared", "done", "manual")
+
+    def __init__(self, shared: _Shared, manual: bool) -> None:
+        self._shared = shared
+        self.manual = manual
+        self.done = False
+
+    def settle(self) -> None:
+        self._end(True)
+
+    def refuse(self) -> None:
+        self._end(False)
+
+    def _end(self, taken: bool) -> None:
+        if self.done:
+            return
+        self.done = True
+        shared = self._shared
+        shared.taken = shared.taken or taken
+        shared.holders -= 1
+        if shared.holders == 0:
+            shared.settle(shared.delivery, shared.taken)
+
+
+class OpenSubscription:
+    """One SUBSCRIBE with its channels, from before it is sent until its scope ends. filters: as sent, `$share/...` included."""
+
+    __slots__ = ("changed", "channel", "entered", "filters", "identifier", "keep", "plain_filters", "subscription")
+
+    def __init__(self, filters: tuple[str, ...], identifier: int, channel: MessageChannel, keep: bool) -> None:
+        self.filters = filters
+        self.plain_filters = tuple(split_shared(filter)[1] for filter in filters)
+        self.identifier = identifier
+        self.channel = channel
+        self.keep = keep
+        self.entered = False
+        self.changed = trio.Event()
+        self.subscription: Subscription | None = None
+
+    def takes(self, topic: str) -> bool:
+        return any(matches(filter, topic) for filter in self.plain_filters)
+
+
+class Router:
+    """settle(delivery, taken): called once for each delivery of QoS 1 or 2 when its last holder is done with it."""
+
+    def __init__(self, settle: Callable[[Delivery, bool], None], clock: Callable[[], float], unclaimed_grace_s: float) -> None:
+        self._settle = settle
+        self._clock = clock
+        self._grace_s = unclaimed_grace_s
+        self._open: dict[int, OpenSubscription] = {}
+        self._filters: set[str] = set()
+        self._retired: dict[int, None] = {}
+        self._deadlines: deque[tuple[float, Message]] = deque()
+        self._last_identifier = 0
+        self.unclaimed = MessageChannel(buffer_count_max=UNCLAIMED_COUNT_MAX, spares_acknowledged=True)
+        self.unclaimed_refused = 0
+        self.refused = 0
+        self._warned = False
+
+    # ---- subscriptions -----------------------------------------------------------------------------------------------
+
+    def new_identifier(self) -> int:
+        self._last_identifier += 1
+        while self._last_identifier in self._open:
+            self._last_identifier += 1
+        return self._last_identifier
+
+    def open(self, subscription: OpenSubscription) -> None:
+        """From now on it gets what is its own, and first what was unclaimed and matches."""
+        for filter in subscription.filters:
+            if filter in self._filters:
+                raise SubscriptionExists(f"this client is subscribed to {filter!r} already: use Subscription.clone()")
+        if subscription.identifier in self._open:
+            raise SubscriptionExists(f"this client uses the subscription identifier {subscription.identifier} already")
+        self._filters.update(subscription.filters)
+        self._open[subscription.identifier] = subscription
+        self._retired.pop(subscription.identifier, None)
+        for message in self.unclaimed.waiting():
+            if subscription.takes(message.topic) and self.unclaimed.remove(message):
+                if isinstance(message.receipt, DeliveryReceipt):
+                    message.receipt.manual = subscription.channel.ack == "manual"
+                subscription.channel.offer(message)
+
+    def close(self, subscription: OpenSubscription, *, failed: bool) -> None:
+        """Its scope ends. What it held and may not keep is refused, for nobody is left to take it."""
+        if self._open.pop(subscription.identifier, None) is None:
+            return
+        self._filters.difference_update(subscription.filters)
+        if not subscription.keep:
+            self._retired[subscription.identifier] = None
+            if len(self._retired) > _RETIRED_COUNT_MAX:
+                del self._retired[next(iter(self._retired))]
+        for channel in subscription.channel.siblings:
+            if not failed:
+                channel.settle_hands()
+            channel.close()
+            held, left = channel.release()
+            for message in held:
+                if not subscription.keep:
+                    self._refuse(channel, message)
+                elif channel.ack != "manual":  # a program may still call ack()
+                    self._unclaim(message, for_ever=True)
+            for message in left:
+                if subscription.keep:
+                    self._unclaim(message)
+                else:
+                    self._refuse(channel, message)
+
+    def _refuse(self, channel: MessageChannel, message: Message) -> None:
+        if message.receipt is not None and not message.receipt.done:
+            channel.count_refused()
+            self.refused += 1
+            message.receipt.refuse()
+
+    def is_open(self, filter: str) -> bool:
+        return filter in self._filters
+
+    # ---- messages ----------------------------------------------------------------------------------------------------
+
+    def channels(self, delivery: Delivery) -> list[MessageChannel]:
+        """All channels that this message belongs to."""
+        publish = delivery.publish
+        identifiers = publish.properties.subscription_identifiers
+        named = [self._open[identifier] for identifier in dict.fromkeys(identifiers) if identifier in self._open]
+        # A resumed Session may still use an identifier that an earlier program gave: the filter has to match too.
+        takers = [subscription for subscription in named if subscription.takes(publish.topic)]
+        if not takers and not self._is_retired(delivery):
+            takers = [subscription for subscription in self._open.values() if subscription.takes(publish.topic)]
+        return [channel for subscription in takers for channel in subscription.channel.siblings if not channel.closed]
+
+    def route(self, delivery: Delivery, channels: list[MessageChannel], received_at: float) -> None:
+        """Offer the message to its channels, or let it wait for one."""
+        if delivery.publish.qos == 0:
+            message = _message(delivery, received_at, None)
+            for channel in channels:
+                channel.offer(message)
+            if not channels and not self._is_retired(delivery):
+                self._unclaim(message)
+            return
+        shared = _Shared(delivery, len(channels) or 1, self._settle)
+        for channel in channels:
+            receipt = DeliveryReceipt(shared, channel.ack == "manual")
+            if not channel.offer(_message(delivery, received_at, receipt)):
+                receipt.refuse()
+        if not channels:
+            receipt = DeliveryReceipt(shared, False)
+            if self._is_retired(delivery):
+                self.refused += 1
+                receipt.refuse()
+            else:
+                self._unclaim(_message(delivery, received_at, receipt))
+
+    def _is_retired(self, delivery: Delivery) -> bool:
+        """It was sent for a subscription whose scope has ended meanwhile."""
+        identifiers = delivery.publish.properties.subscription_identifiers
+        return bool(identifiers) and all(identifier in self._retired for identifier in identifiers)
+
+    # ---- unclaimed ---------------------------------------------------------------------------------------------------
+
+    def _unclaim(self, message: Message, *, for_ever: bool = False) -> None:
+        if isinstance(message.receipt, DeliveryReceipt):
+            message.receipt.manual = False
+        if self.unclaimed.offer(message) and not for_ever:
+            self._deadlines.append((self._clock() + self._grace_s, message))
+            if len(self._deadlines) > 4 * UNCLAIMED_COUNT_MAX and len(self._deadlines) > 2 * len(self.unclaimed.waiting()):
+                here = {id(waiting) for waiting in self.unclaimed.waiting()}
+                self._deadlines = deque(entry for entry in self._deadlines if id(entry[1]) in here)
+        elif message.receipt is not None and self.unclaimed.closed:
+            message.receipt.refuse()
+
+    def next_deadline(self) -> float:
+        return self._deadlines[0][0] if self._deadlines else float("inf")
+
+    def tick(self, now: float) -> None:
+        """Refuse what nobody has claimed in time."""
+        while self._deadlines and self._deadlines[0][0] <= now:
+            message = self._deadlines.popleft()[1]
+            if self.unclaimed.remove(message):
+                self.unclaimed_refused += 1
+                self.unclaimed.count_refused()
+                if not self._warned:
+                    self._warned = True
+                    logger.warning("nobody subscribed to %r within %g s: refused (this is said once; see statistics())", message.topic, self._grace_s)
+                if message.receipt is not None:
+                    message.receipt.refuse()
+
+
+def settlement(taken: bool) -> ReasonCode:
+    """What a settled, or refused, message is answered with."""
+    return ReasonCode.SUCCESS if taken else ReasonCode.IMPLEMENTATION_SPECIFIC_ERROR
+
+
+def _message(delivery: Delivery, received_at: float, receipt: DeliveryReceipt | None) -> Message:
+    publish = delivery.publish
+    return Message(
+        publish.topic,
+        publish.payload,
+        qos=publish.qos,
+        retain=publish.retain,
+        dup=publish.dup,
+        properties=publish.properties,
+        packet_id=publish.packet_id,
+        received_at=received_at,
+        receipt=receipt,
+    )
