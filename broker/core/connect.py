@@ -247,7 +247,18 @@ def challenge(state: State, link: Link, data: bytes, now: float) -> None:
     """Ask the client for more: AUTH 0x18 [MQTT5-4.12.0-2]."""
     if link.phase in (AUTHENTICATING, CONNECTED) and link.auth_method is not None:
         properties = Properties(authentication_method=link.auth_method, authentication_data=data)
-        state.send(link, encode(Auth(ReasonCode.CONTINUE_AUTHENTICATION, properties), link.version))
+        _send_auth(state, link, Auth(ReasonCode.CONTINUE_AUTHENTICATION, properties), now)
+
+
+def _send_auth(state: State, link: Link, packet: Auth, now: float) -> None:
+    """One that the client has no room for [MQTT5-3.1.2-24] cannot be left out either: without it nobody would know how it stands."""
+    encoded = encode_within(packet, link.version, link.packet_bytes_max)
+    if encoded is not None:
+        state.send(link, encoded)
+    elif link.phase == CONNECTED:
+        close_link(state, link, ReasonCode.PACKET_TOO_LARGE, "its Maximum Packet Size is too small for an AUTH", now)
+    else:
+        refuse(state, link, ReasonCode.PACKET_TOO_LARGE, "its Maximum Packet Size is too small for an AUTH", now)
 
 
 def authenticated(state: State, link: Link, username: str | None, now: float, refused: ReasonCode | None, data: bytes | None) -> None:
@@ -262,7 +273,7 @@ def authenticated(state: State, link: Link, username: str | None, now: float, re
             close_link(state, link, refused, "re-authentication failed", now)  # [MQTT5-4.12.1-2]
         else:
             properties = Properties(authentication_method=link.auth_method, authentication_data=data)
-            state.send(link, encode(Auth(ReasonCode.SUCCESS, properties), link.version))
+            _send_auth(state, link, Auth(ReasonCode.SUCCESS, properties), now)
     elif refused is not None:
         refuse(state, link, refused, "authentication failed", now)  # [MQTT5-4.12.0-4]
     else:
