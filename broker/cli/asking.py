@@ -8,7 +8,6 @@ from typing import Any
 
 import trio
 
-from broker import Client, Message, PublishRefused, ReasonCode
 from broker.cli.connecting import open_connection
 from broker.cli.output import Output
 from broker.cli.printing import show
@@ -16,6 +15,9 @@ from broker.cli.publishing import message_keywords
 from broker.cli.rr import Question
 from broker.cli.running import DONE, run_tool, timed_out
 from broker.cli.settings import Connection
+from broker.client import Client, Message
+from broker.errors import PublishRefused
+from broker.reasons import ReasonCode
 
 
 def ask(connection: Connection, question: Question) -> int:
@@ -36,7 +38,7 @@ async def _answer(client: Client, connection: Connection, question: Question) ->
     keywords = message_keywords(question)
     correlation: bytes | None = None
     if connection.version == "5.0":
-        correlation = question.properties.correlation_data or secrets.token_bytes(8)
+        correlation = question.properties.correlation_data or secrets.token_hex(8).encode()
         keywords |= {"response_topic": response_topic, "correlation_data": correlation}
     subscribe: dict[str, Any] = {"qos": question.qos, "keep": not connection.clean_start}
     if question.subscribe_properties.user_properties:

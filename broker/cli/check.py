@@ -15,7 +15,8 @@ from broker.cli.running import DONE, FAILED, say
 )
 @click.argument("file")
 def command(file: str) -> int:
-    from broker import Config, ConfigError
+    from broker.config import Config
+    from broker.errors import ConfigError
 
     try:
         Config.load(file)

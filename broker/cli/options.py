@@ -156,7 +156,7 @@ _SHARED: Final[tuple[Callable[[Any], Any], ...]] = (
         help="Everything at once: mqtt(s)://[user[:password]@]host[:port]/topic. %-escapes are decoded.",
     ),
     option("-A", "bind_address", section=WHERE, metavar="ADDRESS", help="Connect from this local address."),
-    option("--nodelay", section=WHERE, is_flag=True, help="Send small packets at once (TCP_NODELAY)."),
+    option("--nodelay", section=WHERE, is_flag=True, expose_value=False, help="Send small packets at once. They always are here; known for Mosquitto's sake."),
     option("-i", "--id", "client_id", section=WHO, type=values.text, metavar="ID",
            help="The client id.  [default: the broker chooses; made up before 5.0]"),
     option("-I", "--id-prefix", section=WHO, type=values.text, metavar="PREFIX", help="The client id is this and the process id."),
@@ -172,7 +172,7 @@ _SHARED: Final[tuple[Callable[[Any], Any], ...]] = (
     option("-M", "--max-inflight", section=WHO, type=values.whole(1, 65_535), metavar="COUNT",
            help="Messages of QoS 1 and 2 under way at once.  [default: 20]"),
     option("-D", "--property", section=MQTT5, multiple=True, metavar="COMMAND IDENTIFIER VALUE",
-           help="A property of connect, publish, subscribe, unsubscribe, disconnect or will, as in: -D publish content-type text/plain. "
+           help="A property of connect, publish, subscribe, unsubscribe or will, as in: -D publish content-type text/plain. "
                 "user-property takes four words: -D publish user-property NAME VALUE."),
     option("--will-topic", section=WILL, type=values.checked_topic, metavar="TOPIC", help="Where it is published."),
     option("--will-payload", section=WILL, metavar="TEXT", help="Its payload.  [default: empty]"),

@@ -9,14 +9,15 @@ from typing import Any, Final
 
 import trio
 
-from broker import Client, Message, PublishRefused, Subscription
 from broker.cli.connecting import open_connection
 from broker.cli.formatting import NotJson
 from broker.cli.output import Output
 from broker.cli.progress import Meter
-from broker.cli.running import DONE, run_tool, say, timed_out
+from broker.cli.running import DONE, Failure, run_tool, say, timed_out
 from broker.cli.settings import Connection
 from broker.cli.sub import Listening, Printed
+from broker.client import Client, Message, Subscription
+from broker.errors import PublishRefused
 from broker.wire.topics import matches
 
 BUFFER_COUNT_MAX: Final = 100_000
@@ -81,7 +82,11 @@ class Receiver:
         return keywords
 
     async def _unsubscribe(self) -> None:
-        await self.client.unsubscribe(*self.listening.unsubscribe, user_properties=self.listening.unsubscribe_properties.user_properties)
+        listening = self.listening
+        reasons = await self.client.unsubscribe(*listening.unsubscribe, user_properties=listening.unsubscribe_properties.user_properties)
+        for topic_filter, reason in zip(listening.unsubscribe, reasons, strict=False):
+            if reason.failed:
+                raise Failure(f"unsubscribing from {topic_filter!r} refused: {reason.describe()}", int(reason))
 
     async def _receive(self, subscription: Subscription) -> None:
         if self.connection.clean_start:

@@ -68,12 +68,11 @@ TABLE: Final[dict[str, dict[str, Reader]]] = {
     "publish": {**_MESSAGE, "topic-alias": _SHORT},
     "subscribe": {"subscription-identifier": _whole_number(268_435_455, 1)},
     "unsubscribe": {},
-    "disconnect": {"session-expiry-interval": _SECONDS},
     "will": {**_MESSAGE, "will-delay-interval": _SECONDS},
 }
 """Besides these, every command takes user-property."""
 
-_UNSUPPORTED: Final = frozenset({"auth", "puback", "pubrec", "pubrel", "pubcomp"})  # Mosquitto's tools know the words and refuse them too.
+_UNSUPPORTED: Final = frozenset({"disconnect", "auth", "puback", "pubrec", "pubrel", "pubcomp"})  # Mosquitto's tools refuse all but the first, too
 
 
 def words_wanted(words: list[str]) -> int:
@@ -96,7 +95,7 @@ def _add(words: list[str], allowed: tuple[str, ...], fields: dict[str, dict[str,
         raise PropertyFault(f"wants {words_wanted(words)} words: {form}")
     command, name = words[0].lower(), words[1].lower()
     if command in _UNSUPPORTED:
-        raise PropertyFault(f"properties of {command} cannot be given on the command line")
+        raise PropertyFault(f"properties of {command} are not available here")
     if command not in allowed:
         raise PropertyFault(f"no such command: {words[0]!r} (there are {', '.join(allowed)})")
     if name == "user-property":

@@ -10,12 +10,12 @@ from typing import Any, Final
 
 import trio
 
-from broker import Client
 from broker.cli.connecting import open_connection
 from broker.cli.progress import Meter
 from broker.cli.pub import PAYLOAD_BYTES_MAX, Publication
 from broker.cli.running import DONE, Failure, run_tool, timed_out
 from broker.cli.settings import Connection
+from broker.client import Client
 
 WINDOW_COUNT: Final = 20  # lines under way at QoS 1 and 2, as mosquitto_pub has
 _CHUNK_BYTES: Final = 65_536
@@ -39,7 +39,7 @@ async def _publish(connection: Connection, publication: Publication) -> int:
 
 
 def message_keywords(publication: Any) -> dict[str, Any]:
-    """What publish() takes besides topic and payload, from the options. (A topic alias is the client's own business.)"""
+    """What publish() takes besides topic and payload, from the options."""
     given = publication.properties
     return {
         "qos": publication.qos,
@@ -50,6 +50,7 @@ def message_keywords(publication: Any) -> dict[str, Any]:
         "user_properties": given.user_properties,
         "message_expiry_s": given.message_expiry_interval,
         "payload_is_text": None if given.payload_format_indicator is None else given.payload_format_indicator == 1,
+        "topic_alias": given.topic_alias,
     }
 
 
@@ -84,7 +85,7 @@ async def _publish_lines(client: Client, publication: Publication, window_count:
         async for line in _lines():
             await window.acquire()
             nursery.start_soon(publish_one, line)
-            # The new task runs before the next one is made, so that lines leave in the order in which they came.
+            # Trio starts tasks of one turn in any order. So each has a turn before the next is made, and lines leave in order.
             await trio.lowlevel.checkpoint()
 
 

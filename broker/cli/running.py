@@ -107,6 +107,8 @@ def _run_command(name: str, words: list[str]) -> int:
         code = command.main(words, prog_name=f"broker {name}", standalone_mode=False)
     except click.exceptions.Exit as leaving:
         return leaving.exit_code
+    except SystemExit:
+        return _stdout_is_gone()  # what click makes of EPIPE while it prints help
     except click.Abort:
         return DONE  # SIGINT while the line was read
     except click.ClickException as error:

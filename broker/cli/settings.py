@@ -47,7 +47,6 @@ class Connection:
     unix: str | None
     url_topic: str | None
     bind_address: str | None
-    nodelay: bool
     client_id: str
     username: str | None
     password: bytes | None = field(repr=False)
@@ -72,7 +71,7 @@ class Connection:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-_USED_BY: Final = ("connect", "publish", "subscribe", "unsubscribe", "disconnect", "will")
+_USED_BY: Final = ("connect", "publish", "subscribe", "unsubscribe", "will")
 
 
 def connection_of(params: Mapping[str, Any]) -> Connection:
@@ -95,7 +94,6 @@ def connection_of(params: Mapping[str, Any]) -> Connection:
         unix=params["unix"],
         url_topic=url.topic,
         bind_address=params["bind_address"],
-        nodelay=params["nodelay"],
         client_id=client_id,
         username=username,
         password=None if password is None else os.fsencode(password),
@@ -127,7 +125,8 @@ def _session_of(params: Mapping[str, Any], version: str) -> tuple[str, float]:
     if expiry is not None and version != "5.0":
         raise click.UsageError(f"-x needs MQTT 5.0, and -V chose {version}")
     if expiry is None:
-        expiry = math.inf if params["keep_session"] else 0.0
+        # Before 5.0 the Clean Session flag alone says it: what is kept is kept for ever.
+        expiry = math.inf if params["keep_session"] and version == "5.0" else 0.0
     if params["client_id"] is None and (params["keep_session"] or expiry == math.inf):
         raise click.UsageError(f"{'-c' if params['keep_session'] else '-x'} needs a client id (-i) to find the session again by")
     if params["client_id"] is not None:

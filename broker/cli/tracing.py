@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import Final
 
@@ -19,16 +20,16 @@ class Tracer:
         self.name = "(null)"
 
     def __call__(self, direction: str, packet: packets.Packet, raw: bytes) -> None:
-        outgoing = direction in ("out", "sent", "send", "sending", ">")
         if isinstance(packet, packets.Connect) and packet.client_id:
             self.name = packet.client_id
         elif isinstance(packet, packets.ConnAck) and packet.properties.assigned_client_identifier:
             self.name = packet.properties.assigned_client_identifier
-        verb = "sending" if outgoing else "received"
+        verb = "sending" if direction == "sent" else "received"
         lines = [f"Client {self.name} {verb} {text}" for text in describe(packet)]
         if self.with_bytes:
             lines += hexadecimal(mask(packet, raw))
-        print("\n".join(lines), file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # stderr is gone; the connection is not to suffer for it
+            print("\n".join(lines), file=sys.stderr, flush=True)
 
 
 def describe(packet: packets.Packet) -> list[str]:

@@ -134,6 +134,7 @@ SESSIONS = [
     (["-x", "∞", "-i", "me"], True, math.inf),
     (["-x", "4294967295", "-i", "me"], True, math.inf),
     (["-x", "0", "-c", "-i", "me"], False, 0),
+    (["-V", "311", "-c", "-i", "me"], False, 0),
 ]
 
 

@@ -74,13 +74,12 @@ def test_quiet_keeps_the_code_and_not_the_line(capsys: pytest.CaptureFixture[str
 
 
 def test_a_traceback_comes_only_when_it_is_asked_for(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    try:
+    with pytest.raises(NotJson) as caught:
         raise NotJson("deep inside")
-    except NotJson as error:
-        assert report(error) == 1
-        quiet = capsys.readouterr().err
-        monkeypatch.setenv("BROKER_TRACEBACK", "1")
-        report(error)
+    assert report(caught.value) == 1
+    quiet = capsys.readouterr().err
+    monkeypatch.setenv("BROKER_TRACEBACK", "1")
+    report(caught.value)
     loud = capsys.readouterr().err
     assert len(quiet.splitlines()) == 1
     assert "BROKER_TRACEBACK=1" in quiet

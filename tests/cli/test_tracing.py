@@ -37,9 +37,9 @@ def test_a_packet_is_described(packet: packets.Packet, lines: list[str]) -> None
 
 def test_the_client_id_is_known_from_connack_on(capsys: pytest.CaptureFixture[str]) -> None:
     trace = Tracer()
-    trace("out", packets.Connect(""), b"")
-    trace("in", packets.ConnAck(False, ReasonCode.SUCCESS, Properties(assigned_client_identifier="auto-1")), b"")
-    trace("out", packets.PingReq(), b"\xc0\x00")
+    trace("sent", packets.Connect(""), b"")
+    trace("received", packets.ConnAck(False, ReasonCode.SUCCESS, Properties(assigned_client_identifier="auto-1")), b"")
+    trace("sent", packets.PingReq(), b"\xc0\x00")
     assert capsys.readouterr().err.splitlines() == [
         "Client (null) sending CONNECT",
         "Client auto-1 received CONNACK (0)",
@@ -48,7 +48,7 @@ def test_the_client_id_is_known_from_connack_on(capsys: pytest.CaptureFixture[st
 
 
 def test_bytes_come_in_rows(capsys: pytest.CaptureFixture[str]) -> None:
-    Tracer(with_bytes=True)("in", packets.PingResp(), bytes(range(18)))
+    Tracer(with_bytes=True)("received", packets.PingResp(), bytes(range(18)))
     assert capsys.readouterr().err.splitlines()[1:] == ["  0000  00 01 02 03 04 05 06 07 08 09 0a 0b 0c 0d 0e 0f", "  0010  10 11"]
 
 

@@ -1,0 +1,125 @@
+"""What `broker serve` does once its options are known: limits, logging, listeners, signals."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+from functools import partial
+from types import FrameType
+from typing import Final, NoReturn
+
+import trio
+
+from broker import Broker, Config, ConfigError, Listener, open_broker
+from broker.cli import logs
+from broker.cli.check import problem_lines
+from broker.cli.running import DONE, FAILED, INTERRUPTED_TWICE, only_cause, report, say
+from broker.cli.serve import Order
+from broker.net.server import tune_collector
+
+PORT: Final = 1883
+
+logger: Final = logging.getLogger("broker")
+
+
+def serve(order: Order) -> int:
+    """Serve until a signal; returns the exit code."""
+    try:
+        config = load(order)
+        logs.configure("debug" if order.verbose else config.log.level, config.log.format, config.log.target)
+        raise_file_limit()
+        return trio.run(partial(_serve, order, config))
+    except Exception as error:
+        cause = only_cause(error)
+        if isinstance(cause, ConfigError):
+            for line in problem_lines(cause, order.config or "command line"):
+                say(line)
+            return FAILED
+        return report(error)
+
+
+def load(order: Order) -> Config:
+    """The file, with what the command line says instead. ConfigError."""
+    config = Config.load(order.config) if order.config is not None else Config.from_dict({}, env=os.environ)
+    return config.replaced(listeners=listeners_of(order), allow_anonymous=True if order.allow_anonymous else None)
+
+
+def listeners_of(order: Order) -> list[Listener] | None:
+    """The listeners of the command line; None if it names none, and the file's (or the default) stay."""
+    if not order.hosts and order.port is None and not order.unix:
+        return None
+    listeners: list[Listener] = []
+    if order.hosts or order.port is not None:
+        listeners = [Listener(host=host, port=PORT if order.port is None else order.port) for host in order.hosts or ("localhost",)]
+    return listeners + [Listener(unix=os.path.abspath(path)) for path in order.unix]
+
+
+def raise_file_limit() -> None:
+    """Each client is a file descriptor, and the usual limit of 1,024 is there for programs that use select()."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == hard:
+        return
+    # Some systems (macOS) say that there is no hard limit, and then refuse more than the kernel's own.
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard != resource.RLIM_INFINITY else 65_536, hard))
+
+
+async def _serve(order: Order, config: Config) -> int:
+    async with open_broker(config) as broker, trio.open_nursery() as nursery:
+        for url in broker.urls:
+            print(f"listening on {url}", flush=True)
+        tune_collector()
+        if order.config is not None and hasattr(signal, "SIGHUP"):
+            await nursery.start(_reload_on_hangup, broker, order)
+        await _wait_for_the_end()
+        _end_at_once_on_the_next(broker)
+        logger.info("stopping: clients are told goodbye, for at most %g s; a second signal ends at once", config.shutdown_grace_s)
+        nursery.cancel_scope.cancel()
+    return DONE
+
+
+async def _wait_for_the_end() -> None:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for _ in signals:
+            return
+
+
+def _end_at_once_on_the_next(broker: Broker) -> None:
+    """A plain handler: it acts even when the event loop does not turn. Sockets are the kernel's to close; a Unix path is ours to remove."""
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        for url in broker.urls:
+            if url.startswith("unix://"):
+                with contextlib.suppress(OSError):
+                    os.unlink(url.removeprefix("unix://"))
+        os._exit(INTERRUPTED_TWICE)
+
+    signal.signal(signal.SIGINT, end)
+    signal.signal(signal.SIGTERM, end)
+
+
+async def _reload_on_hangup(broker: Broker, order: Order, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    with trio.open_signal_receiver(signal.SIGHUP) as signals:
+        task_status.started()
+        async for _ in signals:
+            logs.reopen()
+            _reload(broker, order)
+
+
+def _reload(broker: Broker, order: Order) -> None:
+    """A file with a mistake changes nothing."""
+    try:
+        config = load(order)
+        restart = broker.reload(config)
+    except ConfigError as error:
+        for line in problem_lines(error, order.config or ""):
+            logger.error("not reloaded: %s", line)
+        return
+    logs.set_level("debug" if order.verbose else config.log.level)
+    logger.info("reloaded %s%s", order.config, f"; these keys need a restart: {', '.join(restart)}" if restart else "")

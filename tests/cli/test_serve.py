@@ -1,0 +1,174 @@
+"""serve and check as processes: the address, the signals, and every way not to start."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import stat
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Start, only_line, run
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
+def port_of(line: str) -> int:
+    return int(line.rpartition(":")[2])
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
+def test_it_prints_the_real_address_and_ends_with_0(start: Start, ending: signal.Signals) -> None:
+    broker = start("serve", "-p", "0")
+    line = broker.wait("listening on")["line"]
+    assert re.fullmatch(r"listening on mqtt://127\.0\.0\.1:\d+", line)
+    if has_ipv6():
+        assert broker.wait("listening on")["line"] == f"listening on mqtt://[::1]:{port_of(line)}"
+    socket.create_connection(("127.0.0.1", port_of(line))).close()
+    broker.stop(ending)
+    assert broker.process.returncode == 0
+    assert "Traceback" not in "".join(broker.log)
+
+
+def test_several_hosts_and_a_unix_path(start: Start, tmp_path: Path) -> None:
+    path = tmp_path / "mqtt.sock"
+    broker = start("serve", "--host", "127.0.0.1", "--host", "127.0.0.2", "-p", "0", "--unix", str(path))
+    lines = [broker.wait("listening on")["line"] for _ in range(3)]
+    assert [re.sub(r":\d+$", "", line) for line in lines[:2]] == ["listening on mqtt://127.0.0.1", "listening on mqtt://127.0.0.2"]
+    assert lines[2] == f"listening on unix://{path}"
+    assert stat.S_ISSOCK(path.stat().st_mode)
+    assert run("pub", "--unix", str(path), "-t", "x", "-q", "1", "-m", "y").returncode == 0
+    broker.stop(signal.SIGTERM)
+    assert broker.process.returncode == 0
+    assert not path.exists()
+
+
+def test_a_second_broker_says_that_the_address_is_in_use(start: Start) -> None:
+    broker = start("serve", "--host", "127.0.0.1", "-p", "0")
+    port = port_of(broker.wait("listening on")["line"])
+    second = run("serve", "--host", "127.0.0.1", "-p", str(port))
+    assert second.returncode == 1
+    line = only_line(second.stderr)
+    assert f"127.0.0.1:{port}" in line
+    assert "in use" in line
+    assert "--port" in line
+
+
+def test_a_second_signal_ends_at_once(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "slow.toml").write_text("shutdown_grace_s = 600\n[[listeners]]\nhost = '127.0.0.1'\nport = 0\n")
+    broker = start("serve", "-c", str(tmp_path / "slow.toml"))
+    with socket.create_connection(("127.0.0.1", port_of(broker.wait("listening on")["line"]))) as silent:
+        # A client that has connected and never hangs up holds the goodbye.
+        silent.sendall(b"\x10\x0d\x00\x04MQTT\x05\x02\x00\x00\x00\x00\x00")
+        assert silent.recv(1) == b"\x20"
+        broker.process.send_signal(signal.SIGTERM)
+        broker.wait("stopping")
+        broker.stop(signal.SIGTERM)
+    assert broker.process.returncode == 130
+
+
+def test_it_does_not_listen_to_strangers_until_told_whom_to_trust(start: Start) -> None:
+    refused = run("serve", "--host", "0.0.0.0", "-p", "0")
+    assert refused.returncode == 1
+    line = only_line(refused.stderr)
+    assert "allow" in line
+    assert "anonymous" in line
+    broker = start("serve", "--host", "0.0.0.0", "-p", "0", "--allow-anonymous")
+    assert broker.wait("listening on")["line"].startswith("listening on mqtt://0.0.0.0:")
+    broker.stop(signal.SIGTERM)
+    assert broker.process.returncode == 0
+
+
+BAD_HOSTS = [(["--host", "nobody.invalid"], "nobody.invalid"), (["--host", "192.0.2.1", "--allow-anonymous"], "192.0.2.1")]
+
+
+@pytest.mark.parametrize(("words", "said"), BAD_HOSTS)
+def test_an_address_that_is_not_ours(words: list[str], said: str) -> None:
+    done = run("serve", "-p", "0", *words, "--allow-anonymous")
+    assert done.returncode == 1
+    assert said in only_line(done.stderr)
+
+
+def test_a_unix_path_that_cannot_be_made(tmp_path: Path) -> None:
+    done = run("serve", "--unix", str(tmp_path / "no" / "where"))
+    assert done.returncode == 1
+    assert str(tmp_path / "no" / "where") in only_line(done.stderr)
+
+
+# ---- the config file ----------------------------------------------------------------------------------------------
+
+
+def test_the_command_line_replaces_the_listeners_of_the_file(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "b.toml").write_text("[[listeners]]\nhost = '127.0.0.3'\nport = 0\n")
+    broker = start("serve", "-c", str(tmp_path / "b.toml"), "--host", "127.0.0.1", "-p", "0")
+    assert broker.wait("listening on")["line"].startswith("listening on mqtt://127.0.0.1:")
+    broker.stop(signal.SIGTERM)
+    assert sum("listening on" in line for line in broker.log) == 1
+
+
+def test_hangup_reads_the_file_again_and_a_mistake_changes_nothing(start: Start, tmp_path: Path) -> None:
+    file = tmp_path / "b.toml"
+    text = "[[listeners]]\nhost = '127.0.0.1'\nport = 0\n"
+    file.write_text(text)
+    broker = start("serve", "-c", str(file))
+    broker.wait("listening on")
+    file.write_text("nonsense = 1\n" + text)
+    broker.process.send_signal(signal.SIGHUP)
+    assert "nonsense" in broker.wait("reloaded")["line"]
+    file.write_text("sys_interval_s = 1\n" + text)
+    broker.process.send_signal(signal.SIGHUP)
+    assert "not reloaded" not in broker.wait("reloaded")["line"]
+    broker.stop(signal.SIGTERM)
+    assert broker.process.returncode == 0
+
+
+def test_hangup_without_a_file_ends_it_as_it_ends_others(start: Start) -> None:
+    broker = start("serve", "-p", "0")
+    broker.wait("listening on")
+    broker.stop(signal.SIGHUP)
+    assert broker.process.returncode == -signal.SIGHUP
+
+
+def test_check_is_content_with_a_good_file(tmp_path: Path) -> None:
+    (tmp_path / "b.toml").write_text("[[listeners]]\nport = 0\n")
+    done = run("check", str(tmp_path / "b.toml"))
+    assert (done.returncode, done.stdout.decode(), done.stderr) == (0, f"{tmp_path / 'b.toml'}: ok\n", b"")
+
+
+BAD_FILES = [
+    ("[[listeners]]\nport = 'x'\n", ["listeners[0].port"]),
+    ("nonsense = 1\n", ["nonsense"]),
+    ("[limits\n", ["line 1"]),
+    ("shutdown_grace_s = -1\n[log]\nlevel = 'loud'\n", ["shutdown_grace_s", "log.level"]),
+]
+
+
+@pytest.mark.parametrize(("text", "said"), BAD_FILES, ids=[text.splitlines()[0] for text, _ in BAD_FILES])
+def test_every_mistake_of_a_file_is_a_line(text: str, said: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "b.toml"
+    file.write_text(text)
+    for words in (["check", str(file)], ["serve", "-c", str(file)]):
+        done = run(*words)
+        lines = done.stderr.decode().splitlines()
+        assert done.returncode == 1
+        assert len(lines) == len(said), lines
+        for line, key in zip(lines, said, strict=True):
+            assert line.startswith(f"broker: {file}")
+            assert key in line
+
+
+@pytest.mark.parametrize("words", [["check"], ["serve", "-c"]])
+def test_a_file_that_cannot_be_read(words: list[str], tmp_path: Path) -> None:
+    done = run(*words, str(tmp_path / "none.toml"))
+    assert done.returncode == 1
+    line = only_line(done.stderr)
+    assert "none.toml" in line
+    assert "no such file" in line.lower()
