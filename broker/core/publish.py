@@ -9,6 +9,7 @@ from broker.core.deadlines import RETAINED_EXPIRY
 from broker.core.delivery import deliver, pump
 from broker.core.link import CONNECTED
 from broker.core.message import ApplicationMessage
+from broker.core.topic_table import KEPT_TOPIC_LENGTH_MAX
 from broker.errors import ProtocolError
 from broker.reasons import ReasonCode
 from broker.wire.codec import encode_within
@@ -108,7 +109,7 @@ def learn(state: State, link: Link, topic: str) -> None:
     """Recognise the topic in this link's next frames by its bytes; that it is known says that it is valid and permitted."""
     if link.phase != CONNECTED or topic.startswith("$SYS/"):
         return
-    if not may_publish(state, link, topic):
+    if len(topic) > KEPT_TOPIC_LENGTH_MAX or not may_publish(state, link, topic):
         return
     known = link.known_topics
     if len(known) >= KNOWN_TOPICS_COUNT_MAX:

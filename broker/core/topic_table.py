@@ -10,12 +10,18 @@ publisher a new look-up: 623 against 3,116 ns a message under churn.)
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from broker.wire.topics import split_shared
 
 if TYPE_CHECKING:
     from broker.core.session import Session
+
+
+KEPT_TOPIC_LENGTH_MAX: Final = 1024
+"""Longer topics are resolved for each message: a hundred thousand of 64 KiB would be 6 GB."""
+TARGETS_PER_ROUTE_COUNT: Final = 16
+"""On the average, of the routes that are kept."""
 
 
 class Subscription:
@@ -171,6 +177,9 @@ class Route:
 class TopicTable:
     def __init__(self, routes_count_max: int) -> None:
         self._routes_count_max = routes_count_max
+        self._targets_count_max = routes_count_max * TARGETS_PER_ROUTE_COUNT
+        self._targets_count = 0
+        """Of all routes that are kept: a thousand subscribers of everything would else stand on every one of them."""
         self._literals: dict[str, Entry] = {}
         self._root = _Node()
         self._routes: dict[str, Route] = {}
@@ -226,10 +235,16 @@ class TopicTable:
     # ---- look-ups ----
 
     def route(self, topic: str) -> Route:
-        """The fresh route of a topic; kept for the next message, the oldest one giving way."""
+        """The fresh route of a topic; kept for the next message, the oldest ones giving way."""
         route = self._routes.get(topic)
         if route is None:
-            if len(self._routes) >= self._routes_count_max:
+            if len(topic) > KEPT_TOPIC_LENGTH_MAX:
+                route = Route(topic, _Bucket())
+                self._resolve(route)
+                self._targets_count -= len(route.targets)
+                route.stale = True  # nothing touches it: whoever keeps it must look again
+                return route
+            while self._routes and (len(self._routes) >= self._routes_count_max or self._targets_count > self._targets_count_max):
                 self._evict()
             first = topic.partition("/")[0]
             bucket = self._buckets.get(first)
@@ -287,7 +302,9 @@ class TopicTable:
                 for subscription in entry.subscriptions.values():
                     by_session.setdefault(subscription.session, []).append(subscription)
                 groups.extend(entry.groups.values())
+        self._targets_count -= len(route.targets)
         route.targets = [Target(session, matching) for session, matching in by_session.items() if session.may_receive(route.topic)]
+        self._targets_count += len(route.targets)
         route.groups = groups
         route.any_no_local = any(subscription.no_local for target in route.targets for subscription in target.subscriptions)
         route.plain = (
@@ -308,16 +325,22 @@ class TopicTable:
         else:
             route = self._routes.get(plain)
             if route is not None:
-                route.stale = True
+                self._retire(route)
 
     def _evict(self) -> None:
         oldest = next(iter(self._routes))
         route = self._routes.pop(oldest)
-        # Whoever still holds it must look again: nothing touches it any more.
-        route.stale = True
+        self._retire(route)  # whoever still holds it must look again: nothing touches it any more
         route.bucket.routes_count -= 1
         if route.bucket.routes_count == 0:
             del self._buckets[oldest.partition("/")[0]]
+
+    def _retire(self, route: Route) -> None:
+        """It holds no sessions while nobody publishes there, or those that ended would stay."""
+        route.stale = True
+        self._targets_count -= len(route.targets)
+        route.targets = []
+        route.groups = []
 
     def _node(self, plain: str) -> _Node:
         """The node at which a wildcard filter ends, made if need be; without the last level where that is `#`."""
