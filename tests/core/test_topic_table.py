@@ -1,0 +1,299 @@
+"""The topic table against the rule written down as simply as it can be: a dict of filters and `wire.topics.matches`."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from broker.core.access import Access
+from broker.core.session import Session
+from broker.core.topic_table import KEPT_TOPIC_LENGTH_MAX, TARGETS_PER_ROUTE_COUNT, FilterEntry, SharedGroup, Subscription, TopicTable
+from broker.core.waiting import Account
+from broker.wire.topics import matches, split_shared
+
+LEVELS = st.sampled_from(["a", "b", "", "$a", "$SYS"])
+TOPICS = st.lists(LEVELS, min_size=1, max_size=4).map("/".join).filter(bool)
+PLAIN_FILTERS = st.builds(
+    lambda levels, end: "/".join([*levels, *end]),
+    st.lists(st.one_of(LEVELS, st.just("+")), min_size=1, max_size=4),
+    st.sampled_from([[], [], ["#"]]),
+).filter(bool) | st.just("#")  # fmt: skip
+FILTERS = st.one_of(PLAIN_FILTERS, PLAIN_FILTERS, st.builds(lambda name, plain: f"$share/{name}/{plain}", st.sampled_from(["g", "h"]), PLAIN_FILTERS))
+
+
+class Stand(SimpleNamespace):
+    """Stands for a session whose state a test decides; like one it is equal only to itself."""
+
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+
+def session(name: str = "s") -> Session:
+    return Session(name, Access(), Account())
+
+
+def subscription(who: Session, filter: str, qos: int = 0, *, no_local: bool = False, retain_as_published: bool = False, identifier: int = 0) -> Subscription:
+    return Subscription(who, filter, qos, no_local, retain_as_published, identifier)
+
+
+def is_empty(table: TopicTable) -> bool:
+    return not table._literals and table._root.is_empty() and table._targets_count == sum(len(route.targets) for route in table._routes.values())
+
+
+def check_route(table: TopicTable, topic: str, model: dict[tuple[Session, str], Subscription]) -> None:
+    route = table.route(topic)
+    expected: dict[Session, list[Subscription]] = {}
+    members: dict[tuple[str, str], set[Subscription]] = {}
+    for (who, filter), one in model.items():
+        group, plain = split_shared(filter)
+        if matches(plain, topic):
+            if group is None:
+                expected.setdefault(who, []).append(one)
+            else:
+                members.setdefault((group, plain), set()).add(one)
+    assert {target.session: set(target.subscriptions) for target in route.targets} == {who: set(some) for who, some in expected.items()}
+    assert len(route.targets) == len(expected)
+    for target in route.targets:
+        some = expected[target.session]
+        assert target.qos == max(one.qos for one in some)
+        assert target.retain_as_published == any(one.retain_as_published for one in some)
+        assert sorted(target.identifiers) == sorted(one.identifier for one in some if one.identifier)
+    assert sorted(map(set_of_ids, (group.members for group in route.groups))) == sorted(map(set_of_ids, members.values()))
+    assert route.any_no_local == any(one.no_local for some in expected.values() for one in some)
+    assert route.plain == (not members and not route.any_no_local and not any(one.identifier for some in expected.values() for one in some))
+
+
+def set_of_ids(members: Any) -> list[int]:
+    return sorted(id(member) for member in members)
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("add"), st.integers(0, 2), FILTERS, st.integers(0, 2), st.booleans(), st.booleans(), st.integers(0, 2)),
+        st.tuples(st.just("remove"), st.integers(0, 2), FILTERS),
+        st.tuples(st.just("forget")),
+        st.tuples(st.just("look"), TOPICS),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=400)
+@given(STEPS, st.lists(TOPICS, min_size=1, max_size=5, unique=True), st.sampled_from([1, 2, 3, 1000]))
+def test_every_route_is_right_under_churn(steps: list[Any], topics: list[str], routes_count_max: int) -> None:
+    table = TopicTable(routes_count_max)
+    sessions = [session(f"s{number}") for number in range(3)]
+    model: dict[tuple[Session, str], Subscription] = {}
+    held = {topic: table.route(topic) for topic in topics}  # as a link's known topics hold them
+    for step in steps:
+        if step[0] == "add":
+            _, number, filter, qos, no_local, retain_as_published, identifier = step
+            who = sessions[number]
+            one = subscription(who, filter, qos, no_local=no_local, retain_as_published=retain_as_published, identifier=identifier)
+            assert table.add(one) is model.get((who, filter))
+            model[who, filter] = one
+        elif step[0] == "remove":
+            who = sessions[step[1]]
+            existing = [filter for session_, filter in model if session_ is who]
+            filter = existing[len(step[2]) % len(existing)] if existing else step[2]
+            assert table.remove(who, filter) == ((who, filter) in model)
+            model.pop((who, filter), None)
+        elif step[0] == "forget":
+            table.forget_routes()
+        else:
+            check_route(table, step[1], model)
+        for topic in topics:
+            if table.is_fresh(held[topic]):  # then it must be as good as a new one
+                assert {t.session for t in held[topic].targets} == {t.session for t in table.route(topic).targets}
+            held[topic] = table.route(topic)
+            check_route(table, topic, model)
+        assert len(table._routes) <= routes_count_max
+        assert table.subscriptions_count == len(model)
+        assert table.shared_count == sum(split_shared(filter)[0] is not None for _, filter in model)
+        assert table._targets_count == sum(len(route.targets) for route in table._routes.values())
+    for who, filter in list(model):
+        assert table.remove(who, filter)
+    assert is_empty(table)
+    assert not any(who.subscriptions for who in sessions)
+
+
+def test_one_subscription_stands_for_itself_and_several_in_an_entry() -> None:
+    table, one, two = TopicTable(10), session("one"), session("two")
+    first = subscription(one, "a/b")
+    table.add(first)
+    assert table._literals["a/b"] is first
+    renewed = subscription(one, "a/b", 2)
+    assert table.add(renewed) is first
+    assert table._literals["a/b"] is renewed
+    table.add(subscription(two, "a/b"))
+    assert isinstance(table._literals["a/b"], FilterEntry)
+    table.remove(two, "a/b")
+    assert table._literals["a/b"] is renewed
+    table.add(subscription(two, "$share/g/a/b"))
+    table.remove(one, "a/b")
+    assert isinstance(table._literals["a/b"], FilterEntry)
+    table.remove(two, "$share/g/a/b")
+    assert is_empty(table)
+
+
+def test_the_trie_gives_back_its_branches() -> None:
+    table, one, two = TopicTable(10), session("one"), session("two")
+    filters = ["a/+/c", "a/+/c/#", "a/#", "+/+", "#", "a/b/+", "+/b/c/d/e/f/#", "$share/g/a/+/c", "$share/h/#"]
+    for filter in filters:
+        table.add(subscription(one, filter))
+        table.add(subscription(two, filter))
+    for filter in filters:
+        assert table.remove(one, filter)
+    for filter in reversed(filters):
+        assert table.remove(two, filter)
+        assert not table.remove(two, filter)
+    assert table._root.is_empty()
+    assert table._root.children is None
+
+
+def test_a_literal_subscription_makes_one_route_stale_and_a_wildcard_those_of_its_first_level() -> None:
+    table, one = TopicTable(10), session()
+    near, sibling, far = table.route("a/b"), table.route("a/c"), table.route("z/b")
+    table.add(subscription(one, "a/b"))
+    assert [table.is_fresh(route) for route in (near, sibling, far)] == [False, True, True]
+    table.route("a/b")
+    table.add(subscription(one, "a/+"))
+    assert [table.is_fresh(route) for route in (near, sibling, far)] == [False, False, True]
+    table.add(subscription(one, "+/b"))
+    assert not table.is_fresh(far)
+
+
+def test_an_evicted_route_is_stale_for_whoever_still_holds_it() -> None:
+    table, one = TopicTable(2), session()
+    held = table.route("a")
+    table.route("b")
+    table.route("c")
+    assert not table.is_fresh(held)
+    assert len(table._routes) == 2
+    table.add(subscription(one, "a"))
+    assert [target.session for target in table.route("a").targets] == [one]
+    assert set(table._buckets) == {"a", "c"}
+
+
+def test_routes_together_hold_a_bounded_number_of_targets() -> None:
+    table = TopicTable(10)
+    for number in range(100):
+        table.add(subscription(session(f"s{number}"), "#"))
+    for number in range(10):
+        assert len(table.route(f"t/{number}").targets) == 100
+        assert table._targets_count <= 10 * TARGETS_PER_ROUTE_COUNT + 100
+
+
+def test_long_topics_are_routed_and_not_kept() -> None:
+    table, one = TopicTable(10), session()
+    topic = "t" * (KEPT_TOPIC_LENGTH_MAX + 1)
+    table.add(subscription(one, "+"))
+    route = table.route(topic)
+    assert [target.session for target in route.targets] == [one]
+    assert not table.is_fresh(route)
+    assert not table._routes
+    assert table._targets_count == 0
+
+
+def test_a_session_that_left_a_literal_filter_is_not_kept_by_the_route() -> None:
+    table = TopicTable(10)
+    one: Any = Stand(subscriptions={}, may_receive=lambda topic: True, sink=None, access=Access())
+    gone = weakref.ref(one)
+    table.add(Subscription(one, "a/b", 0, False, False, 0))
+    assert len(table.route("a/b").targets) == 1
+    table.remove(one, "a/b")
+    del one
+    gc.collect()
+    assert gone() is None
+
+
+# ---- shared groups ----
+
+
+def member(name: str, group: SharedGroup, *, qos: int = 2, connected: bool = True, room: bool = True, allowed: bool = True) -> Any:
+    who: Any = Stand(
+        name=name,
+        link=object() if connected else None,
+        sink=None,
+        access=SimpleNamespace(allows_all=allowed),
+        may_receive=lambda topic: allowed,
+        has_room=lambda qos: room,
+    )
+    made: Any = SimpleNamespace(session=who, qos=qos)
+    group.join(made)
+    return made
+
+
+def test_members_take_turns() -> None:
+    group = SharedGroup("g")
+    members = [member(name, group) for name in "abc"]
+    assert [group.choose(1, "t") for _ in range(7)] == [*members, *members, members[0]]
+
+
+def test_stuck_members_are_passed_over_while_another_has_room() -> None:
+    group = SharedGroup("g")
+    member("stuck", group, room=False)
+    free = member("free", group)
+    member("away", group, connected=False)
+    assert [group.choose(1, "t") for _ in range(4)] == [free] * 4
+
+
+def test_a_stuck_one_comes_before_one_that_is_away() -> None:
+    group = SharedGroup("g")
+    away = member("away", group, connected=False)
+    stuck = member("stuck", group, room=False)
+    assert [group.choose(1, "t") for _ in range(3)] == [stuck] * 3
+    group.leave(stuck.session)
+    assert group.choose(1, "t") is away
+    assert group.choose(0, "t") is None  # at most once: nobody is there
+
+
+def test_a_member_at_qos_0_that_is_away_gets_nothing() -> None:
+    group = SharedGroup("g")
+    member("away", group, connected=False, qos=0)
+    assert group.choose(2, "t") is None
+    later = member("later", group, connected=False, qos=1)
+    assert group.choose(2, "t") is later
+
+
+def test_one_who_may_not_receive_is_passed_over() -> None:
+    group = SharedGroup("g")
+    member("forbidden", group, allowed=False)
+    assert group.choose(1, "t") is None
+    free = member("free", group)
+    assert [group.choose(1, "t") for _ in range(3)] == [free] * 3
+
+
+def test_nobody_is_there() -> None:
+    assert SharedGroup("g").choose(2, "t") is None
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_each_of_several_gets_the_same_share(count: int) -> None:
+    group = SharedGroup("g")
+    members = [member(str(number), group) for number in range(count)]
+    chosen = [group.choose(0, "t") for _ in range(count * 4)]
+    assert all(chosen.count(one) == 4 for one in members)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 5))))
+def test_joining_and_leaving_keep_the_places(steps: list[tuple[bool, int]]) -> None:
+    group = SharedGroup("g")
+    sessions = [session(str(number)) for number in range(6)]
+    model: dict[Session, Subscription] = {}
+    for joins, number in steps:
+        who = sessions[number]
+        if joins:
+            model[who] = subscription(who, "$share/g/t")
+            group.join(model[who])
+        elif who in model:
+            del model[who]
+            group.leave(who)
+        assert set_of_ids(group.members) == set_of_ids(model.values())
+        assert {who: group.members[position] for who, position in group._positions.items()} == model
