@@ -246,6 +246,7 @@ class Connection:
             if count < len(data):
                 break
         self._writing = True
+        self.server.writing.add(self)
         assert self._nursery is not None
         self._nursery.start_soon(self._write, link)
 
@@ -259,6 +260,7 @@ class Connection:
                 count = await transport.send_some(data)
                 engine.bytes_sent(link, count, trio.current_time())
                 server.flush()  # who waited for this link may go on
+                server.note_progress()
             if link.closing and not self._shut:
                 self._shut = True
                 if transport.half_closes:
@@ -270,6 +272,8 @@ class Connection:
             self.cancel()
         finally:
             self._writing = False
+            server.writing.discard(self)
+            server.note_progress()
             if self._drained is not None:
                 self._drained.set()
         # Something may have come in, or closing begun, during the last wait.

@@ -111,7 +111,7 @@ def url_host(host: str) -> str:
 
 
 def parse_listener(text: str) -> Listener:
-    """"mqtt://127.0.0.1:1883", "mqtt://[::1]:0" or "unix:///run/mqtt.sock". ConfigError for anything else."""
+    """ "mqtt://127.0.0.1:1883", "mqtt://[::1]:0" or "unix:///run/mqtt.sock". ConfigError for anything else."""
     parts = urlsplit(text)
     if parts.scheme == "unix":
         path = unquote(parts.netloc + parts.path)
@@ -158,7 +158,7 @@ def check(listener: Listener) -> list[str]:
 
 
 def parse_mode(text: str) -> int:
-    """"0660" as a number. ValueError if it is not three or four octal digits."""
+    """ "0660" as a number. ValueError if it is not three or four octal digits."""
     digits = text.removeprefix("0o")
     if not (3 <= len(digits) <= 4 and all("0" <= digit <= "7" for digit in digits)):
         raise ValueError(f'expected octal digits as "0660", got {text!r}')
@@ -213,7 +213,9 @@ async def _addresses(listener: Listener) -> list[tuple[int, str]]:
         try:
             answers = await trio.socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         except (socket.gaierror, UnicodeError):
-            raise ListenError(f"{host}:{listener.port}", f"no address is known for {host!r}; check the name, or use a number such as 127.0.0.1") from None
+            raise ListenError(
+                f"{host}:{listener.port}", f"no address is known for {host!r}; check the name, or use a number such as 127.0.0.1"
+            ) from None
         found = []
         for family, _, _, _, address in answers:
             scope = f"%{address[3]}" if len(address) > 3 and address[3] and "%" not in str(address[0]) else ""

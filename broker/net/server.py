@@ -12,7 +12,7 @@ import logging
 import math
 import socket
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -45,7 +45,16 @@ logger = logging.getLogger("broker")
 class Server:
     """One engine with its clients, listeners and timers. All methods but `run` and `wait_ended` are synchronous."""
 
-    def __init__(self, engine: Engine, limits: Limits, *, authenticate: Authenticate | None = None, allow_anonymous: bool | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        limits: Limits,
+        *,
+        authenticate: Authenticate | None = None,
+        allow_anonymous: bool | None = None,
+        chores: Sequence[Callable[[Server], Awaitable[None]]] = (),
+    ) -> None:
+        """chores: tasks that live exactly as long as clients are served."""
         self.engine = engine
         self.limits = limits
         self.authenticate = authenticate
@@ -53,6 +62,11 @@ class Server:
         self.limiter = trio.CapacityLimiter(QUESTIONS_COUNT_MAX)
         self.connections: set[Connection] = set()
         self.bound: Sequence[BoundSocket] = ()
+        self.writing: set[Connection] = set()
+        """Those whose socket was full."""
+        self.progressed = trio.Event()
+        """One of `writing` has sent something; replaced whenever it is set."""
+        self._chores = chores
         self.accepted_count = 0
         self.accept_errors_count = 0
         self._sizes = ReadSizes()
@@ -77,6 +91,8 @@ class Server:
                 async with trio.open_nursery() as house:
                     house.start_soon(self._keep_time)
                     house.start_soon(self._flush_the_rest)
+                    for chore in self._chores:
+                        house.start_soon(chore, self)
                     with self._clients_scope:
                         async with trio.open_nursery() as clients:
                             self._clients = clients
@@ -218,6 +234,11 @@ class Server:
         deadline = engine.next_deadline()
         if deadline < self._timer_scope.deadline:
             self._timer_scope.deadline = deadline
+
+    def note_progress(self) -> None:
+        """A full socket has taken something, or is gone."""
+        self.progressed.set()
+        self.progressed = trio.Event()
 
     async def _flush_the_rest(self) -> None:
         while True:

@@ -1,0 +1,87 @@
+"""An MQTT 5.0, 3.1.1 and 3.1 broker and client, built on Trio.
+
+The public names, fetched when they are first used (PEP 562): `import broker` imports neither trio nor anything else of weight, so
+that the command line's help and the pytest plugin start at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from broker.channel import Subscription as Subscription
+    from broker.client.client import Client as Client
+    from broker.client.connect import connect as connect
+    from broker.client.reconnect import Reconnect as Reconnect
+    from broker.config import Config as Config
+    from broker.core.access import Authorize as Authorize
+    from broker.core.limits import Limits as Limits
+    from broker.errors import BrokerError as BrokerError
+    from broker.errors import ConfigError as ConfigError
+    from broker.errors import ConnectError as ConnectError
+    from broker.errors import ConnectionLost as ConnectionLost
+    from broker.errors import ConnectRefused as ConnectRefused
+    from broker.errors import DeliveryUnknown as DeliveryUnknown
+    from broker.errors import InvalidTopic as InvalidTopic
+    from broker.errors import ListenError as ListenError
+    from broker.errors import NotSupported as NotSupported
+    from broker.errors import Offline as Offline
+    from broker.errors import PublishRefused as PublishRefused
+    from broker.errors import SubscribeRefused as SubscribeRefused
+    from broker.errors import SubscriptionExists as SubscriptionExists
+    from broker.hub import Broker as Broker
+    from broker.hub import ClientInfo as ClientInfo
+    from broker.hub import open_broker as open_broker
+    from broker.hub import serve as serve
+    from broker.messages import Message as Message
+    from broker.messages import Overflow as Overflow
+    from broker.messages import Payload as Payload
+    from broker.messages import QoS as QoS
+    from broker.messages import UserProperties as UserProperties
+    from broker.messages import Version as Version
+    from broker.messages import Will as Will
+    from broker.net.authentication import Authenticate as Authenticate
+    from broker.net.authentication import ConnectRequest as ConnectRequest
+    from broker.net.listen import Listener as Listener
+    from broker.reasons import ReasonCode as ReasonCode
+    from broker.thread import BrokerThread as BrokerThread
+    from broker.thread import broker_thread as broker_thread
+
+_ROOMS = {
+    "channel": ("Subscription",),
+    "client.client": ("Client",),
+    "client.connect": ("connect",),
+    "client.reconnect": ("Reconnect",),
+    "config": ("Config",),
+    "core.access": ("Authorize",),
+    "core.limits": ("Limits",),
+    "errors": (
+        "BrokerError", "ConfigError", "ConnectError", "ConnectRefused", "ConnectionLost", "DeliveryUnknown", "InvalidTopic", "ListenError",
+        "NotSupported", "Offline", "PublishRefused", "SubscribeRefused", "SubscriptionExists",
+    ),
+    "hub": ("Broker", "ClientInfo", "open_broker", "serve"),
+    "messages": ("Message", "Overflow", "Payload", "QoS", "UserProperties", "Version", "Will"),
+    "net.authentication": ("Authenticate", "ConnectRequest"),
+    "net.listen": ("Listener",),
+    "reasons": ("ReasonCode",),
+    "thread": ("BrokerThread", "broker_thread"),
+}  # fmt: skip
+_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
+
+__all__ = sorted(_ROOM_OF)
+
+
+def __getattr__(name: str) -> object:
+    room = _ROOM_OF.get(name)
+    if room is None:
+        raise AttributeError(f"module 'broker' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"broker.{room}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_ROOM_OF])

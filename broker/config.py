@@ -1,0 +1,326 @@
+"""The configuration: a TOML file, the environment over it, and every mistake in them told at once, each with its key and what was expected.
+
+Order: command line > BROKER__LISTENERS__0__PORT > file > default. A key that we do not know is a mistake, and one that is planned
+says so: a misspelt `password_file` that is silently ignored is an open door.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, Final, Literal, Self, TypeAlias, TypeVar, get_args, get_origin
+
+import msgspec
+from msgspec import Struct
+
+from broker.core.limits import Limits
+from broker.errors import ConfigError
+from broker.net.listen import Listener, check
+from broker.net.settings import limit_faults
+from broker.wire.topics import topic_filter_fault
+
+Overflow: TypeAlias = Literal["drop-oldest", "drop-newest", "latest", "disconnect", "refuse"]
+Problems: TypeAlias = list[tuple[str, str]]
+
+ENV_PREFIX: Final = "BROKER__"
+
+_NOT_THERE_YET: Final = {
+    "password_file": "use open_broker(authenticate=...)",
+    "acl_file": "use open_broker(authorize=...)",
+    "listeners.mount_point": "",
+    "listeners.proxy_protocol_from": "",
+    "listeners.tls": "use open_broker(listeners=[Listener(tls=...)])",
+    "listeners.limits": "[limits] holds for all listeners",
+    "listeners.path": "WebSocket is not served",
+}
+"""Planned keys, and what to do meanwhile. Never ignored: whoever writes one relies on it."""
+
+_NAMES: Final = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text in quotes",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a table",
+    "null": "nothing",
+}
+
+
+class ListenerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One [[listeners]]; `net.listen.Listener` has the same fields and says what they mean."""
+
+    host: str = "127.0.0.1"
+    port: int = 1883
+    unix: str | None = None
+    unix_mode: str = "0660"
+    protocol: Literal["mqtt", "websocket"] = "mqtt"
+    allow_anonymous: bool | None = None
+    backlog: int = 1024
+    nodelay: bool = True
+    receive_buffer_bytes: int = 0
+    send_buffer_bytes: int = 0
+    tcp_keepalive_s: float = 0
+    connections_count_max: int = 100_000
+
+
+class LogConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+    target: str = "stderr"
+    """stderr, syslog or a path."""
+    connections: bool = True
+    """One line a connect and disconnect."""
+
+
+class OverflowConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    filter: str
+    rule: Overflow
+
+
+class _Top(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Keys above the first [table]."""
+
+    allow_anonymous: bool | None = None
+    shutdown_grace_s: float = 5
+    sys_interval_s: float = 10
+
+
+S = TypeVar("S", bound=Struct)
+
+DEFAULT_LISTENERS: Final = (Listener(host="localhost"),)
+"""127.0.0.1:1883, and [::1]:1883 where the machine has IPv6."""
+
+
+class Config(Struct, frozen=True, kw_only=True):
+    """All settings of a broker. listeners: none written means this machine only, port 1883. allow_anonymous: None allows clients
+    without authentication while every listener is loopback or Unix. overflow: (Topic Filter, rule), the first match counts."""
+
+    listeners: tuple[Listener, ...] = DEFAULT_LISTENERS
+    limits: Limits = Limits()
+    log: LogConfig = LogConfig()
+    overflow: tuple[OverflowConfig, ...] = ()
+    allow_anonymous: bool | None = None
+    shutdown_grace_s: float = 5
+    sys_interval_s: float = 10
+
+    @classmethod
+    def load(cls, path: str | PathLike[str], *, env: Mapping[str, str] | None = None) -> Self:
+        """Read a TOML file. env: by default this process's environment. ConfigError names every mistake; relative paths start at the file."""
+        source = os.fspath(path)
+        try:
+            data = tomllib.loads(Path(path).read_bytes().decode("utf-8"))
+        except OSError as error:
+            raise ConfigError([("", f"cannot be read: {os.strerror(error.errno).lower() if error.errno else error}")], source) from None
+        except UnicodeDecodeError as error:
+            raise ConfigError([("", f"is not UTF-8 at byte {error.start}")], source) from None
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError([("", f"is not TOML: {error}")], source) from None
+        return cls._read(data, os.environ if env is None else env, source, Path(path).absolute().parent)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], *, env: Mapping[str, str] | None = None) -> Self:
+        """The same keys as the TOML; env: by default none, `os.environ` for the variables of a process. ConfigError."""
+        return cls._read(data, {} if env is None else env, "config", None)
+
+    def replaced(self, *, listeners: Sequence[Listener] | None = None, allow_anonymous: bool | None = None) -> Self:
+        """With what a command line says instead; None leaves what is there."""
+        changes: dict[str, Any] = {}
+        if listeners is not None:
+            changes["listeners"] = tuple(listeners)
+        if allow_anonymous is not None:
+            changes["allow_anonymous"] = allow_anonymous
+        return msgspec.structs.replace(self, **changes)
+
+    @classmethod
+    def _read(cls, data: Mapping[str, Any], env: Mapping[str, str], source: str, folder: Path | None) -> Self:
+        problems: Problems = []
+        tables = _with_environment(data, env, problems)
+        limits = _table(Limits, tables.pop("limits", {}), "limits", problems)
+        log = _table(LogConfig, tables.pop("log", {}), "log", problems)
+        listeners = _tables(ListenerConfig, tables.pop("listeners", []), "listeners", problems)
+        overflow = _tables(OverflowConfig, tables.pop("overflow", []), "overflow", problems)
+        top = _table(_Top, tables, "", problems)
+        if limits is not None:
+            problems += limit_faults(limits)
+        if top is not None:
+            _check_not_negative("", {"shutdown_grace_s": top.shutdown_grace_s, "sys_interval_s": top.sys_interval_s}, problems)
+        _check_overflow(overflow, problems)
+        opened = _listeners(listeners, folder, problems)
+        if problems or top is None or limits is None or log is None:
+            raise ConfigError(problems, source)
+        if folder is not None and log.target not in ("stderr", "syslog"):
+            log = msgspec.structs.replace(log, target=str(folder / log.target))
+        return cls(
+            listeners=opened or DEFAULT_LISTENERS,
+            limits=limits,
+            log=log,
+            overflow=tuple(rule for _, rule in overflow),
+            allow_anonymous=top.allow_anonymous,
+            shutdown_grace_s=top.shutdown_grace_s,
+            sys_interval_s=top.sys_interval_s,
+        )
+
+
+# ---- tables, key by key, so that every mistake is found ---------------------------------------------------------------
+
+
+def _table(kind: type[S], data: Any, path: str, problems: Problems) -> S | None:
+    """A struct from what is right in one table; None if that is not enough for one. Mistakes go to `problems`."""
+    if not isinstance(data, Mapping):
+        problems.append((path, f"expected a table, got {_kind_of(data)}"))
+        return None
+    fields = {field.name: field for field in msgspec.structs.fields(kind)}
+    known: dict[str, Any] = {}
+    for key, value in data.items():
+        place = f"{path}.{key}" if path else str(key)
+        general = f"{path.partition('[')[0]}.{key}" if path else str(key)
+        if general in _NOT_THERE_YET:
+            advice = _NOT_THERE_YET[general]
+            problems.append((place, f"not there yet{': ' + advice if advice else ''}"))
+        elif key not in fields:
+            problems.append((place, _unknown(str(key), [*fields, *_siblings(path)])))
+        else:
+            try:
+                known[key] = msgspec.convert(value, fields[key].type)
+            except msgspec.ValidationError as error:
+                problems.append((place, _expected(str(error), fields[key].type, value)))
+    required = [name for name, field in fields.items() if field.required]
+    problems.extend((f"{path}.{name}", "is missing") for name in required if name not in data)
+    return kind(**known) if all(name in known for name in required) else None
+
+
+def _tables(kind: type[S], data: Any, path: str, problems: Problems) -> list[tuple[str, S]]:
+    """(key path, struct) of a list of tables; those with a mistake are left out."""
+    if not isinstance(data, list):
+        problems.append((path, f"expected a list of tables ([[{path}]]), got {_kind_of(data)}"))
+        return []
+    found = []
+    for index, entry in enumerate(data):
+        place = f"{path}[{index}]"
+        struct = _table(kind, entry, place, problems)
+        if struct is not None:
+            found.append((place, struct))
+    return found
+
+
+def _siblings(path: str) -> list[str]:
+    """What else may, or will, stand beside the keys of a struct."""
+    room = path.partition("[")[0]
+    later = [key.rpartition(".")[2] for key in _NOT_THERE_YET if key.rpartition(".")[0] == room]
+    return later if path else [*later, "listeners", "limits", "log", "overflow"]
+
+
+def _unknown(key: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(key, known, 1)
+    return f"unknown key; did you mean {near[0]}?" if near else f"unknown key; expected one of {', '.join(sorted(known))}"
+
+
+def _expected(text: str, wanted: Any, value: Any) -> str:
+    """msgspec's words as ours: what was expected, what was found."""
+    if get_origin(wanted) is Literal:
+        return f"expected {', '.join(get_args(wanted))}, got {_kind_of(value)}"
+    if text.startswith("Expected `"):
+        names = [_NAMES.get(name, name) for name in text.split("`")[1].split(" | ") if name != "null"]
+        return f"expected {' or '.join(names)}, got {_kind_of(value)}"
+    return text[:1].lower() + text[1:].replace("`", "")
+
+
+def _kind_of(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, str):
+        return f'"{value}"' if len(value) <= 40 else "text"
+    return "a table" if isinstance(value, Mapping) else "a list" if isinstance(value, list) else type(value).__name__
+
+
+# ---- what a type cannot say ---------------------------------------------------------------------------------------------
+
+
+def _check_not_negative(path: str, values: Mapping[str, float], problems: Problems) -> None:
+    problems.extend((f"{path}{key}", f"expected 0 or more, got {value}") for key, value in values.items() if not value >= 0)
+
+
+def _check_overflow(rules: Sequence[tuple[str, OverflowConfig]], problems: Problems) -> None:
+    for place, rule in rules:
+        fault = topic_filter_fault(rule.filter)
+        if fault is not None:
+            problems.append((f"{place}.filter", fault))
+
+
+def _listeners(found: Sequence[tuple[str, ListenerConfig]], folder: Path | None, problems: Problems) -> tuple[Listener, ...]:
+    listeners = []
+    for place, entry in found:
+        unix = entry.unix
+        if unix is not None and folder is not None:
+            unix = str(folder / unix)
+        listener = Listener(**(msgspec.structs.asdict(entry) | {"unix": unix}))
+        for fault in check(listener):
+            key, _, text = fault.partition(": ")
+            problems.append((f"{place}.{key}", text))
+        listeners.append(listener)
+    return tuple(listeners)
+
+
+# ---- the environment ------------------------------------------------------------------------------------------------------
+
+
+def _with_environment(data: Mapping[str, Any], env: Mapping[str, str], problems: Problems) -> dict[str, Any]:
+    """A copy of the tables with BROKER__A__0__B=value put at a[0].b; other variables are not ours."""
+    copied = _copied(data)
+    for name in sorted(env):
+        if name.startswith(ENV_PREFIX):
+            steps = name[len(ENV_PREFIX) :].lower().split("__")
+            fault = _put(copied, steps, _value(steps[-1], env[name]))
+            if fault:
+                problems.append((name, fault))
+    return copied
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _copied(inner) for key, inner in value.items()}
+    return [_copied(inner) for inner in value] if isinstance(value, list) else value
+
+
+_TEXT_KEYS: Final = {
+    field.name for kind in (ListenerConfig, LogConfig, OverflowConfig) for field in msgspec.structs.fields(kind) if isinstance(field.default, str)
+} | {"unix", "filter", "rule"}
+
+
+def _value(key: str, text: str) -> Any:
+    """TOML if it is (numbers, true, lists), else the text itself: BROKER__LOG__LEVEL=debug needs no quotes, and a text key takes all."""
+    if key in _TEXT_KEYS:
+        return text
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _put(into: Any, steps: list[str], value: Any) -> str | None:
+    """Set one value; what is wrong with its path, or None."""
+    for depth, step in enumerate(steps):
+        last = depth == len(steps) - 1
+        empty: Any = [] if not last and steps[depth + 1].isdigit() else {}
+        if isinstance(into, list):
+            if not step.isdigit() or int(step) > len(into):
+                return f"expected a number from 0 to {len(into)} after the name of a list"
+            if int(step) == len(into):
+                into.append(empty)
+            key: Any = int(step)
+        elif isinstance(into, dict) and step:
+            into.setdefault(step, empty)
+            key = step
+        else:
+            return "there is no such key"
+        if last:
+            into[key] = value
+        else:
+            into = into[key]
+    return None

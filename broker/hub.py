@@ -1,0 +1,426 @@
+"""`open_broker`: a broker as a scope. No task, socket or Unix path of it outlives the `async with`, however that ends.
+
+The clients live in a shielded task, so that they are told goodbye even when the scope around is cancelled; the body's end, of
+whatever kind, gives that shield its deadline. What the body raises comes out bare, not in the group of our nursery.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import secrets
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+import msgspec
+import trio
+
+from broker.channel import MessageChannel, Subscription
+from broker.core.access import Authorize
+from broker.core.engine import Engine
+from broker.core.limits import Limits
+from broker.core.message import ApplicationMessage
+from broker.core.session import Session
+from broker.errors import BrokerError, ConfigError
+from broker.messages import Message, Overflow, Payload, QoS, UserProperties, Version, check_qos, check_topic_name, message_properties, payload_bytes
+from broker.metrics import SysTopics
+from broker.net.authentication import Authenticate
+from broker.net.connection import Connection
+from broker.net.listen import BoundSocket, Listener, adopted_is_private, bind_all, parse_listener
+from broker.net.observer import ClientLog
+from broker.net.server import Server
+from broker.net.settings import Settings, limit_faults
+from broker.net.transport import StreamTransport
+from broker.reasons import ReasonCode
+from broker.wire.packets import NO_PROPERTIES, Properties
+
+SHUTDOWN_GRACE_S: Final = 5.0
+CREDIT_REFILL_RATE: Final = 0.1
+
+_VERSIONS: Final[dict[int, Version]] = {3: "3.1", 4: "3.1.1", 5: "5.0"}
+
+logger = logging.getLogger("broker")
+
+
+class ClientInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """One session. peer, version and connected_at_s (Unix time) are None while its client is away; queue_bytes: topics and payloads."""
+
+    client_id: str
+    username: str | None
+    peer: str | None
+    version: Version | None
+    connected_at_s: float | None
+    queue_count: int
+    queue_bytes: int
+
+
+class Broker:
+    """An open broker. Publishes and subscribes as itself: no access rules, $SYS allowed. Made by `open_broker`."""
+
+    def __init__(self, server: Server, bound: Sequence[BoundSocket], config: Settings | None, sys_topics: SysTopics, log: ClientLog) -> None:
+        self.urls = tuple(one.url for one in bound)
+        """Where it listens, with real ports: "mqtt://127.0.0.1:49321"."""
+        self._server = server
+        self._engine = server.engine
+        self._config = config
+        self._sys_topics = sys_topics
+        self._log = log
+        self._grace_s = SHUTDOWN_GRACE_S if config is None else config.shutdown_grace_s
+        self._numbers = itertools.count(1)
+        self._credit_s = server.limits.slow_subscriber_grace_s
+        self._credit_at = trio.current_time()
+        self._began_at = trio.current_time()
+
+    # ---- messages ----
+
+    async def publish(
+        self,
+        topic: str,
+        payload: Payload = b"",
+        *,
+        qos: int = 0,
+        retain: bool = False,
+        content_type: str | None = None,
+        user_properties: UserProperties = (),
+        message_expiry_s: int | None = None,
+    ) -> ReasonCode:
+        """Publish to all that subscribed; NO_MATCHING_SUBSCRIBERS if there is nobody. Raises InvalidTopic, ValueError, TypeError.
+
+        Waits while a subscriber is over its high mark, for at most `slow_subscriber_grace_s` of credit, which refills at a tenth of
+        time. Cancelled: nothing was published.
+        """
+        fields = message_properties(content_type, None, None, user_properties, message_expiry_s, None)
+        properties = Properties(**fields) if fields else NO_PROPERTIES
+        data = payload_bytes(payload)
+        check_topic_name(topic)
+        check_qos(qos)
+        await trio.lowlevel.checkpoint()
+        await self._wait_for_slow_ones()
+        now = trio.current_time()
+        expires_at = math.inf if message_expiry_s is None else now + message_expiry_s
+        reason = self._engine.publish(ApplicationMessage(topic, data, qos, retain, properties, expires_at=expires_at), now)
+        self._server.flush()
+        return reason
+
+    async def _wait_for_slow_ones(self) -> None:
+        """As the core makes a client's connection wait; without it a loop of publishes outruns every socket."""
+        if not self._over_high_mark():
+            return
+        grace_s = self._server.limits.slow_subscriber_grace_s
+        now = trio.current_time()
+        self._credit_s = min(grace_s, self._credit_s + CREDIT_REFILL_RATE * (now - self._credit_at))
+        self._credit_at = now
+        with trio.move_on_after(self._credit_s):
+            while self._over_high_mark():
+                await self._server.progressed.wait()
+        ended = trio.current_time()
+        self._credit_s = max(0.0, self._credit_s - (ended - now))
+        self._credit_at = ended
+
+    def _over_high_mark(self) -> bool:
+        for connection in self._server.writing:
+            link = connection.link
+            if link is not None and not link.closing and link.outbox.committed_bytes >= link.outbox_bytes_high:
+                return True
+        return False
+
+    @asynccontextmanager
+    async def subscribe(
+        self, *filters: str, qos: int = 2, buffer_count_max: int = 1000, overflow: Overflow = "drop-oldest"
+    ) -> AsyncIterator[Subscription]:
+        """Messages of these Topic Filters, retained ones first, inside the process. Raises InvalidTopic.
+
+        There is no acknowledgement and nobody is paused: beyond buffer_count_max the overflow rule acts, and it is counted.
+        """
+        if not filters:
+            raise ValueError("subscribe needs at least one topic filter")
+        check_qos(qos)
+        channel = MessageChannel(ack="on_receipt", buffer_count_max=buffer_count_max, overflow=overflow)
+
+        def close() -> None:
+            for one in channel.siblings:
+                one.close()
+
+        channel.on_disconnect = close
+
+        def take(message: ApplicationMessage, granted: int, retain: bool, now: float) -> None:
+            public = _public(message, granted, retain, now)
+            for one in channel.siblings:
+                one.offer(public)
+
+        internal = self._engine.subscribe_internal(f"inside-{next(self._numbers)}", filters, qos, take, trio.current_time())
+        try:
+            self._server.flush()
+            await trio.lowlevel.checkpoint()
+            yield Subscription(filters, (QoS(qos),) * len(filters), channel)
+        finally:
+            self._engine.unsubscribe_internal(internal, trio.current_time())
+            self._server.flush()
+            close()
+
+    def retained(self, filter: str = "#") -> Sequence[Message]:
+        """All retained messages that match. Raises InvalidTopic."""
+        now = trio.current_time()
+        return [_public(message, message.qos, True, now) for message in self._engine.retained(filter, now)]
+
+    # ---- clients ----
+
+    async def attach(self, stream: trio.abc.Stream, *, peer: str = "in-process") -> None:
+        """Serve any byte stream to its end, and close it. Cancelled: the client is cut off. BrokerError while shutting down."""
+        finished = trio.Event()
+        connection = self._server.admit(StreamTransport(stream), peer)
+        if connection is None:
+            await trio.aclose_forcefully(stream)
+            raise BrokerError("the broker is shutting down")
+        connection.finished = finished
+        try:
+            await finished.wait()
+        finally:
+            connection.cancel()
+
+    def clients(self) -> Sequence[ClientInfo]:
+        """Every session, connected or not."""
+        return [_client_info(session) for session in self._engine.clients()]
+
+    def disconnect(self, client_id: str, reason: ReasonCode = ReasonCode.ADMINISTRATIVE_ACTION, *, drop_session: bool = False) -> bool:
+        """Throw a client out; was there one, or a session to drop?"""
+        found = self._engine.disconnect(client_id, reason, trio.current_time(), drop_session=drop_session)
+        self._server.flush()
+        return found
+
+    def drop_clients(self) -> None:
+        """Cut every connection without a goodbye, to test how clients come back."""
+        self._server.drop_all()
+
+    def forget_permissions(self, username: str | None = None) -> None:
+        """Ask `authorize` anew about everything, for one user or for all."""
+        self._engine.forget_permissions(username)
+
+    # ---- itself ----
+
+    def reload(self, config: Settings) -> Sequence[str]:
+        """Take over what can change while running: limits (for what comes from now on), allow_anonymous, sys_interval_s,
+        shutdown_grace_s, log.connections. Returns the keys that differ and need a restart. ConfigError: nothing was changed.
+        (log.level is the process's, which owns its logging.)
+        """
+        faults = limit_faults(config.limits)
+        if faults:
+            raise ConfigError(faults)
+        old = self._config
+        if old is not None and config.allow_anonymous != old.allow_anonymous:
+            _check_open(old.listeners, config.allow_anonymous, self._server.authenticate)
+        self._engine.set_limits(config.limits)
+        self._server.limits = config.limits
+        self._server.allow_anonymous = config.allow_anonymous
+        self._sys_topics.set_interval(config.sys_interval_s)
+        self._grace_s = config.shutdown_grace_s
+        self._log.connections = config.log.connections
+        restart = [] if old is None else _needs_restart(old, config)
+        if not restart or old is None:
+            self._config = config
+        return restart
+
+    async def shutdown(self, grace_s: float | None = None) -> None:
+        """Stop accepting, tell clients goodbye, send what is queued, close all. grace_s: at most so long; None: shutdown_grace_s.
+
+        Idempotent; a second call may shorten the grace. Returns when everything is gone.
+        """
+        self._server.begin_shutdown(self._grace_s if grace_s is None else grace_s)
+        await self._server.wait_ended()
+
+    async def wait_closed(self) -> None:
+        """Until somebody calls `shutdown`."""
+        await self._server.wait_stopping()
+
+    def statistics(self) -> Mapping[str, int | float]:
+        """Counters since the start and gauges of now: the core's, and of the listeners."""
+        server = self._server
+        return {
+            **self._engine.statistics(),
+            "uptime_s": trio.current_time() - self._began_at,
+            "connections_open_count": len(server.connections),
+            "connections_blocked_count": len(server.writing),
+            "accepted_count": server.accepted_count,
+            "accept_errors_count": server.accept_errors_count,
+        }
+
+
+def _public(message: ApplicationMessage, qos: int, retain: bool, now: float) -> Message:
+    properties = message.properties
+    if message.expires_at != math.inf:
+        properties = msgspec.structs.replace(properties, message_expiry_interval=message.expiry_left_s(now))
+    return Message(message.topic, message.payload, qos=min(qos, message.qos), retain=retain, properties=properties, received_at=time.time())
+
+
+def _client_info(session: Session) -> ClientInfo:
+    link = session.link
+    waiting = None if link is None else link.outbox.waiting
+    transport = None if link is None else link.transport
+    return ClientInfo(
+        client_id=session.client_id,
+        username=session.username,
+        peer=None if link is None else link.peer,
+        version=None if link is None else _VERSIONS.get(link.version),
+        connected_at_s=transport.connected_at_s if isinstance(transport, Connection) else None,
+        queue_count=session.queue.count + (0 if waiting is None else waiting.count),
+        queue_bytes=session.queue.bytes + (0 if waiting is None else waiting.bytes),
+    )
+
+
+# ---- opening ----------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def open_broker(
+    config: Settings | None = None,
+    *,
+    listeners: Sequence[Listener | str | trio.SocketListener] | None = None,
+    authenticate: Authenticate | None = None,
+    authorize: Authorize | None = None,
+    overflow: Mapping[str, Overflow] | None = None,
+    **limits: int | float,
+) -> AsyncIterator[Broker]:
+    """A broker that lives as long as the body. Entered when all listeners are bound; else ListenError, and none is left open.
+
+    config: a `Config`. listeners: None means the config's; without a config **none**: in-process only, so that a test never takes port
+    1883. A SocketListener becomes the broker's own. overflow: Topic Filter to rule, asked before the config's. limits: keys of the
+    TOML's [limits]. $SYS is published when a config says how often (Config's default: 10 s), not otherwise.
+
+    Left normally: `shutdown(shutdown_grace_s)`. Cancelled, or left by an exception: the same goodbye, with the same deadline; the
+    body's own exception comes out bare. ConfigError for a listener that is not loopback or Unix while nothing says who may come in.
+    """
+    wanted = _listeners(config, listeners)
+    chosen = msgspec.structs.replace(Limits() if config is None else config.limits, **limits)
+    faults = limit_faults(chosen)
+    if faults:
+        raise ConfigError(faults)
+    allow_anonymous = None if config is None else config.allow_anonymous
+    _check_open(wanted, allow_anonymous, authenticate)
+    log = ClientLog(config is None or config.log.connections)
+    rules: dict[str, str] = dict(overflow or {})
+    for rule in () if config is None else config.overflow:
+        rules.setdefault(rule.filter, rule.rule)
+    engine = Engine(
+        chosen,
+        new_client_id=_new_client_id,
+        asks_authentication=authenticate is not None,
+        authorize=authorize,
+        on_authorize_error=_log_authorize_error,
+        observer=log,
+        overflow=rules,
+    )
+    sys_topics = SysTopics(0 if config is None else config.sys_interval_s)
+    server = Server(engine, chosen, authenticate=authenticate, allow_anonymous=allow_anonymous, chores=(sys_topics.run,))
+    bound = await bind_all(wanted)
+    failure: BaseException | None = None
+    caught: BaseExceptionGroup[BaseException] | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            hub = Broker(server, bound, config, sys_topics, log)
+            try:
+                await nursery.start(server.run, bound)
+                yield hub
+            except BaseException as error:
+                failure = error
+                raise
+            finally:
+                # The one place that ends the shield in `run`, whatever the body did.
+                server.begin_shutdown(hub._grace_s)
+    except BaseExceptionGroup as group:
+        caught = group
+    finally:
+        for one in bound:
+            one.close()
+    if caught is not None:
+        # Outside of the handler: the group is no context of what it held.
+        try:
+            raise _bare(caught, failure)
+        finally:
+            del caught, failure
+
+
+def _bare(group: BaseExceptionGroup[BaseException], failure: BaseException | None) -> BaseException:
+    """What is in our nursery's group, without it, if that is one thing. The body's own group is one thing."""
+    leaves = list(_leaves(group, failure))
+    faults = [leaf for leaf in leaves if not isinstance(leaf, trio.Cancelled)]
+    if len(faults) == 1:
+        return faults[0]
+    return group if faults else leaves[0]
+
+
+def _leaves(group: BaseExceptionGroup[BaseException], failure: BaseException | None) -> Sequence[BaseException]:
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup) and error is not failure:
+            found += _leaves(error, failure)
+        else:
+            found.append(error)
+    return found
+
+
+async def serve(
+    config: Settings | None = None,
+    *,
+    listeners: Sequence[Listener | str | trio.SocketListener] | None = None,
+    authenticate: Authenticate | None = None,
+    authorize: Authorize | None = None,
+    overflow: Mapping[str, Overflow] | None = None,
+    task_status: trio.TaskStatus[Broker] = trio.TASK_STATUS_IGNORED,
+    **limits: int | float,
+) -> None:
+    """`open_broker` for `hub = await nursery.start(serve, config)`, until cancelled or `Broker.shutdown`."""
+    opened = open_broker(config, listeners=listeners, authenticate=authenticate, authorize=authorize, overflow=overflow, **limits)
+    async with opened as hub:
+        task_status.started(hub)
+        await hub.wait_closed()
+
+
+def _new_client_id() -> str:
+    return f"auto-{secrets.token_hex(10)}"
+
+
+def _log_authorize_error(error: Exception) -> None:
+    logger.error("the authorize rule failed; refused", exc_info=error)
+
+
+def _listeners(config: Settings | None, listeners: Sequence[Listener | str | trio.SocketListener] | None) -> list[Listener | trio.SocketListener]:
+    if listeners is None:
+        return [] if config is None else list(config.listeners)
+    if isinstance(listeners, str):
+        raise TypeError("listeners is a list: listeners=[...]")
+    return [parse_listener(listener) if isinstance(listener, str) else listener for listener in listeners]
+
+
+def _check_open(listeners: Sequence[Listener | trio.SocketListener], allow_anonymous: bool | None, authenticate: Authenticate | None) -> None:
+    """Nobody opens a broker to the world by forgetting something."""
+    if authenticate is not None:
+        return
+    problems = []
+    for index, listener in enumerate(listeners):
+        own = listener.allow_anonymous if isinstance(listener, Listener) else None
+        allowed = allow_anonymous if own is None else own
+        private = listener.is_private if isinstance(listener, Listener) else adopted_is_private(listener)
+        if allowed is False:
+            problems.append((f"listeners[{index}]", "allow_anonymous = false, and no authentication is configured: nobody could come in"))
+        elif not private and allowed is not True:
+            where = listener.url if isinstance(listener, Listener) else "this socket"
+            problems.append((
+                f"listeners[{index}]",
+                f"{where} can be reached from other machines: configure authentication (open_broker(authenticate=...); password_file is not "
+                "there yet), or write allow_anonymous = true (--allow-anonymous) to let everybody in",
+            ))  # fmt: skip
+    if problems:
+        raise ConfigError(problems)
+
+
+def _needs_restart(old: Settings, new: Settings) -> list[str]:
+    keys = []
+    if list(old.listeners) != list(new.listeners):
+        keys.append("listeners")
+    if [(rule.filter, rule.rule) for rule in old.overflow] != [(rule.filter, rule.rule) for rule in new.overflow]:
+        keys.append("overflow")
+    keys += [f"log.{name}" for name in ("format", "target") if getattr(old.log, name) != getattr(new.log, name)]
+    return keys

@@ -1,0 +1,123 @@
+"""$SYS/broker/...: what the core counts, as retained messages under Mosquitto's names, so that its dashboards work here.
+
+Load averages are Mosquitto's too: for each of 1, 5 and 15 minutes a rate per minute, decayed exponentially at every interval.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from broker.core.message import ApplicationMessage
+
+if TYPE_CHECKING:
+    from broker.net.server import Server
+
+Statistics = Mapping[str, int | float]
+
+# Topic below $SYS/broker/ : key of Engine.statistics().
+COUNTS: Final = {
+    "clients/total": "clients_total",
+    "clients/connected": "clients_connected",
+    "clients/active": "clients_connected",
+    "clients/expired": "clients_expired",
+    "clients/maximum": "clients_maximum",
+    "messages/received": "packets_received",
+    "messages/sent": "packets_sent",
+    "bytes/received": "bytes_received",
+    "bytes/sent": "bytes_sent",
+    "publish/messages/received": "publish_received",
+    "publish/messages/sent": "publish_sent",
+    "publish/messages/dropped": "publish_dropped",
+    "subscriptions/count": "subscriptions_count",
+    "shared_subscriptions/count": "shared_subscriptions_count",
+    "retained messages/count": "retained_count",
+    "store/messages/bytes": "queued_bytes",
+}
+
+# Topic below $SYS/broker/load/ : key of Engine.statistics().
+LOADS: Final = {
+    "messages/received": "packets_received",
+    "messages/sent": "packets_sent",
+    "publish/received": "publish_received",
+    "publish/sent": "publish_sent",
+    "publish/dropped": "publish_dropped",
+    "bytes/received": "bytes_received",
+    "bytes/sent": "bytes_sent",
+    "connections": "connections_count",
+    "sockets": "connections_count",
+}
+MINUTES: Final = (1, 5, 15)
+
+
+class LoadAverages:
+    """Rates per minute over 1, 5 and 15 minutes of every counter in LOADS."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, float] = {}
+        self.rates: dict[str, float] = {f"{name}/{minutes}min": 0.0 for name in LOADS for minutes in MINUTES}
+
+    def update(self, statistics: Statistics, elapsed_s: float) -> None:
+        """elapsed_s since the last update, which must be more than 0."""
+        for name, key in LOADS.items():
+            count = float(statistics.get(key, 0))
+            rate = (count - self._last.get(name, 0.0)) * 60 / elapsed_s
+            self._last[name] = count
+            for minutes in MINUTES:
+                kept = math.exp(-elapsed_s / (minutes * 60))
+                topic = f"{name}/{minutes}min"
+                self.rates[topic] = rate + kept * (self.rates[topic] - rate)
+
+
+class SysTopics:
+    """interval_s: seconds between two rounds; 0 is off. Only what has changed is published again."""
+
+    def __init__(self, interval_s: float) -> None:
+        self._interval_s = interval_s
+        self._changed = trio.Event()
+        self._told: dict[str, str] = {}
+        self._loads = LoadAverages()
+
+    def set_interval(self, interval_s: float) -> None:
+        if interval_s != self._interval_s:
+            self._interval_s = interval_s
+            self._changed.set()
+
+    async def run(self, server: Server) -> None:
+        """Publish for ever. A chore of the server: it ends when the last client is gone."""
+        from broker import __version__
+
+        began_at = updated_at = trio.current_time()
+        while True:
+            if self._interval_s > 0:
+                now = trio.current_time()
+                statistics = server.engine.statistics()
+                if now > updated_at:
+                    self._loads.update(statistics, now - updated_at)
+                    updated_at = now
+                self._publish(server, self.topics(statistics, now - began_at, f"broker version {__version__}"), now)
+            self._changed = trio.Event()
+            with trio.move_on_after(self._interval_s if self._interval_s > 0 else math.inf):
+                await self._changed.wait()
+
+    def topics(self, statistics: Statistics, uptime_s: float, version: str) -> dict[str, str]:
+        """Every topic below $SYS/broker/ with its payload."""
+        found = {topic: str(statistics.get(key, 0)) for topic, key in COUNTS.items()}
+        away = max(0, int(statistics.get("clients_total", 0)) - int(statistics.get("clients_connected", 0)))
+        found["clients/disconnected"] = found["clients/inactive"] = str(away)
+        stored = int(statistics.get("queued_count", 0)) + int(statistics.get("retained_count", 0))
+        found["messages/stored"] = found["store/messages/count"] = str(stored)
+        found["version"] = version
+        found["uptime"] = f"{int(uptime_s)} seconds"
+        found |= {f"load/{topic}": f"{rate:.2f}" for topic, rate in self._loads.rates.items()}
+        return found
+
+    def _publish(self, server: Server, topics: Mapping[str, str], now: float) -> None:
+        for topic, payload in topics.items():
+            if self._told.get(topic) != payload:
+                self._told[topic] = payload
+                server.engine.publish(ApplicationMessage(f"$SYS/broker/{topic}", payload.encode(), 0, True), now)
+        server.flush()
