@@ -147,6 +147,8 @@ class Engine:
                 if decoder.buffered_bytes > state.limits.unauthenticated_bytes_max:
                     raise ProtocolError("too much was sent ahead of CONNACK", ReasonCode.QUOTA_EXCEEDED)
                 return False
+            elif phase == AWAITING_CONNECT and decoder.position < len(decoder.data) and decoder.data[decoder.position] >> 4 != CONNECT:
+                raise ProtocolError("the first packet is not CONNECT")  # [MQTT5-3.1.0-1], seen before the rest of it is waited for
             frame = decoder.next_frame()
             if frame is None:
                 return False
@@ -159,8 +161,6 @@ class Engine:
         kind = first_byte >> 4
         phase = link.phase
         if phase == AWAITING_CONNECT:
-            if kind != CONNECT:
-                raise ProtocolError("the first packet is not CONNECT")  # [MQTT5-3.1.0-1]
             link.version = _announced_version(body)
         if link.version >= MQTT_5 and link.decoder.overlong:
             raise MalformedPacket("Remaining Length is not in its shortest form")  # [MQTT5-1.5.5-1]
