@@ -52,7 +52,7 @@ define make_environment
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and none was found. Install it, or: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is not Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) has no venv module. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
-	@test -x $(1)/bin/python || { { echo "making $(1) ..." && $(PYTHON) -m venv $(1); } || { rm -rf $(1); exit 1; }
+	@test -x $(1)/bin/python || { echo "making $(1) ..."; $(PYTHON) -m venv $(1) || { rm -rf $(1); exit 1; }; }
 endef
 
 $(VENV)/.stamp-serve: $(SOURCES)
