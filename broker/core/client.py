@@ -82,6 +82,8 @@ class ClientProtocol:
         """Why the connection is closing, for people."""
         self.reason: ReasonCode | None = None
         """Of the broker's DISCONNECT or CONNACK; None if it said nothing."""
+        self.said_goodbye = False
+        """This connection ends with a DISCONNECT of ours, which the broker should get the time to read."""
         self.connack: ConnAck | None = None
         self.capabilities = Capabilities(None, options.version)
         self.session_expiry_s = options.session_expiry_s
@@ -133,6 +135,7 @@ class ClientProtocol:
         self.state = "connecting"
         self.cause = ""
         self.reason = None
+        self.said_goodbye = False
         self._frames = FrameDecoder(self.options.packet_bytes_max)
         self._parts, self._parts_bytes, self._batch, self._batch_publishes = [], 0, b"", []
         self.inbox.begin(self.connection)
@@ -236,6 +239,7 @@ class ClientProtocol:
         """Say DISCONNECT and close. 3.1.1 has no reasons, and any DISCONNECT there discards the Will: 0x04 is silence [MQTT311-3.14.4-3]."""
         if self.state == "connected" and (self.version >= MQTT_5 or reason == ReasonCode.SUCCESS):
             self._send(Disconnect(reason))
+            self.said_goodbye = True
         if self.state != "away":
             self.state = "closing"
             self.cause = self.cause or cause
@@ -666,6 +670,7 @@ class ClientProtocol:
         """Close for a fault of the broker's, saying which where 5.0 lets us."""
         if reason is not None and self.state == "connected" and self.version >= MQTT_5:
             self._send(Disconnect(reason if reason in CLIENT_DISCONNECT_CODES else ReasonCode.PROTOCOL_ERROR))
+            self.said_goodbye = True
         self.abandon(cause)
 
     def abandon(self, cause: str) -> None:

@@ -151,7 +151,8 @@ def pump(state: State, link: Link, now: float) -> None:
         if session is not None and session.sender.resend:
             again = session.sender.next_resend()
             if again is not None:
-                packet_id, delivery = again
+                packet_id, unacknowledged = again
+                delivery = unacknowledged.at(packet_id)
                 if not commit(state, link, delivery.message, delivery.qos, delivery.retain, delivery.identifiers, packet_id, True, now):
                     session.sender.abandon(packet_id)
                 continue

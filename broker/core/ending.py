@@ -124,9 +124,9 @@ def end_session(state: State, session: Session, now: float) -> None:
         state.topics.remove(session, filter)
     session.queue.leave_account()
     # A shared group's messages go to another member, but never one whose QoS 2 delivery had begun [MQTT5-4.8.2-5].
-    for delivery in session.sender.unacknowledged.values():
-        if delivery.group is not None and delivery.qos == 1:
-            state.orphans.append((delivery.group, delivery.message))
+    for packet_id, unacknowledged in session.sender.unacknowledged.items():
+        if unacknowledged.group is not None and unacknowledged.qos == 1:
+            state.orphans.append((unacknowledged.group, unacknowledged.at(packet_id).message))
     for delivery in session.queue.take_groups():
         if delivery.group is not None:
             state.orphans.append((delivery.group, delivery.message))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from broker.core.inflight import Receiver, Sender
-from broker.core.waiting import Account, Delivery, WaitingQueue
+from broker.core.waiting import Account, Unacknowledged, WaitingQueue
 
 if TYPE_CHECKING:
     from broker.core.access import Access
@@ -39,7 +39,7 @@ class Session:
         self.sink = sink
         self.link: Link | None = None
         self.subscriptions: dict[str, Subscription] = {}
-        self.sender: Sender[Delivery] = Sender()
+        self.sender: Sender[Unacknowledged] = Sender()
         self.receiver = Receiver()
         self.queue = WaitingQueue(account)
         """QoS 1 and 2 messages not yet sent: the client is away, at its Receive Maximum, or its outbox is full."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
+from broker.core.message import ApplicationMessage
+
 if TYPE_CHECKING:
-    from broker.core.message import ApplicationMessage
     from broker.core.topic_table import SharedGroup
 
 
@@ -29,6 +30,52 @@ class Delivery:
         """The shared subscription that chose this session, to choose another if this one ends."""
         self.order = order
         """Position in the session's arrival order, over both of its queues."""
+
+    def at(self, packet_id: int) -> Delivery:
+        """What to repeat for this id: itself. (See `PublishRun`.)"""
+        return self
+
+
+class PublishRun:
+    """PUBLISH frames of one size, topic and QoS as they came, which went to a session with their own packet ids.
+
+    It stands for the deliveries of all of them, in all sessions that got it, and is taken apart only if one of them has
+    to be repeated; so an ordinary QoS 1 message costs no object of its own.
+    """
+
+    __slots__ = ("frames", "group", "id_at", "messages", "origin", "payload_at", "qos", "size", "topic")
+
+    def __init__(self, frames: bytes, size: int, qos: int, topic: str, id_at: int, payload_at: int, origin: str) -> None:
+        self.frames = frames
+        self.size = size
+        self.qos = qos
+        self.topic = topic
+        self.id_at = id_at
+        self.payload_at = payload_at
+        self.origin = origin
+        self.group: SharedGroup | None = None
+        self.messages: list[ApplicationMessage] | None = None
+
+    def all_messages(self) -> list[ApplicationMessage]:
+        """The messages of the frames, in order; made once."""
+        if self.messages is None:
+            frames, payload_at, size = self.frames, self.payload_at, self.size
+            self.messages = [
+                ApplicationMessage(self.topic, frames[start + payload_at : start + size], self.qos, origin=self.origin)
+                for start in range(0, len(frames), size)
+            ]
+        return self.messages
+
+    def at(self, packet_id: int) -> Delivery:
+        """The delivery of the frame with this id; the caller knows that there is one."""
+        wanted = packet_id.to_bytes(2, "big")
+        for number, start in enumerate(range(self.id_at, len(self.frames), self.size)):
+            if self.frames[start : start + 2] == wanted:
+                return Delivery(self.all_messages()[number], self.qos, False, (), None, 0)
+        raise KeyError(packet_id)
+
+
+Unacknowledged = Delivery | PublishRun
 
 
 class Account:
