@@ -14,6 +14,8 @@ from trio.testing import MockClock
 from tests.conformance.statements import FOLDER, SIDES, load_statements
 from tests.conftest import run_bounded
 
+pytest.register_assert_rewrite("tests.conformance.harness")
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
