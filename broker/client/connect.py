@@ -137,9 +137,8 @@ def connect(
         raise ValueError(f"outgoing_count_max must be from 1 to 60,000, not {outgoing_count_max!r}")
     expiry_s = whole_seconds(session_expiry_s, "session_expiry_s")
     properties = NO_PROPERTIES if connect_properties is None else connect_properties
-    if level < MQTT_5 and (
-        expiry_s or user_properties or properties is not NO_PROPERTIES or (will is not None and will.message.properties is not NO_PROPERTIES)
-    ):
+    will_properties = NO_PROPERTIES if will is None else will.message.properties
+    if level < MQTT_5 and (expiry_s or user_properties or properties is not NO_PROPERTIES or will_properties is not NO_PROPERTIES):
         raise NotSupported("session_expiry_s and the properties of CONNECT and Will need MQTT 5.0")
     if level < MQTT_5 and not client_id and not clean_start:
         raise ValueError(f"clean_start=False needs a client_id in MQTT {version}")

@@ -225,13 +225,14 @@ class Connector:
                     break
                 else:
                     await self._writer.park()
-            if self._linger_s > 0 and isinstance(stream, trio.abc.HalfCloseableStream):
-                await stream.send_eof()
+            ends = stream if core.said_goodbye and self._linger_s > 0 and isinstance(stream, trio.abc.HalfCloseableStream) else None
+            if ends is not None:
+                await ends.send_eof()
         except BROKEN:
             # The reader gets what the broker said before, and sees the end of the stream too; but not for ever.
             self._end_within(self._close_grace_s)
             return
-        self._end_within(self._linger_s if isinstance(stream, trio.abc.HalfCloseableStream) else 0)
+        self._end_within(0 if ends is None else self._linger_s)
 
     def _end_within(self, seconds: float) -> None:
         if self._tasks is not None:

@@ -402,8 +402,7 @@ class ClientProtocol:
                 return True
             refusal = ReasonCode.PACKET_TOO_LARGE, ""
         if publish.packet_id and self.sender.unacknowledged.get(publish.packet_id) is outgoing:
-            del self.sender.unacknowledged[publish.packet_id]
-            self.sender.quota += 1
+            self.sender.abandon(publish.packet_id)
         outgoing.reason = refusal[0]
         self._finish(outgoing, "refused")
         return False
