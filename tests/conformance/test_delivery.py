@@ -166,7 +166,7 @@ async def test_new_messages_have_unused_ids_and_no_dup(version: int) -> None:
 async def test_ids_go_past_65535_and_pass_over_those_in_use(plain: bool) -> None:
     """The publisher's ids too. plain: without a property, which is a way of its own through the broker."""
     section = NO_PROPERTIES if plain else Properties(content_type="x")
-    async with Scene() as scene:
+    async with Scene(inflight_count_max=1_000) as scene:
         peer = await scene.connect("a")
         await peer.subscribe("t", qos=2)
         publisher = await scene.connect("p")
@@ -176,8 +176,8 @@ async def test_ids_go_past_65535_and_pass_over_those_in_use(plain: bool) -> None
         await peer.send(PubRec(held[1]))
         await peer.expect(PubRel(held[1]))
         seen = []
-        for start in range(0, 66_000, 50):
-            await publisher.send(*(Publish("t", b"", 1, packet_id=(start + number) % 65_535 + 1, properties=section) for number in range(50)))
+        for start in range(0, 66_000, 600):
+            await publisher.send(*(Publish("t", b"", 1, packet_id=(start + number) % 65_535 + 1, properties=section) for number in range(600)))
             batch = [packet.packet_id for packet in await peer.receive_all() if isinstance(packet, Publish)]
             await publisher.receive_all()
             await peer.send(*(PubAck(id) for id in batch))
