@@ -272,7 +272,7 @@ def _listeners(found: Sequence[tuple[str, ListenerConfig]], folder: Path | None,
 
 def _with_environment(data: Mapping[str, Any], env: Mapping[str, str], problems: Problems) -> dict[str, Any]:
     """A copy of the tables with BROKER__A__0__B=value put at a[0].b; other variables are not ours."""
-    copied = _copied(data)
+    copied: dict[str, Any] = _copied(data)
     for name in sorted(env):
         if name.startswith(ENV_PREFIX):
             steps = name[len(ENV_PREFIX) :].lower().split("__")

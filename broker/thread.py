@@ -6,15 +6,17 @@ test can wait for a message without being a client.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
+import msgspec
 import trio
 
 from broker.core.message import ApplicationMessage
@@ -34,7 +36,7 @@ T = TypeVar("T")
 class BrokerThread:
     """Made by `broker_thread`. url, host, port: of the first listener; a Unix one has host "" and port 0."""
 
-    def __init__(self, config: Settings | None, listeners: Sequence[Listener | str], limits: dict[str, int | float]) -> None:
+    def __init__(self, config: Settings | None, listeners: Sequence[Listener | str], limits: dict[str, Any]) -> None:
         self._config = config
         self._listeners = [parse_listener(one) if isinstance(one, str) else one for one in listeners]
         self._limits = limits
@@ -73,10 +75,8 @@ class BrokerThread:
         if thread is None:
             return
         if self._token is not None and self._stop is not None:
-            try:
+            with contextlib.suppress(trio.RunFinishedError):  # it has ended by itself
                 self._token.run_sync_soon(self._stop.set)
-            except trio.RunFinishedError:
-                pass  # it has ended by itself
         thread.join()
         self._thread = None
         failure, self._failure = self._failure, None
@@ -100,7 +100,7 @@ class BrokerThread:
             # Again: on the port that the system chose the first time.
             first = self._listeners[0]
             if first.unix is None and first.port == 0:
-                listeners[0] = _with_port(first, self.port)
+                listeners[0] = msgspec.structs.replace(first, port=self.port)
         async with open_broker(self._config, listeners=listeners, **self._limits) as hub:
             self._stop = trio.Event()
             self._token = trio.lowlevel.current_trio_token()
@@ -188,12 +188,6 @@ def _clear_retained(hub: Broker) -> None:
         for message in hub.retained(filter):
             hub._engine.publish(ApplicationMessage(message.topic, b"", 0, True), now)
     hub._server.flush()
-
-
-def _with_port(listener: Listener, port: int) -> Listener:
-    import msgspec
-
-    return msgspec.structs.replace(listener, port=port)
 
 
 @contextmanager

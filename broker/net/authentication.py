@@ -54,7 +54,7 @@ class ConnectRequest:
 
     def __repr__(self) -> str:
         hidden = None if self.password is None else "..."
-        return f"ConnectRequest(client_id={self.client_id!r}, username={self.username!r}, password={hidden}, peer={self.peer!r}, auth_method={self.auth_method!r})"
+        return f"ConnectRequest(client_id={self.client_id!r}, username={self.username!r}, password={hidden}, peer={self.peer!r})"
 
     async def challenge(self, data: bytes) -> bytes:
         """Send AUTH 0x18 with `data` and wait for the client's next AUTH. RuntimeError without an auth_method."""

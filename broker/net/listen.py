@@ -113,6 +113,8 @@ def url_host(host: str) -> str:
 def parse_listener(text: str) -> Listener:
     """ "mqtt://127.0.0.1:1883", "mqtt://[::1]:0" or "unix:///run/mqtt.sock". ConfigError for anything else."""
     parts = urlsplit(text)
+    if "@" in parts.netloc:  # not repeated: it may hold a password
+        raise ConfigError([("", "a user name in a listener's URL means nothing; use mqtt://host:port")], "listener")
     if parts.scheme == "unix":
         path = unquote(parts.netloc + parts.path)
         if not path.startswith("/"):
@@ -127,7 +129,7 @@ def parse_listener(text: str) -> Listener:
         port = parts.port
     except ValueError:
         raise ConfigError([("", f"{text!r}: the port is not a number from 0 to 65535")], "listener") from None
-    if not parts.hostname or "@" in parts.netloc or parts.path not in ("", "/") or parts.query:
+    if not parts.hostname or parts.path not in ("", "/") or parts.query:
         raise ConfigError([("", f"expected mqtt://host:port, got {text!r}")], "listener")
     return Listener(host=unquote(parts.hostname), port=1883 if port is None else port)
 
@@ -144,10 +146,10 @@ def check(listener: Listener) -> list[str]:
             faults.append("unix: this system has no Unix sockets")
         elif len(os.fsencode(listener.unix)) > 107:
             faults.append("unix: the path is longer than 107 bytes, which the system does not take")
-        try:
-            parse_mode(listener.unix_mode)
-        except ValueError as error:
-            faults.append(f"unix_mode: {error}")
+    try:
+        parse_mode(listener.unix_mode)
+    except ValueError as error:
+        faults.append(f"unix_mode: {error}")
     for name in ("receive_buffer_bytes", "send_buffer_bytes", "tcp_keepalive_s"):
         if getattr(listener, name) < 0:
             faults.append(f"{name}: expected 0 or more, got {getattr(listener, name)}")

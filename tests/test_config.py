@@ -1,0 +1,215 @@
+"""The config file: every key of the structs stands in config/broker.toml with its true default, and every mistake is told at once."""
+
+from __future__ import annotations
+
+import math
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from broker.config import DEFAULT_LISTENERS, Config, ListenerConfig, LogConfig, OverflowConfig
+from broker.core.limits import Limits
+from broker.errors import ConfigError
+from broker.net.listen import Listener, parse_listener
+
+EXAMPLE = Path(__file__).parent.parent / "config" / "broker.toml"
+
+
+def problems_of(data: dict[str, Any], env: dict[str, str] | None = None) -> dict[str, str]:
+    with pytest.raises(ConfigError) as caught:
+        Config.from_dict(data, env=env)
+    return dict(caught.value.problems)
+
+
+# ---- the example ---------------------------------------------------------------------------------------------------------
+
+
+def test_example_loads_and_is_the_default() -> None:
+    config = Config.load(EXAMPLE, env={})
+    assert msgspec.structs.replace(config, listeners=DEFAULT_LISTENERS, overflow=()) == Config()
+    assert config.listeners == (Listener(),)
+
+
+def uncommented(text: str) -> dict[str, Any]:
+    """The example with its commented keys switched on."""
+    return tomllib.loads(re.sub(r"(?m)^# (?=[a-z_]+ = )", "", text))
+
+
+@pytest.mark.parametrize(
+    ("table", "kind"),
+    [("limits", Limits), ("log", LogConfig), ("listeners", ListenerConfig), ("overflow", OverflowConfig), ("", Config)],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_example_has_every_key_with_its_default(table: str, kind: Any) -> None:
+    data = uncommented(EXAMPLE.read_text("utf-8"))
+    written = data if not table else data[table]
+    written = written[0] if isinstance(written, list) else written
+    fields = {field.name: field for field in msgspec.structs.fields(kind)}
+    assert set(written) == set(fields)
+    for name, value in written.items():
+        default = fields[name].default
+        # Keys whose default is "not said" are shown commented out, with an example; tables have their own turn.
+        if default not in (None, msgspec.NODEFAULT) and not isinstance(value, (dict, list)):
+            assert value == default, name
+
+
+# ---- mistakes ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_mistake_is_told() -> None:
+    found = problems_of(
+        {
+            "allow_anonymous": 3,
+            "shutdown_grace_s": -1,
+            "limits": {"receive_maximum": 0, "queue_count_max": "many", "queue_cuont_max": 1},
+            "log": {"level": "loud"},
+            "listeners": [{"port": 99_999, "backlog": 0}, {"hots": "x", "unix_mode": "rw"}],
+            "overflow": [{"filter": "a/#/b", "rule": "refuse"}, {"filter": "a"}],
+        }
+    )
+    assert found["allow_anonymous"] == "expected true or false, got 3"
+    assert found["shutdown_grace_s"] == "expected 0 or more, got -1.0"
+    assert found["limits.receive_maximum"] == "expected 1 to 65,535, got 0"
+    assert found["limits.queue_count_max"] == 'expected a whole number, got "many"'
+    assert found["limits.queue_cuont_max"] == "unknown key; did you mean queue_count_max?"
+    assert found["log.level"] == 'expected debug, info, warning, error, got "loud"'
+    assert found["listeners[0].port"] == "expected 0 to 65535, got 99999"
+    assert found["listeners[0].backlog"] == "expected 1 or more, got 0"
+    assert found["listeners[1].hots"] == "unknown key; did you mean host?"
+    assert "octal digits" in found["listeners[1].unix_mode"]
+    assert "#" in found["overflow[0].filter"]
+    assert found["overflow[1].rule"] == "is missing"
+
+
+@pytest.mark.parametrize(
+    ("data", "key"),
+    [
+        ({"password_file": "passwords"}, "password_file"),
+        ({"acl_file": "acl"}, "acl_file"),
+        ({"listeners": [{"tls": {"certificate": "x"}}]}, "listeners[0].tls"),
+        ({"listeners": [{"mount_point": ""}]}, "listeners[0].mount_point"),
+        ({"listeners": [{"proxy_protocol_from": []}]}, "listeners[0].proxy_protocol_from"),
+        ({"listeners": [{"limits": {}}]}, "listeners[0].limits"),
+        ({"listeners": [{"protocol": "websocket"}]}, "listeners[0].protocol"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_planned_says_so(data: dict[str, Any], key: str) -> None:
+    found = problems_of(data)
+    assert list(found) == [key]
+    assert "not there yet" in found[key]
+
+
+@pytest.mark.parametrize(
+    ("data", "key", "expected"),
+    [
+        ({"limits": 3}, "limits", "expected a table, got 3"),
+        ({"listeners": {"port": 1}}, "listeners", "expected a list of tables ([[listeners]]), got a table"),
+        ({"listeners": [1]}, "listeners[0]", "expected a table, got 1"),
+        ({"limits": {"receive_maximum": True}}, "limits.receive_maximum", "expected a whole number, got true"),
+        ({"limits": {"receive_maximum": 1.5}}, "limits.receive_maximum", "expected a whole number, got 1.5"),
+        ({"limits": {"outbox_bytes_max": 2000}}, "limits.outbox_bytes_max", "expected at least outbox_bytes_high (1,048,576), got 2,000"),
+        ({"limits": {"connect_timeout_s": math.nan}}, "limits.connect_timeout_s", "expected 0.001 or more, got nan"),
+    ],
+)
+def test_one_mistake(data: dict[str, Any], key: str, expected: str) -> None:
+    assert problems_of(data) == {key: expected}
+
+
+def test_file_mistakes_name_the_file(tmp_path: Path) -> None:
+    missing = tmp_path / "none.toml"
+    with pytest.raises(ConfigError, match=r"none\.toml: cannot be read: no such file"):
+        Config.load(missing, env={})
+    (tmp_path / "bad.toml").write_text("port = = 3")
+    with pytest.raises(ConfigError, match=r"bad\.toml: is not TOML: .*line 1"):
+        Config.load(tmp_path / "bad.toml", env={})
+    (tmp_path / "latin.toml").write_bytes(b'x = "\xe9"')
+    with pytest.raises(ConfigError, match=r"is not UTF-8 at byte 5"):
+        Config.load(tmp_path / "latin.toml", env={})
+    (tmp_path / "key.toml").write_text("[[listeners]]\nport = 'x'")
+    with pytest.raises(ConfigError, match=r'key\.toml: listeners\[0\]\.port: expected a whole number, got "x"'):
+        Config.load(tmp_path / "key.toml", env={})
+
+
+def test_relative_paths_start_at_the_file(tmp_path: Path) -> None:
+    (tmp_path / "broker.toml").write_text('[[listeners]]\nunix = "run/mqtt.sock"\n[log]\ntarget = "broker.log"')
+    config = Config.load(tmp_path / "broker.toml", env={})
+    assert config.listeners[0].unix == str(tmp_path / "run" / "mqtt.sock")
+    assert config.log.target == str(tmp_path / "broker.log")
+
+
+# ---- the environment -----------------------------------------------------------------------------------------------------
+
+
+def test_environment_overrides_the_file(tmp_path: Path) -> None:
+    (tmp_path / "broker.toml").write_text("[[listeners]]\nport = 1\n[limits]\nreceive_maximum = 5")
+    env = {
+        "BROKER__LISTENERS__0__PORT": "1884",
+        "BROKER__LISTENERS__1__HOST": "10.0.0.1",
+        "BROKER__LISTENERS__1__UNIX_MODE": "0600",
+        "BROKER__LOG__LEVEL": "debug",
+        "BROKER__ALLOW_ANONYMOUS": "true",
+        "BROKER__LIMITS__CONNECT_TIMEOUT_S": "2.5",
+        "BROKER_FORBID_SKIPS": "1",
+        "PATH": "x",
+    }
+    config = Config.load(tmp_path / "broker.toml", env=env)
+    assert [(one.host, one.port, one.unix_mode) for one in config.listeners] == [("127.0.0.1", 1884, "0660"), ("10.0.0.1", 1883, "0600")]
+    assert config.log.level == "debug"
+    assert config.allow_anonymous is True
+    assert config.limits == Limits(receive_maximum=5, connect_timeout_s=2.5)
+
+
+def test_environment_mistakes_name_what_was_meant() -> None:
+    env = {"BROKER__LISTENERS__7__PORT": "1", "BROKER__LIMITS__RECEIVE_MAXIMUM": "lots", "BROKER__BOGUS": "1", "BROKER__LISTENERS__X": "1"}
+    found = problems_of({"listeners": [{}]}, env)
+    assert found["BROKER__LISTENERS__7__PORT"] == "expected a number from 0 to 1 after the name of a list"
+    assert found["limits.receive_maximum"] == 'expected a whole number, got "lots"'
+    assert "unknown key" in found["bogus"]
+    assert "BROKER__LISTENERS__X" in found
+
+
+def test_defaults_listen_on_this_machine_only() -> None:
+    assert Config.from_dict({}).listeners == DEFAULT_LISTENERS
+    assert all(listener.is_private for listener in DEFAULT_LISTENERS)
+
+
+def test_replaced_by_the_command_line() -> None:
+    config = Config().replaced(listeners=[Listener(port=0)], allow_anonymous=True)
+    assert (config.listeners, config.allow_anonymous) == ((Listener(port=0),), True)
+    assert Config().replaced() == Config()
+
+
+# ---- listener URLs -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "listener"),
+    [
+        ("mqtt://127.0.0.1:0", Listener(host="127.0.0.1", port=0)),
+        ("mqtt://[::1]:1884", Listener(host="::1", port=1884)),
+        ("mqtt://localhost", Listener(host="localhost", port=1883)),
+        ("mqtt://*:1883", Listener(host="*", port=1883)),
+        ("unix:///run/mqtt%20x.sock", Listener(unix="/run/mqtt x.sock")),
+    ],
+)
+def test_listener_url(text: str, listener: Listener) -> None:
+    assert parse_listener(text) == listener
+
+
+@pytest.mark.parametrize("text", ["", "127.0.0.1:1883", "http://x", "ws://x:1", "mqtts://x:1", "mqtt://:1", "mqtt://x:99999", "mqtt://u:p@x:1", "mqtt://x/y", "unix://"])
+def test_wrong_listener_url(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_listener(text)
+    assert "u:p" not in str(caught.value)  # never a password
+
+
+@pytest.mark.parametrize(
+    ("host", "private"), [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("LOCALHOST", True), ("*", False), ("0.0.0.0", False), ("::", False), ("example.org", False)]
+)
+def test_what_is_private(host: str, private: bool) -> None:
+    assert Listener(host=host).is_private is private
