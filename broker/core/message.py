@@ -92,8 +92,8 @@ class ApplicationMessage:
         return fixed
 
     def expiry_left_s(self, now: float) -> int:
-        """Whole seconds that are left of the Message Expiry Interval, at least 1 while it has not expired."""
-        return max(1, math.ceil(self.expires_at - now))
+        """What came less the whole seconds that it has waited [MQTT5-3.3.2-6]: at least 1 while it has not expired."""
+        return max(0, math.ceil(self.expires_at - now))
 
     def plain_frame(self, version: int) -> bytes:
         """The frame at QoS 0, RETAIN 0, with nothing of one recipient in it; made once for each version."""
