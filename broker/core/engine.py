@@ -431,7 +431,8 @@ class Engine:
             state.work += 1 + (group.steps_count >> 4)
             if member is not None and message.expires_at > now:  # [MQTT5-3.3.2-5]
                 identifiers = (member.identifier,) if member.identifier else ()
-                deliver(state, member.session, message, min(message.qos, member.qos), False, identifiers, group, None, False, now)
+                retain = message.retain and member.retain_as_published  # [MQTT5-3.3.1-13]
+                deliver(state, member.session, message, min(message.qos, member.qos), retain, identifiers, group, None, False, now)
 
 
 def _announced_version(body: bytes) -> int:
