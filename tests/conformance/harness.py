@@ -12,8 +12,7 @@ not come. `advance` lets (virtual) time pass. Bytes may be given wherever packet
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
@@ -21,14 +20,8 @@ import pytest
 import trio
 import trio.testing
 
-from broker.core.access import Authorize
-from broker.core.engine import Engine
-from broker.core.limits import Limits
-from broker.net.authentication import Authenticate
+from broker import Authenticate, Authorize, Broker, Overflow, ReasonCode, open_broker
 from broker.net.memory import memory_stream_pair
-from broker.net.server import Server
-from broker.net.transport import StreamTransport
-from broker.reasons import ReasonCode
 from broker.wire.codec import decode, encode
 from broker.wire.packets import (
     ConnAck,
@@ -64,46 +57,50 @@ P = TypeVar("P", bound=Packet)
 
 
 class Scene:
-    """One broker, and the peers that talk to it. limits: fields of `Limits`."""
+    """One broker and the peers that talk to it. limits: keywords of `open_broker`. tcp: over a real socket, for tests marked `real_clock`."""
 
     def __init__(
         self,
         *,
         authenticate: Authenticate | None = None,
         authorize: Authorize | None = None,
-        overflow: Mapping[str, str] | None = None,
+        overflow: Mapping[str, Overflow] | None = None,
+        tcp: bool = False,
         **limits: Any,
     ) -> None:
-        self._limits = Limits(**limits)
-        numbers = itertools.count(1)
-        self._engine = Engine(
-            self._limits,
-            new_client_id=lambda: f"assigned-{next(numbers)}",
-            asks_authentication=authenticate is not None,
-            authorize=authorize,
-            overflow=overflow,
-        )
-        self._server = Server(self._engine, self._limits, authenticate=authenticate)
-        self._manager = trio.open_nursery()
+        listeners = ["mqtt://127.0.0.1:0"] if tcp else None
+        self.tcp = tcp
+        self._manager = open_broker(listeners=listeners, authenticate=authenticate, authorize=authorize, overflow=overflow, **limits)
+        self._nursery_manager = trio.open_nursery()
+        self._broker: Broker | None = None
         self._nursery: trio.Nursery | None = None
 
+    @property
+    def broker(self) -> Broker:
+        assert self._broker is not None, "not entered"
+        return self._broker
+
     async def __aenter__(self) -> Self:
-        self._nursery = await self._manager.__aenter__()
-        await self._nursery.start(self._server.run, ())
+        self._broker = await self._manager.__aenter__()
+        self._nursery = await self._nursery_manager.__aenter__()
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> bool | None:
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         assert self._nursery is not None
         self._nursery.cancel_scope.cancel()
-        self._server.begin_shutdown(0)
-        return await self._manager.__aexit__(kind, error, traceback)
+        await self._nursery_manager.__aexit__(None, None, None)
+        await self._manager.__aexit__(kind, error, traceback)
 
     async def peer(self, version: int = V5) -> Peer:
         """A byte stream to the broker, nothing sent yet."""
         assert self._nursery is not None
-        ours, theirs = memory_stream_pair()
-        assert self._server.admit(StreamTransport(theirs), "in-process") is not None
-        peer = Peer(ours, version)
+        if self.tcp:
+            host, _, port = self.broker.urls[0].removeprefix("mqtt://").rpartition(":")
+            peer = Peer(await trio.open_tcp_stream(host, int(port)), version, patience_s=5)
+        else:
+            ours, theirs = memory_stream_pair()
+            self._nursery.start_soon(self.broker.attach, theirs)
+            peer = Peer(ours, version)
         self._nursery.start_soon(peer.read)
         return peer
 
@@ -124,15 +121,19 @@ class Scene:
         await self.settle()
 
     async def shutdown(self) -> None:
-        self._server.begin_shutdown(5)
+        """The broker says goodbye to all; `Scene` may be left after it."""
+        assert self._nursery is not None
+        self._nursery.start_soon(self.broker.shutdown, 5)
         await self.settle()
 
 
 class Peer:
     """The client's end of one Network Connection. version: what it speaks; also how its packets are encoded and decoded."""
 
-    def __init__(self, stream: trio.abc.HalfCloseableStream, version: int) -> None:
+    def __init__(self, stream: trio.abc.HalfCloseableStream, version: int, patience_s: float = 0) -> None:
         self.version = version
+        self.patience_s = patience_s
+        """How long what has to come may take in real time; 0 on memory streams, where it is there when nobody has anything left to do."""
         self.stream = stream
         self.connack: ConnAck | None = None
         self.frames: list[bytes] = []
@@ -140,6 +141,7 @@ class Peer:
         self.ended = False
         """The broker has closed its sending side, or all of the connection."""
         self._buffer = bytearray()
+        self._changed = trio.Event()
         self._packet_id = 0
 
     async def read(self) -> None:
@@ -147,9 +149,11 @@ class Peer:
         try:
             while data := await self.stream.receive_some():
                 self._buffer += data
+                self._changed.set()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         self.ended = True
+        self._changed.set()
 
     def next_id(self) -> int:
         self._packet_id += 1
@@ -181,11 +185,21 @@ class Peer:
 
     # ---- in ----
 
+    async def _wait(self, happened: Callable[[], bool]) -> None:
+        """Until nobody has anything left to do; over a socket, until it has happened or patience ends."""
+        if not self.patience_s:
+            await trio.testing.wait_all_tasks_blocked()
+            return
+        with trio.move_on_after(self.patience_s):
+            while not happened():
+                self._changed = trio.Event()
+                await self._changed.wait()
+
     async def receive_frame(self) -> bytes:
         """The next frame as bytes; fails when there is none."""
         found = take_frame(self._buffer)
         if found is None:
-            await trio.testing.wait_all_tasks_blocked()
+            await self._wait(lambda: take_frame(bytearray(self._buffer)) is not None or self.ended)
             found = take_frame(self._buffer)
         assert found is not None, f"nothing came; {'closed' if self.ended else 'open'}, {len(self._buffer)} bytes of a frame"
         self.frames.append(found)
@@ -225,6 +239,7 @@ class Peer:
 
     async def expect_nothing(self) -> None:
         """No packet, and the connection stays open."""
+        assert not self.patience_s, "over a socket nobody knows what has not come"
         await trio.testing.wait_all_tasks_blocked()
         if self._buffer:
             pytest.fail(f"came: {await self.receive()}")
@@ -238,7 +253,7 @@ class Peer:
     async def expect_closed(self, *reasons: int) -> None:
         """The broker closes. 5.0: after a DISCONNECT (before CONNACK: a CONNACK) with one of the reasons; without reasons any
         failure will do, or none. 3.1.1 has no words: not a byte comes."""
-        await trio.testing.wait_all_tasks_blocked()
+        await self._wait(lambda: self.ended)
         if self.version >= V5 and (reasons or self._buffer):
             goodbye = await self.receive()
             assert isinstance(goodbye, ConnAck if self.connack is None else Disconnect), goodbye
@@ -247,7 +262,7 @@ class Peer:
 
     async def expect_end(self) -> None:
         """The broker closes, and nothing more comes."""
-        await trio.testing.wait_all_tasks_blocked()
+        await self._wait(lambda: self.ended)
         if self._buffer:
             pytest.fail(f"came before the close: {await self.receive()}")
         assert self.ended, "still open"
