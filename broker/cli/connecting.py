@@ -107,6 +107,8 @@ async def open_connection(settings: Connection, *, stay: bool) -> AsyncIterator[
             reconnect=Reconnect() if stay else None,
             # 65,535 is not sent, so the broker keeps to its own bound. (Mosquitto 2.0 oversteps a smaller one at QoS 2 by one message.)
             receive_maximum=settings.max_inflight or 65_535,
+            # An alias would be printed (%A, %j) though nobody asked for one; -D connect topic-alias-maximum does ask.
+            topic_alias_maximum=0,
             **keywords,
         ) as client,
         trio.open_nursery() as nursery,

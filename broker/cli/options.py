@@ -156,7 +156,7 @@ _SHARED: Final[tuple[Callable[[Any], Any], ...]] = (
         help="Everything at once: mqtt(s)://[user[:password]@]host[:port]/topic. %-escapes are decoded.",
     ),
     option("-A", "bind_address", section=WHERE, metavar="ADDRESS", help="Connect from this local address."),
-    option("--nodelay", section=WHERE, is_flag=True, expose_value=False, help="Send small packets at once. They always are here; known for Mosquitto's sake."),
+    option("--nodelay", section=WHERE, is_flag=True, expose_value=False, help="Send small packets at once, as is always done here."),
     option("-i", "--id", "client_id", section=WHO, type=values.text, metavar="ID",
            help="The client id.  [default: the broker chooses; made up before 5.0]"),
     option("-I", "--id-prefix", section=WHO, type=values.text, metavar="PREFIX", help="The client id is this and the process id."),

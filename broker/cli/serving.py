@@ -72,22 +72,18 @@ def raise_file_limit() -> None:
 
 async def _serve(order: Order, config: Config) -> int:
     async with open_broker(config) as broker, trio.open_nursery() as nursery:
-        for url in broker.urls:
-            print(f"listening on {url}", flush=True)
-        tune_collector()
-        if order.config is not None and hasattr(signal, "SIGHUP"):
-            await nursery.start(_reload_on_hangup, broker, order)
-        await _wait_for_the_end()
+        # Signals first: whoever reads the address may send one at once.
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            if order.config is not None and hasattr(signal, "SIGHUP"):
+                await nursery.start(_reload_on_hangup, broker, order)
+            tune_collector()
+            for url in broker.urls:
+                print(f"listening on {url}", flush=True)
+            await anext(aiter(signals))
         _end_at_once_on_the_next(broker)
         logger.info("stopping: clients are told goodbye, for at most %g s; a second signal ends at once", config.shutdown_grace_s)
         nursery.cancel_scope.cancel()
     return DONE
-
-
-async def _wait_for_the_end() -> None:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async for _ in signals:
-            return
 
 
 def _end_at_once_on_the_next(broker: Broker) -> None:

@@ -14,6 +14,7 @@ import click
 
 from broker.cli import properties, values
 from broker.cli.options import PROPERTY_SEPARATOR
+from broker.messages import Version
 from broker.wire.packets import Properties
 
 
@@ -50,7 +51,7 @@ class Connection:
     client_id: str
     username: str | None
     password: bytes | None = field(repr=False)
-    version: str
+    version: Version
     keep_alive_s: int
     clean_start: bool
     session_expiry_s: float
@@ -78,7 +79,7 @@ def connection_of(params: Mapping[str, Any]) -> Connection:
     """The shared options of one command line, checked against each other. Raises click.UsageError."""
     url = _read_url(params["url"])
     _clash(params, url)
-    version = params["version"] or "5.0"
+    version: Version = params["version"] or "5.0"
     given = _properties_of(params["property"])
     if given and version != "5.0":
         raise click.UsageError(f"-D needs MQTT 5.0, and -V chose {version}")

@@ -11,10 +11,11 @@ from typing import Final
 
 import click
 
+from broker.messages import Version
 from broker.wire.topics import topic_filter_fault, topic_name_fault
 
 TEXT_BYTES_MAX: Final = 65_535  # of any string in a packet [MQTT5-1.5.4]
-_VERSIONS: Final = {
+_VERSIONS: Final[dict[str, Version]] = {
     "5": "5.0", "mqttv5": "5.0", "5.0": "5.0",
     "311": "3.1.1", "mqttv311": "3.1.1", "3.1.1": "3.1.1",
     "31": "3.1", "mqttv31": "3.1", "3.1": "3.1",
@@ -59,7 +60,7 @@ def text(value: str) -> str:
     return value
 
 
-def version(value: str) -> str:
+def version(value: str) -> Version:
     """-V, as `connect` names it."""
     found = _VERSIONS.get(value.lower())
     if found is None:

@@ -58,7 +58,7 @@ def test_a_second_broker_says_that_the_address_is_in_use(start: Start) -> None:
     assert second.returncode == 1
     line = only_line(second.stderr)
     assert f"127.0.0.1:{port}" in line
-    assert "in use" in line
+    assert "another program is listening" in line
     assert "--port" in line
 
 
@@ -160,9 +160,8 @@ def test_every_mistake_of_a_file_is_a_line(text: str, said: list[str], tmp_path:
         lines = done.stderr.decode().splitlines()
         assert done.returncode == 1
         assert len(lines) == len(said), lines
-        for line, key in zip(lines, said, strict=True):
-            assert line.startswith(f"broker: {file}")
-            assert key in line
+        assert all(line.startswith(f"broker: {file}: ") for line in lines)
+        assert all(any(key in line for line in lines) for key in said)
 
 
 @pytest.mark.parametrize("words", [["check"], ["serve", "-c"]])
