@@ -33,6 +33,14 @@ class _Pipe:
         self._changed.set()
         self._changed = trio.Event()
 
+    def end(self) -> None:
+        if self._busy_sender:
+            raise trio.BusyResourceError("another task is sending on this stream")
+        if self.sender_closed:
+            raise trio.ClosedResourceError("this stream was closed")
+        self.ended = True
+        self.change()
+
     async def send(self, data: bytes | bytearray | memoryview) -> None:
         if self._busy_sender:
             raise trio.BusyResourceError("another task is sending on this stream")
@@ -57,7 +65,22 @@ class _Pipe:
         finally:
             self._busy_sender = False
 
+    async def wait_room(self) -> None:
+        if self._busy_sender:
+            raise trio.BusyResourceError("another task is sending on this stream")
+        self._busy_sender = True
+        try:
+            await trio.lowlevel.checkpoint()
+            while len(self._buffer) >= self._bytes_max and not self.receiver_closed and not self.sender_closed:
+                await self._changed.wait()
+            if self.sender_closed:
+                raise trio.ClosedResourceError("this stream was closed for sending")
+        finally:
+            self._busy_sender = False
+
     async def receive(self, bytes_max: int) -> bytes:
+        if bytes_max < 1:
+            raise ValueError("max_bytes must be at least 1")
         if self._busy_receiver:
             raise trio.BusyResourceError("another task is receiving on this stream")
         self._busy_receiver = True
@@ -89,13 +112,11 @@ class MemoryStream(trio.abc.HalfCloseableStream):
         await self._outgoing.send(data)
 
     async def wait_send_all_might_not_block(self) -> None:
-        # Allowed to say too much: send_all waits by itself.
-        await trio.lowlevel.checkpoint()
+        await self._outgoing.wait_room()
 
     async def send_eof(self) -> None:
         await trio.lowlevel.checkpoint()
-        self._outgoing.ended = True
-        self._outgoing.change()
+        self._outgoing.end()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         return await self._incoming.receive(BUFFER_BYTES if max_bytes is None else max_bytes)

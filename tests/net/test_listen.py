@@ -1,0 +1,221 @@
+"""Listening: real ports, both families, Unix paths, and one clear line for everything that can go wrong."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+
+from broker.errors import ConfigError, ListenError
+from broker.net import listen
+from broker.net.listen import BoundSocket, Listener, bind_all
+
+unix_only = pytest.mark.skipif(sys.platform == "win32", reason="no Unix sockets")
+
+
+def close(bound: list[BoundSocket]) -> None:
+    for one in bound:
+        one.close()
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+async def test_port_0_is_a_real_port() -> None:
+    bound = await bind_all([Listener(port=0)])
+    try:
+        (one,) = bound
+        assert one.url == f"mqtt://127.0.0.1:{one.socket.getsockname()[1]}"
+        with socket.create_connection(one.socket.getsockname()):
+            pass
+    finally:
+        close(bound)
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+@pytest.mark.parametrize(("host", "hosts"), [("localhost", ("127.0.0.1", "[::1]")), ("*", ("0.0.0.0", "[::]"))])
+async def test_port_0_is_the_same_on_both_families(host: str, hosts: tuple[str, str]) -> None:
+    bound = await bind_all([Listener(host=host, port=0)])
+    try:
+        port = bound[0].socket.getsockname()[1]
+        assert [one.url for one in bound] == [f"mqtt://{name}:{port}" for name in hosts]
+    finally:
+        close(bound)
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+async def test_port_0_tries_again_when_the_second_family_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = listen._listen_tcp
+    refused: list[int] = []
+    opened: list[BoundSocket] = []
+
+    def listen_tcp(listener: Listener, family: int, host: str, port: int) -> BoundSocket:
+        if family == socket.AF_INET6 and len(refused) < 2:
+            refused.append(port)
+            raise OSError(errno.EADDRINUSE, "in use")
+        opened.append(real(listener, family, host, port))
+        return opened[-1]
+
+    monkeypatch.setattr(listen, "_listen_tcp", listen_tcp)
+    bound = await bind_all([Listener(host="localhost", port=0)])
+    try:
+        assert len(bound) == 2
+        assert len(refused) == 2
+        assert [one.socket.fileno() >= 0 for one in opened] == [False, False, True, True]
+    finally:
+        close(bound)
+
+
+async def test_address_in_use_says_which_and_what_to_do() -> None:
+    bound = await bind_all([Listener(port=0)])
+    port = bound[0].socket.getsockname()[1]
+    try:
+        with pytest.raises(ListenError) as caught:
+            await bind_all([Listener(port=port)])
+        assert caught.value.address == f"127.0.0.1:{port}"
+        assert str(caught.value) == (
+            f"cannot listen on 127.0.0.1:{port}: another program is listening on 127.0.0.1:{port}; stop it, or choose another with --port"
+        )
+    finally:
+        close(bound)
+
+
+async def test_all_or_none() -> None:
+    taken = await bind_all([Listener(port=0)])
+    port = taken[0].socket.getsockname()[1]
+    before = set(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else set()
+    try:
+        with pytest.raises(ListenError):
+            await bind_all([Listener(port=0), Listener(port=port)])
+        if before:
+            assert set(os.listdir("/proc/self/fd")) == before
+    finally:
+        close(taken)
+
+
+async def test_an_address_that_is_not_ours() -> None:
+    with pytest.raises(ListenError, match=r"192\.0\.2\.1:0: this machine has no address 192\.0\.2\.1"):
+        await bind_all([Listener(host="192.0.2.1", port=0)])
+
+
+async def test_a_name_without_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def getaddrinfo(*args: object, **options: object) -> list[object]:
+        raise socket.gaierror(socket.EAI_NONAME, "no")
+
+    monkeypatch.setattr(trio.socket, "getaddrinfo", getaddrinfo)
+    with pytest.raises(ListenError, match="no address is known for 'nowhere.invalid'"):
+        await bind_all([Listener(host="nowhere.invalid", port=0)])
+
+
+def test_permission_denied_names_the_port() -> None:
+    error = listen._explain(PermissionError(errno.EACCES, "no"), "127.0.0.1:80", "127.0.0.1", 80)
+    assert "ports below 1024 belong to root: choose another with --port" in str(error)
+
+
+async def test_options_reach_the_socket() -> None:
+    bound = await bind_all([Listener(port=0, receive_buffer_bytes=8192, send_buffer_bytes=8192)])
+    try:
+        listening = bound[0].socket
+        assert listening.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) in (8192, 16_384)  # Linux doubles it
+        assert listening.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) in (8192, 16_384)
+    finally:
+        close(bound)
+
+
+async def test_websocket_is_refused_as_planned() -> None:
+    with pytest.raises(ConfigError, match="websocket is not there yet"):
+        await bind_all([Listener(port=0, protocol="websocket")])
+
+
+async def test_a_socket_listener_becomes_ours() -> None:
+    (given,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = given.socket.getsockname()[1]
+    bound = await bind_all([given])
+    try:
+        assert bound[0].url == f"mqtt://127.0.0.1:{port}"
+    finally:
+        close(bound)
+
+
+# ---- Unix ----------------------------------------------------------------------------------------------------------------
+
+
+@unix_only
+async def test_unix_path_lives_as_long_as_the_listener(tmp_path: Path) -> None:
+    path = tmp_path / "mqtt.sock"
+    bound = await bind_all([Listener(unix=str(path), unix_mode="0600")])
+    assert bound[0].url == f"unix://{path}"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    close(bound)
+    assert not path.exists()
+
+
+@unix_only
+async def test_a_stale_unix_path_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "mqtt.sock"
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(str(path))
+    assert path.exists()
+    bound = await bind_all([Listener(unix=str(path))])
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.connect(str(path))
+    close(bound)
+
+
+@unix_only
+async def test_a_live_unix_path_is_in_use_and_stays(tmp_path: Path) -> None:
+    path = tmp_path / "mqtt.sock"
+    bound = await bind_all([Listener(unix=str(path))])
+    with pytest.raises(ListenError, match="another program is listening there; stop it, or choose another path with --unix"):
+        await bind_all([Listener(unix=str(path))])
+    assert path.exists()
+    close(bound)
+
+
+@unix_only
+async def test_somebody_elses_unix_path_is_not_removed(tmp_path: Path) -> None:
+    path = tmp_path / "mqtt.sock"
+    bound = await bind_all([Listener(unix=str(path))])
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        close(bound)
+        assert path.exists()
+
+
+@unix_only
+async def test_a_file_is_never_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "precious.txt"
+    path.write_text("x")
+    with pytest.raises(ListenError, match="a file that is not a socket is there"):
+        await bind_all([Listener(unix=str(path))])
+    assert path.read_text() == "x"
+
+
+@unix_only
+async def test_unix_path_without_a_directory(tmp_path: Path) -> None:
+    with pytest.raises(ListenError, match=r"there is no directory .*/nowhere; make it"):
+        await bind_all([Listener(unix=str(tmp_path / "nowhere" / "mqtt.sock"))])
+
+
+async def test_unix_path_without_permission() -> None:
+    error = listen._explain(PermissionError(errno.EACCES, "no"), "unix:///root/mqtt.sock", "/root/mqtt.sock", -1)
+    assert str(error) == "cannot listen on unix:///root/mqtt.sock: permission denied; /root must be writable for this user, or choose another path"
+
+
+@unix_only
+async def test_too_long_a_path(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="longer than"):
+        await bind_all([Listener(unix=str(tmp_path / ("x" * 200)))])
