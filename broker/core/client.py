@@ -32,7 +32,7 @@ from broker.core.client_state import (
     Resubscribed,
 )
 from broker.core.inflight import Sender
-from broker.errors import NotSupported, PeerError, ProtocolError
+from broker.errors import MalformedPacket, NotSupported, PeerError, ProtocolError
 from broker.reasons import CLIENT_DISCONNECT_CODES, ReasonCode, to_connack_return_code
 from broker.wire.codec import decode, encode, encode_varint
 from broker.wire.framing import FrameDecoder
@@ -186,6 +186,8 @@ class ClientProtocol:
                 if frame is None:
                     break
                 first_byte, body = frame
+                if frames.overlong and self.version >= MQTT_5:
+                    raise MalformedPacket("Remaining Length is not in its shortest form")  # [MQTT5-1.5.5-1]
                 packet = decode(first_byte, body, self.version)
                 if self.on_packet is not None:
                     self.on_packet("received", packet, bytes((first_byte,)) + encode_varint(len(body)) + body)
