@@ -78,7 +78,7 @@ def exchange(state: State, link: Link, session: Session, now: float) -> bool:
                 if waiting is None or waiting.qos != 2:
                     break
                 del unacknowledged[packet_id]
-                sender.released[packet_id] = None
+                sender.released[packet_id] = True
                 answers.append(b"\x62\x02" + data[position + 2 : position + 4])
             elif first == _PUBREL:
                 if packet_id not in held:
@@ -86,10 +86,10 @@ def exchange(state: State, link: Link, session: Session, now: float) -> bool:
                 del held[packet_id]
                 answers.append(b"\x70\x02" + data[position + 2 : position + 4])
             elif first == _PUBCOMP:
-                if packet_id not in sender.released:
+                took_quota = sender.released.pop(packet_id, None)
+                if took_quota is None:
                     break
-                del sender.released[packet_id]
-                if sender.quota < sender.quota_max:
+                if took_quota and sender.quota < sender.quota_max:
                     sender.quota += 1
             else:
                 break

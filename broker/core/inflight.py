@@ -44,8 +44,8 @@ class Sender(Generic[M]):
     def __init__(self) -> None:
         self.unacknowledged: dict[int, M] = {}
         """PUBLISH sent, PUBACK or PUBREC awaited; in the order of sending."""
-        self.released: dict[int, None] = {}
-        """PUBREL sent, PUBCOMP awaited; in the order of the PUBRECs [MQTT5-4.6.0-4]."""
+        self.released: dict[int, bool] = {}
+        """PUBREL sent, PUBCOMP awaited; in the order of the PUBRECs [MQTT5-4.6.0-4]. True: its PUBLISH took one of this connection's quota."""
         self.reserved: dict[int, None] = {}  # a dict, like `held`: an empty set takes three times as much, in every session
         """Ids of SUBSCRIBE and UNSUBSCRIBE, which share the pool [MQTT5-2.2.1-3]."""
         self.resend: deque[tuple[int, M]] | None = None
@@ -61,6 +61,7 @@ class Sender(Generic[M]):
         """
         # A released id takes no quota on a new connection; so that the two together never use up the ids [MQTT5-2.2.1-4], it lowers the limit there.
         self.quota = self.quota_max = min(quota_max, PACKET_ID_MAX - len(self.released))
+        self.released = dict.fromkeys(self.released, False)
         self.resend = deque(self.unacknowledged.items()) if self.unacknowledged else None
 
     def take_id(self) -> int:
@@ -129,16 +130,16 @@ class Sender(Generic[M]):
         if failed:
             self._restore_quota()
         else:
-            self.released[packet_id] = None
+            self.released[packet_id] = True
         return message, True
 
     def on_pubcomp(self, packet_id: int) -> bool:
         """Was the id waiting for it? Whatever the code, the exchange is over."""
-        if packet_id not in self.released:
-            return False
-        del self.released[packet_id]
-        self._restore_quota()
-        return True
+        took_quota = self.released.pop(packet_id, None)
+        if took_quota:
+            # Not for a PUBREL repeated on resume: others may have that place by now, and one more would be above the Receive Maximum [MQTT5-3.3.4-9].
+            self._restore_quota()
+        return took_quota is not None
 
     def forget(self) -> list[M]:
         """The Session is lost: free every id and return what was not acknowledged, oldest first."""
@@ -155,7 +156,7 @@ class Sender(Generic[M]):
         return len(self.unacknowledged) + len(self.released)
 
     def _restore_quota(self) -> None:
-        if self.quota < self.quota_max:  # a PUBCOMP for a PUBREL repeated on resume took none [MQTT5-4.9.0-1]
+        if self.quota < self.quota_max:  # an acknowledgement of what was still to be repeated took none [MQTT5-4.9.0-1]
             self.quota += 1
 
 
