@@ -19,12 +19,19 @@ OVERFLOWS = ("drop-oldest", "drop-newest", "latest", "disconnect", "refuse")
 
 
 class Hand:
-    """What one iterator, or one `receive()` handle, was given last and has not settled."""
+    """What one iterator, or one `receive()` handle, was given last and has not settled.
 
-    __slots__ = ("message",)
+    passing: its task may go on with another hand, as after `break`: asking again by any of them then settles this one too.
+    Else `await subscription.receive()` before a loop would leave its message unsettled, and with it all that came after.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("gone", "message", "passing", "task")
+
+    def __init__(self, *, passing: bool) -> None:
         self.message: Message | None = None
+        self.task: trio.lowlevel.Task | None = None
+        self.passing = passing
+        self.gone = False
 
 
 class MessageChannel:
@@ -159,19 +166,22 @@ class MessageChannel:
 
     # ---- for the tasks that take -------------------------------------------------------------------------------------
 
-    def new_hand(self) -> Hand:
-        hand = Hand()
+    def new_hand(self, *, passing: bool) -> Hand:
+        hand = Hand(passing=passing)
         self._hands.append(hand)
         return hand
 
     def drop_hand(self, hand: Hand) -> None:
-        """An iterator is gone. What it holds stays unsettled until the scope ends."""
+        """An iterator is gone. What it holds stays unsettled until its task asks for more, or the scope ends."""
+        hand.passing = hand.gone = True
         if hand.message is None and hand in self._hands:
             self._hands.remove(hand)
 
     async def receive(self, hand: Hand) -> Message:
         """Settle what the hand holds, and give it the next message. A checkpoint; a message is never lost to a cancellation."""
         self._settle(hand)
+        if len(self._hands) > 1:
+            self._settle_passing()
         await trio.lowlevel.checkpoint()
         while not self._buffer:
             if self.error is not None:
@@ -179,6 +189,19 @@ class MessageChannel:
             if self.closed:
                 raise trio.EndOfChannel
             await self._takers.park()
+        return self._take(hand)
+
+    def receive_nowait(self, hand: Hand) -> Message:
+        """The same without waiting: trio.WouldBlock if nothing is here now. A stream of small messages comes faster, thousands in one
+        read, than a loop that waits for each gets its turns."""
+        self._settle(hand)
+        if not self._buffer:
+            if self.error is not None:
+                raise self.error
+            raise trio.EndOfChannel if self.closed else trio.WouldBlock
+        return self._take(hand)
+
+    def _take(self, hand: Hand) -> Message:
         message = self._buffer.popleft()
         self._taken += 1
         self._settle_placed()
@@ -188,12 +211,20 @@ class MessageChannel:
                 self._give(message)
             elif self.ack == "on_next":
                 hand.message = message
+                hand.task = trio.lowlevel.current_task()
         return message
 
     def _settle(self, hand: Hand) -> None:
-        message, hand.message = hand.message, None
+        message, hand.message, hand.task = hand.message, None, None
         if message is not None and message.receipt is not None:
             message.receipt.settle()
+
+    def _settle_passing(self) -> None:
+        task = trio.lowlevel.current_task()
+        for other in self._hands:
+            if other.passing and other.task is task:
+                self._settle(other)
+        self._hands = [other for other in self._hands if other.message is not None or not other.gone]
 
     def _settle_placed(self) -> None:
         """ack="on_receipt": one has moved up to within the bound."""
@@ -226,7 +257,7 @@ class _Iterator:
 
     def __init__(self, channel: MessageChannel) -> None:
         self._channel = channel
-        self._hand = channel.new_hand()
+        self._hand = channel.new_hand(passing=False)
 
     def __aiter__(self) -> Self:
         return self
@@ -258,7 +289,7 @@ class Subscription:
         self.filters = filters
         self.granted = granted
         self._channel = channel
-        self._hand = channel.new_hand()
+        self._hand = channel.new_hand(passing=True)
 
     def __repr__(self) -> str:
         return f"Subscription({', '.join(map(repr, self.filters))})"
@@ -269,6 +300,10 @@ class Subscription:
     async def receive(self) -> Message:
         """The next message; settles the one this handle gave before. trio.EndOfChannel after the scope."""
         return await self._channel.receive(self._hand)
+
+    def receive_nowait(self) -> Message:
+        """The next message if it is here, else trio.WouldBlock; settles the one this handle gave before."""
+        return self._channel.receive_nowait(self._hand)
 
     def clone(self) -> Self:
         """A second channel on the same filters: each gets every message. It ends with the scope of the first."""

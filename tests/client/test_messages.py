@@ -151,6 +151,30 @@ async def test_on_receipt_settles_what_has_a_place(autojump_clock: trio.testing.
             nursery.start_soon(peer.let_go)
 
 
+async def test_a_task_that_asks_again_in_another_way_settles_too(autojump_clock: trio.testing.MockClock) -> None:
+    async with connected() as (client, peer, _), trio.open_nursery() as nursery:
+        nursery.start_soon(peer.grant)
+        async with client.subscribe("a", qos=1, keep=True) as subscription:
+            await peer.send(*(publish("a", number) for number in (1, 2, 3, 4)))
+            await subscription.receive()
+            async for _ in subscription:
+                await peer.settled(1)
+                break
+            async for _ in subscription:
+                await peer.settled(2)
+                break
+            other = trio.Event()
+
+            async def another_task() -> None:
+                await subscription.__aiter__().__anext__()
+                other.set()
+
+            nursery.start_soon(another_task)
+            await other.wait()
+            await peer.silence()  # the third is this task's, and it has not asked again
+        await peer.settled(3, 4)
+
+
 async def test_manual_acknowledgement(autojump_clock: trio.testing.MockClock) -> None:
     async with connected() as (client, peer, _), trio.open_nursery() as nursery:
         nursery.start_soon(peer.grant)

@@ -79,7 +79,7 @@ async def test_what_the_broker_cannot_do_is_not_sent(autojump_clock: trio.testin
     async with connected(unable) as (client, peer, _):
         for options in {"qos": 2}, {"retain": True}, {"topic_alias": 1}:
             with pytest.raises(NotSupported):
-                await client.publish("a", **options)  # type: ignore[arg-type]
+                await client.publish("a", **options)
         with pytest.raises(PublishRefused) as caught:
             await client.publish("a", bytes(20), qos=1)
         assert caught.value.reason == ReasonCode.PACKET_TOO_LARGE
