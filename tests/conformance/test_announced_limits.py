@@ -370,7 +370,8 @@ async def test_retain_without_retain_available_closes() -> None:
     ],
 )
 async def test_capabilities_that_are_off_are_told_and_refused(limit: str, identifier: int, request_frame: bytes, reason: int) -> None:
-    async with Scene(**{limit: False}) as scene:
+    limits: dict[str, Any] = {limit: False}
+    async with Scene(**limits) as scene:
         peer = await scene.connect("c")
         assert bytes((identifier, 0)) in peer.frames[0]
         assert (await peer.subscribe("plain")).reasons == (ReasonCode.SUCCESS,)
