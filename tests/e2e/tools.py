@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
-SECONDS_MAX = 10.0
+SECONDS_MAX = 20.0
 
 
 @dataclass(frozen=True)
