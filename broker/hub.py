@@ -343,22 +343,20 @@ async def open_broker(
 
 
 def _bare(group: BaseExceptionGroup[BaseException], failure: BaseException | None) -> BaseException:
-    """What is in our nursery's group, without it, if that is one thing. The body's own group is one thing."""
-    leaves = list(_leaves(group, failure))
-    faults = [leaf for leaf in leaves if not isinstance(leaf, trio.Cancelled)]
+    """What is in our nursery's group, without it, if that is one thing. A group that the body raised itself is one thing."""
+    faults = _faults(group)
+    if failure is not None and faults == _faults(failure):
+        return failure
     if len(faults) == 1:
-        return faults[0]
-    return group if faults else leaves[0]
+        return next(iter(faults.values()))
+    return group
 
 
-def _leaves(group: BaseExceptionGroup[BaseException], failure: BaseException | None) -> Sequence[BaseException]:
-    found: list[BaseException] = []
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup) and error is not failure:
-            found += _leaves(error, failure)
-        else:
-            found.append(error)
-    return found
+def _faults(error: BaseException) -> dict[int, BaseException]:
+    """Its leaves but for cancellations, by identity: Trio rebuilds the groups around them."""
+    if isinstance(error, BaseExceptionGroup):
+        return {key: leaf for inner in error.exceptions for key, leaf in _faults(inner).items()}
+    return {} if isinstance(error, trio.Cancelled) else {id(error): error}
 
 
 async def serve(

@@ -201,7 +201,9 @@ def test_listener_url(text: str, listener: Listener) -> None:
     assert parse_listener(text) == listener
 
 
-@pytest.mark.parametrize("text", ["", "127.0.0.1:1883", "http://x", "ws://x:1", "mqtts://x:1", "mqtt://:1", "mqtt://x:99999", "mqtt://u:p@x:1", "mqtt://x/y", "unix://"])
+@pytest.mark.parametrize(
+    "text", ["", "127.0.0.1:1883", "http://x", "ws://x:1", "mqtts://x:1", "mqtt://:1", "mqtt://x:99999", "mqtt://u:p@x:1", "mqtt://x/y", "unix://"]
+)
 def test_wrong_listener_url(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_listener(text)
@@ -209,7 +211,17 @@ def test_wrong_listener_url(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "private"), [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("LOCALHOST", True), ("*", False), ("0.0.0.0", False), ("::", False), ("example.org", False)]
+    ("host", "private"),
+    [
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("LOCALHOST", True),
+        ("*", False),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("example.org", False),
+    ],
 )
 def test_what_is_private(host: str, private: bool) -> None:
     assert Listener(host=host).is_private is private

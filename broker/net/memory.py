@@ -6,6 +6,7 @@ is felt on this road too. (trio.testing has a similar pair, unbounded and meant 
 
 from __future__ import annotations
 
+import operator
 from typing import Final
 
 import trio
@@ -79,6 +80,7 @@ class _Pipe:
             self._busy_sender = False
 
     async def receive(self, bytes_max: int) -> bytes:
+        bytes_max = operator.index(bytes_max)  # TypeError for 1.5
         if bytes_max < 1:
             raise ValueError("max_bytes must be at least 1")
         if self._busy_receiver:

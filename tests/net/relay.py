@@ -185,6 +185,13 @@ async def attach(server: Server, buffer_bytes_max: int = 65_536) -> MemoryStream
     return ours
 
 
+async def wait_until_gone(server: Server) -> None:
+    """Until the only connection's task is over."""
+    (connection,) = server.connections
+    connection.finished = trio.Event()
+    await connection.finished.wait()
+
+
 async def receive_exactly(stream: trio.abc.ReceiveStream, count: int) -> bytes:
     data = b""
     while len(data) < count:

@@ -13,7 +13,7 @@ from trio.testing import wait_all_tasks_blocked
 from broker.net.listen import Listener
 from broker.net.memory import MemoryStream, memory_stream_pair
 from broker.net.transport import StreamTransport
-from tests.net.relay import RelayEngine, attach, dial, receive_all, receive_exactly, running
+from tests.net.relay import RelayEngine, attach, dial, receive_all, receive_exactly, running, wait_until_gone
 
 MEGABYTES = b"0123456789abcdef" * 65_536 * 4
 
@@ -89,9 +89,8 @@ async def test_half_closed_peer_that_reads_nothing_is_given_up(autojump_clock: t
         engine.send(engine.links[0], b"x" * 100)
         await peer.send_eof()
         began = trio.current_time()
-        while server.connections:
-            await trio.sleep(0.5)
-        assert 7 <= trio.current_time() - began <= 8
+        await wait_until_gone(server)
+        assert trio.current_time() - began == 7
 
 
 async def test_our_last_words_arrive_despite_unread_input() -> None:
@@ -116,9 +115,8 @@ async def test_a_peer_that_does_not_close_after_us_is_given_up(autojump_clock: t
         await peer.send_all(b"!close")
         assert await receive_all(peer) == b"bye"
         began = trio.current_time()
-        while server.connections:
-            await trio.sleep(0.5)
-        assert 3 <= trio.current_time() - began <= 4
+        await wait_until_gone(server)
+        assert trio.current_time() - began == 3
 
 
 async def test_a_stream_that_cannot_half_close_is_closed_both_ways() -> None:

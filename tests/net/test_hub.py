@@ -1,0 +1,359 @@
+"""An open broker with the real engine: what its scope promises, however it ends, and what an embedder can ask of it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from broker.config import Config
+from broker.errors import BrokerError, ConfigError, InvalidTopic, ListenError
+from broker.hub import Broker, open_broker, serve
+from broker.net.authentication import ConnectRequest
+from broker.net.listen import Listener
+from broker.net.memory import memory_stream_pair
+from broker.reasons import ReasonCode
+from broker.wire.packets import Connect, Disconnect, PingReq, PingResp, Publish
+from tests.net.mqtt import Client
+
+
+async def attached(hub: Broker, nursery: trio.Nursery, version: int = 5, peer: str = "in-process", buffer_bytes: int = 65_536) -> Client:
+    ours, theirs = memory_stream_pair(buffer_bytes)
+
+    async def run() -> None:
+        await hub.attach(theirs, peer=peer)
+
+    nursery.start_soon(run)
+    await wait_all_tasks_blocked()
+    return Client(ours, version)
+
+
+async def dialled(hub: Broker, version: int = 5) -> Client:
+    host, _, port = hub.urls[0].removeprefix("mqtt://").rpartition(":")
+    return Client(await trio.open_tcp_stream(host.strip("[]"), int(port)), version)
+
+
+# ---- its scope -----------------------------------------------------------------------------------------------------------
+
+
+async def test_without_listeners_none_is_opened() -> None:
+    async with open_broker() as hub:
+        assert hub.urls == ()
+
+
+async def test_the_bodys_exception_comes_out_bare() -> None:
+    error = KeyError("mine")
+    with pytest.raises(KeyError) as caught:
+        async with open_broker(listeners=["mqtt://127.0.0.1:0"]):
+            raise error
+    assert caught.value is error
+    assert error.__context__ is None
+
+
+async def test_the_bodys_own_group_is_left_alone() -> None:
+    group = ExceptionGroup("mine", [KeyError("a"), ValueError("b")])
+    with pytest.raises(ExceptionGroup) as caught:
+        async with open_broker():
+            raise group
+    assert caught.value is group
+
+
+async def test_errors_of_opening_come_out_bare() -> None:
+    async with open_broker(listeners=["mqtt://127.0.0.1:0"]) as hub:
+        with pytest.raises(ListenError, match="another program is listening"):
+            async with open_broker(listeners=["mqtt://127.0.0.1:0", hub.urls[0]]):
+                pytest.fail("entered")
+    with pytest.raises(ConfigError, match=r"limits\.receive_maximum: expected 1 to 65,535, got 0"):
+        async with open_broker(receive_maximum=0):
+            pytest.fail("entered")
+    with pytest.raises(TypeError, match="bogus"):
+        async with open_broker(bogus=1):
+            pytest.fail("entered")
+
+
+@pytest.mark.parametrize("how", ["left", "cancelled", "raised", "shutdown"])
+async def test_nothing_is_left_behind(how: str, tmp_path: Path) -> None:
+    def descriptors() -> int:
+        return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+
+    path = tmp_path / "mqtt.sock"
+    before = trio.lowlevel.current_statistics().tasks_living
+    fds = descriptors()
+    with trio.CancelScope() as scope:
+        try:
+            config = Config(shutdown_grace_s=0.2)
+            async with open_broker(config, listeners=["mqtt://localhost:0", f"unix://{path}"]) as hub:
+                url = hub.urls[0]
+                client = await dialled(hub)
+                await client.connect("a")
+                if how == "raised":
+                    raise KeyError("mine")
+                if how == "cancelled":
+                    scope.cancel()
+                    await trio.lowlevel.checkpoint()
+                if how == "shutdown":
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(hub.shutdown)
+                        assert await client.receive() == Disconnect(ReasonCode.SERVER_SHUTTING_DOWN)
+                        await client.stream.aclose()
+                else:
+                    await client.stream.aclose()
+        except KeyError:
+            assert how == "raised"
+            await trio.aclose_forcefully(client.stream)
+    await trio.aclose_forcefully(client.stream)
+    assert not path.exists()
+    assert trio.lowlevel.current_statistics().tasks_living == before
+    assert descriptors() == fds
+    host, _, port = url.removeprefix("mqtt://").rpartition(":")
+    with pytest.raises(ConnectionRefusedError), socket.create_connection((host, int(port))):
+        pass
+
+
+async def test_a_cancelled_scope_says_goodbye_and_flushes() -> None:
+    told = []
+    async with trio.open_nursery() as outer:
+        ours, theirs = memory_stream_pair()
+        client = Client(ours)
+
+        async def program(task_status: trio.TaskStatus[trio.CancelScope]) -> None:
+            with trio.CancelScope() as scope:
+                async with open_broker() as hub, trio.open_nursery() as nursery:
+                    nursery.start_soon(hub.attach, theirs)
+                    task_status.started(scope)
+                    await trio.sleep_forever()
+            told.append("gone")
+
+        scope = await outer.start(program)
+        await client.connect("a")
+        scope.cancel()
+        # attach was cancelled with the body, so this client is cut off; the scope itself must still end.
+        await client.receive()
+        await client.stream.aclose()
+    assert told == ["gone"]
+
+
+async def test_a_cancelled_scope_tells_socket_clients(autojump_clock: MockClock) -> None:
+    autojump_clock.autojump_threshold = 0.1
+    async with trio.open_nursery() as outer:
+        scope = trio.CancelScope()
+
+        async def program(task_status: trio.TaskStatus[Broker]) -> None:
+            with scope:
+                await serve(listeners=["mqtt://127.0.0.1:0"], task_status=task_status)
+
+        hub = await outer.start(program)
+        quick, stuck = await dialled(hub), await dialled(hub)
+        await quick.connect("quick")
+        await stuck.connect("stuck")
+        scope.cancel()
+        assert await quick.receive() == Disconnect(ReasonCode.SERVER_SHUTTING_DOWN)
+        await quick.stream.aclose()
+        await hub._server.wait_ended()
+        assert 4.9 <= trio.current_time() <= 6  # the stuck one had its shutdown_grace_s, and no more
+        await stuck.stream.aclose()
+
+
+async def test_serve_ends_with_shutdown() -> None:
+    async with trio.open_nursery() as nursery:
+        hub = await nursery.start(serve)
+        await hub.shutdown()
+        with pytest.raises(BrokerError, match="shutting down"):
+            await hub.attach(memory_stream_pair()[0])
+
+
+# ---- who may come in -----------------------------------------------------------------------------------------------------
+
+
+async def test_an_open_address_needs_a_word() -> None:
+    with pytest.raises(ConfigError) as caught:
+        async with open_broker(listeners=["mqtt://0.0.0.0:0"]):
+            pytest.fail("entered")
+    assert "allow_anonymous = true" in str(caught.value)
+    assert "password_file" in str(caught.value)
+
+    async def authenticate(request: ConnectRequest) -> str | None:
+        return request.username
+
+    async with open_broker(listeners=["mqtt://0.0.0.0:0"], authenticate=authenticate):
+        pass
+    async with open_broker(listeners=[Listener(host="0.0.0.0", port=0, allow_anonymous=True)]):
+        pass
+    async with open_broker(Config(allow_anonymous=True, sys_interval_s=0), listeners=["mqtt://0.0.0.0:0"]):
+        pass
+    with pytest.raises(ConfigError, match="nobody could come in"):
+        async with open_broker(Config(allow_anonymous=False), listeners=["mqtt://127.0.0.1:0"]):
+            pytest.fail("entered")
+
+
+async def test_authenticate_decides_and_names(caplog: pytest.LogCaptureFixture) -> None:
+    async def authenticate(request: ConnectRequest) -> str | None:
+        await trio.lowlevel.checkpoint()
+        return "alice" if request.password == b"right" else None
+
+    async with open_broker(authenticate=authenticate) as hub, trio.open_nursery() as nursery:
+        good = await attached(hub, nursery)
+        with caplog.at_level(logging.INFO, "broker"):
+            await good.send(Connect("a", 5, username="al", password=b"right"), PingReq())
+            connack = await good.receive()
+            assert getattr(connack, "reason", None) == ReasonCode.SUCCESS
+            assert await good.receive() == PingResp()  # what was sent ahead is done after the answer
+            assert hub.clients()[0].username == "alice"
+            bad = await attached(hub, nursery)
+            await bad.send(Connect("b", 5, username="al", password=b"wr0ng"))
+            assert getattr(await bad.receive(), "reason", None) == ReasonCode.BAD_USER_NAME_OR_PASSWORD
+            assert await bad.receive() is None
+        assert "connected 'a' from in-process user='alice' version=5.0" in caplog.text
+        assert "refused 'b' from in-process" in caplog.text
+        assert "wr0ng" not in caplog.text
+        assert "right" not in caplog.text
+        nursery.cancel_scope.cancel()
+
+
+# ---- what an embedder can do ---------------------------------------------------------------------------------------------
+
+
+async def test_publish_and_subscribe_as_the_broker() -> None:
+    async with open_broker() as hub, trio.open_nursery() as nursery:
+        client = await attached(hub, nursery)
+        await client.connect("a")
+        await client.subscribe("x/#")
+        assert await hub.publish("nobody") == ReasonCode.NO_MATCHING_SUBSCRIBERS
+        assert await hub.publish("x/y", "text", user_properties={"k": "v"}, message_expiry_s=9) == ReasonCode.SUCCESS
+        got = await client.receive()
+        assert isinstance(got, Publish)
+        assert (got.topic, got.payload, got.properties.user_properties, got.properties.message_expiry_interval) == ("x/y", b"text", (("k", "v"),), 9)
+        await hub.publish("kept", b"1", retain=True)
+        async with hub.subscribe("kept", "x/+", qos=1) as messages:
+            first = await messages.receive()
+            assert (first.topic, first.payload, first.retain) == ("kept", b"1", True)
+            await client.send(Publish("x/z", b"2"))
+            second = await messages.receive()
+            assert (second.topic, second.payload, second.qos) == ("x/z", b"2", 0)
+        with pytest.raises(trio.EndOfChannel):
+            await messages.receive()
+        assert [message.topic for message in hub.retained("#")] == ["kept"]
+        with pytest.raises(InvalidTopic):
+            await hub.publish("a/#")
+        with pytest.raises(InvalidTopic):
+            async with hub.subscribe("a/#/b"):
+                pytest.fail("entered")
+        nursery.cancel_scope.cancel()
+
+
+async def test_clients_disconnect_and_statistics() -> None:
+    async with open_broker() as hub, trio.open_nursery() as nursery:
+        client = await attached(hub, nursery, peer="here")
+        await client.connect("a", session_expiry_s=100)
+        await client.subscribe("x", 1)
+        (info,) = hub.clients()
+        assert (info.client_id, info.peer, info.version, info.queue_count) == ("a", "here", "5.0", 0)
+        assert info.connected_at_s is not None
+        assert hub.disconnect("a")
+        assert await client.receive() == Disconnect(ReasonCode.ADMINISTRATIVE_ACTION)
+        await client.stream.aclose()
+        await wait_all_tasks_blocked()
+        await hub.publish("x", b"12345", qos=1)
+        (info,) = hub.clients()
+        assert (info.peer, info.version, info.connected_at_s, info.queue_count, info.queue_bytes) == (None, None, None, 1, 6)
+        assert hub.disconnect("a", drop_session=True)
+        assert not hub.disconnect("a")
+        assert hub.clients() == []
+        statistics = hub.statistics()
+        assert statistics["connections_open_count"] == 0
+        assert statistics["bytes_received"] > 0
+
+
+async def test_publish_waits_for_a_stuck_subscriber_on_credit_only(autojump_clock: MockClock) -> None:
+    async with open_broker(outbox_bytes_high=10_000, slow_subscriber_grace_s=2) as hub, trio.open_nursery() as nursery:
+        stuck = await attached(hub, nursery, buffer_bytes=1000)
+        await stuck.connect("stuck")
+        await stuck.subscribe("x")
+        for _ in range(100):
+            await hub.publish("x", b"x" * 1000)
+        assert 2 <= trio.current_time() <= 3
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_takeover_waits_for_nobody(autojump_clock: MockClock) -> None:
+    """The old client hangs: it reads nothing, and does not close. The new one is served at once."""
+    async with open_broker() as hub, trio.open_nursery() as nursery:
+        old = await attached(hub, nursery, buffer_bytes=100)
+        await old.connect("a")
+        await old.subscribe("x")
+        for _ in range(10):
+            await hub.publish("x", b"x" * 100)
+        for _ in range(2):  # and again, while the first still hangs
+            new = await attached(hub, nursery)
+            await new.connect("a")
+            await new.send(PingReq())
+            assert await new.receive() == PingResp()
+            assert trio.current_time() == 0
+        assert [info.client_id for info in hub.clients()] == ["a"]
+        await trio.sleep(6)  # close_timeout_s
+        assert hub.statistics()["connections_open_count"] == 1
+        nursery.cancel_scope.cancel()
+
+
+async def test_violations_are_logged_with_id_address_and_cause(caplog: pytest.LogCaptureFixture) -> None:
+    async with open_broker() as hub, trio.open_nursery() as nursery:
+        bad, good = await attached(hub, nursery, peer="192.0.2.7:5"), await attached(hub, nursery)
+        await bad.connect("bad")
+        await good.connect("good")
+        await bad.stream.send_all(b"\xff\x00")
+        assert isinstance(await bad.receive(), Disconnect)
+        assert "'bad' from 192.0.2.7:5" in caplog.text
+        await good.send(PingReq())
+        assert await good.receive() == PingResp()
+        nursery.cancel_scope.cancel()
+
+
+async def test_reload() -> None:
+    config = Config(sys_interval_s=0)
+    async with open_broker(config, listeners=[]) as hub:
+        changed = Config.from_dict(
+            {"sys_interval_s": 0, "limits": {"retained_count_max": 1}, "log": {"format": "json", "connections": False}, "listeners": [{"port": 5}]}
+        )
+        assert hub.reload(changed) == ["listeners", "log.format"]
+        await hub.publish("a", b"1", retain=True)
+        await hub.publish("b", b"1", retain=True)
+        assert len(hub.retained()) == 1
+
+
+# ---- $SYS ----------------------------------------------------------------------------------------------------------------
+
+
+async def test_sys_topics_come_and_change(autojump_clock: MockClock) -> None:
+    async with open_broker(Config(sys_interval_s=10), listeners=[]) as hub, trio.open_nursery() as nursery:
+        await trio.sleep(1)
+        found = {message.topic: message.text for message in hub.retained("$SYS/#")}
+        assert found["$SYS/broker/clients/connected"] == "0"
+        assert found["$SYS/broker/version"].startswith("broker version ")
+        assert "$SYS/broker/load/messages/received/1min" in found
+        assert "$SYS/broker/retained messages/count" in found
+        client = await attached(hub, nursery)
+        await client.connect("a")
+        await client.subscribe("$SYS/broker/clients/#")
+        await trio.sleep(10)
+        found = {message.topic: message.text for message in hub.retained("$SYS/#")}
+        assert found["$SYS/broker/clients/connected"] == "1"
+        assert found["$SYS/broker/uptime"] == "10 seconds"
+        assert float(found["$SYS/broker/load/messages/received/1min"]) > 0
+        hub.reload(Config(sys_interval_s=0))
+        await trio.sleep(100)
+        assert [m.text for m in hub.retained("$SYS/broker/uptime")] == ["10 seconds"]
+        nursery.cancel_scope.cancel()
+
+
+async def test_embedded_brokers_have_no_sys_topics(autojump_clock: MockClock) -> None:
+    async with open_broker() as hub:
+        await trio.sleep(1000)
+        assert hub.retained("$SYS/#") == []
+        assert hub.statistics()["uptime_s"] == 1000
+        assert math.isfinite(hub.statistics()["bytes_sent"])
