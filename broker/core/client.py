@@ -326,6 +326,8 @@ class ClientProtocol:
             refusal = self._refusal(publish, topic_alias)
             if refusal is not None:
                 raise NotSupported(refusal[1])
+        if publish.properties.subscription_identifiers:
+            raise ValueError("Subscription Identifiers are the broker's to send")  # [MQTT5-3.3.4-6]
         if publish.properties is not NO_PROPERTIES:
             encode(structs.replace(publish, packet_id=1 if publish.qos else 0, payload=b""), self.version)  # ValueError here, not while sending
         if len(publish.payload) > 268_000_000:
@@ -495,10 +497,16 @@ class ClientProtocol:
         properties = NO_PROPERTIES
         if self.version >= MQTT_5 and (identifiers or exchange.user_properties):
             properties = Properties(subscription_identifiers=identifiers, user_properties=exchange.user_properties)
+        packet: Subscribe | Unsubscribe
         if exchange.requests:
-            self._send(Subscribe(exchange.packet_id, exchange.requests, properties))
+            packet = Subscribe(exchange.packet_id, exchange.requests, properties)
         else:
-            self._send(Unsubscribe(exchange.packet_id, exchange.filters, properties))
+            packet = Unsubscribe(exchange.packet_id, exchange.filters, properties)
+        frame = encode(packet, self.version)
+        if len(frame) > self.capabilities.packet_bytes_max:  # [MQTT5-3.2.2-15]
+            self._end_exchange(exchange, (ReasonCode.PACKET_TOO_LARGE,) * len(exchange.filters))
+            return
+        self._send(packet, frame)
 
     def _on_suback(self, packet: SubAck | UnsubAck, now: float) -> None:
         exchange = self._exchanges.get(packet.packet_id)
@@ -506,9 +514,12 @@ class ClientProtocol:
             raise ProtocolError(f"{type(packet).__name__} for packet id {packet.packet_id}, which waits for none")
         if len(packet.reasons) != len(exchange.filters) and (self.version >= MQTT_5 or exchange.requests):
             raise ProtocolError(f"{type(packet).__name__} with {len(packet.reasons)} reason codes for {len(exchange.filters)} filters")
-        del self._exchanges[packet.packet_id]
-        self.sender.unreserve_id(packet.packet_id)
-        exchange.reasons = packet.reasons or (ReasonCode.SUCCESS,) * len(exchange.filters)
+        self._end_exchange(exchange, packet.reasons or (ReasonCode.SUCCESS,) * len(exchange.filters))
+
+    def _end_exchange(self, exchange: Exchange, reasons: tuple[ReasonCode, ...]) -> None:
+        del self._exchanges[exchange.packet_id]
+        self.sender.unreserve_id(exchange.packet_id)
+        exchange.reasons = reasons
         exchange.done = True
         for request, reason in zip(exchange.requests, exchange.reasons, strict=False):
             if reason < 0x80 and not (exchange.remade and self.subscriptions.get(request.filter) is not exchange):
