@@ -1,6 +1,7 @@
 # make serve   a broker on 127.0.0.1:1883; makes .venv the first time
 # make test    every test; likewise
 # make lint    ruff and mypy --strict     make format  lay the code out
+# make conformance   the table of statements, and docs/conformance.md
 # make bench   codec and engine figures   make clean   forget the environments
 #
 # Needs make and Python 3.11 or newer, nothing else: each goal installs what it needs, once, and again when
@@ -19,7 +20,7 @@ SERVE_ARGS ?=
 TEST_ARGS ?= -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format bench clean
+.PHONY: help serve test conformance lint format bench clean
 .DELETE_ON_ERROR:
 
 help:
@@ -31,6 +32,9 @@ serve: $(VENV)/.stamp-serve
 test: $(VENV)/.stamp-dev
 	$(VENV)/bin/python -m pytest $(TEST_ARGS)
 
+conformance: $(VENV)/.stamp-dev
+	$(VENV)/bin/python -m tests.conformance.table $(TEST_ARGS)
+
 lint: $(LINT)/.stamp
 	$(LINT)/bin/ruff check
 	$(LINT)/bin/ruff format --check
@@ -41,8 +45,8 @@ format: $(LINT)/.stamp
 	$(LINT)/bin/ruff format
 
 bench: $(VENV)/.stamp-dev
-	$(VENV)/bin/python benchmarks/codec.py
-	$(VENV)/bin/python benchmarks/engine.py
+	$(VENV)/bin/python -m benchmarks.codec
+	$(VENV)/bin/python -m benchmarks.engine
 
 clean:
 	rm -rf $(VENV) $(LINT) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
