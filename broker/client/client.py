@@ -220,6 +220,8 @@ class Client:
             raise ValueError("subscribe() needs at least one topic filter")
         if len(set(filters)) != len(filters):
             raise ValueError("a topic filter is given twice")
+        if group is not None and "/" in group:
+            raise InvalidTopic(f"a group must not contain /: {group!r}")  # [MQTT5-4.8.2-2]: it would be the group "a" and another filter
         full = tuple(filters if group is None else (f"$share/{group}/{filter}" for filter in filters))
         for filter in full:
             fault = topic_filter_fault(filter)
