@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from broker import connect, open_broker
-from broker.client.connect import Version
+from broker.messages import Version
 from tests.conformance.wirebytes import connect_frame, frame, publish_frame, string, subscribe_frame, take_frame, u16
 
 
