@@ -121,9 +121,12 @@ class House:
         raise AssertionError("it never settles down")
 
 
+VERBS = ["publish", "publish", "publish", "send", "send", "take", "take", "settle", "cut", "connect", "connect", "all", "all"]
+
+
 def steps() -> st.SearchStrategy[list[tuple[str, int, int]]]:
-    verbs = st.sampled_from(["publish", "publish", "publish", "send", "send", "take", "take", "settle", "cut", "connect", "all"])
-    return st.lists(st.tuples(verbs, st.integers(0, 1), st.integers(0, 60)), max_size=60)
+    """Long plans from the first: short ones seldom reach a lost connection with something under way."""
+    return st.lists(st.tuples(st.sampled_from(VERBS), st.integers(0, 1), st.integers(0, 60)), min_size=40, max_size=120)
 
 
 def play(house: House, ends: list[End], plan: list[tuple[str, int, int]]) -> None:
@@ -149,7 +152,7 @@ def play(house: House, ends: list[End], plan: list[tuple[str, int, int]]) -> Non
 
 
 @given(plan=steps(), version=st.sampled_from([MQTT_5, MQTT_311]), qos=st.integers(0, 2))
-@settings(max_examples=150)
+@settings(max_examples=60)
 def test_nothing_is_lost_doubled_or_left(plan: list[tuple[str, int, int]], version: int, qos: int) -> None:
     house = House()
     ends = [End(house, "publisher", MQTT_5), End(house, "subscriber", version)]
@@ -184,7 +187,7 @@ def test_nothing_is_lost_doubled_or_left(plan: list[tuple[str, int, int]], versi
 
 
 @given(plan=steps())
-@settings(max_examples=100)
+@settings(max_examples=40)
 def test_sessions_that_end_with_their_connection(plan: list[tuple[str, int, int]]) -> None:
     """Each loss is the Session's too: QoS 1 is sent anew, QoS 2 may be unknown, the subscription is made again; nothing hangs."""
     house = House()
@@ -200,6 +203,7 @@ def test_sessions_that_end_with_their_connection(plan: list[tuple[str, int, int]
         for outgoing in end.published:
             assert outgoing.done
             assert outgoing.outcome in ({"acknowledged"} if outgoing.qos < 2 else {"acknowledged", "unknown"})
+            assert outgoing.qos < 2 or [delivery.publish.payload for delivery in ends[1].received].count(outgoing.publish.payload) <= 1
     before = len(ends[1].received)
     ends[0].publish("t", b"last", 1)
     house.settle_down(*ends)
