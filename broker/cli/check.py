@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from broker.cli.running import DONE, FAILED, say
+from broker.errors import ConfigError
 
 
 @click.command(
@@ -16,19 +17,18 @@ from broker.cli.running import DONE, FAILED, say
 @click.argument("file")
 def command(file: str) -> int:
     from broker.config import Config
-    from broker.errors import ConfigError
 
     try:
         Config.load(file)
     except ConfigError as error:
-        for line in problem_lines(error, file):
+        for line in problem_lines(error):
             say(line)
         return FAILED
     print(f"{file}: ok", flush=True)
     return DONE
 
 
-def problem_lines(error: Exception, file: str) -> list[str]:
-    """One line a mistake."""
-    source = getattr(error, "source", file)
-    return [f"{source}: {key}: {expected}" if key else f"{source}: {expected}" for key, expected in getattr(error, "problems", ())] or [str(error)]
+def problem_lines(error: ConfigError) -> list[str]:
+    """One line a mistake: file, key, what was expected. What the command line or the environment said has no file."""
+    source = "" if error.source in ("config", "listeners") else f"{error.source}: "
+    return [f"{source}{key}: {expected}" if key else f"{source}{expected}" for key, expected in error.problems]

@@ -148,7 +148,7 @@ def _unavailable(function: Function) -> Function:
 
 
 _SHARED: Final[tuple[Callable[[Any], Any], ...]] = (
-    option("-h", "--host", section=WHERE, metavar="HOST", help="The broker's host.  [default: localhost]"),
+    option("-h", "--host", section=WHERE, type=values.host, metavar="HOST", help="The broker's host.  [default: localhost]"),
     option("-p", "--port", section=WHERE, type=values.port, metavar="PORT", help="Its port.  [default: 1883; 8883 with TLS]"),
     option("--unix", section=WHERE, metavar="PATH", help="A Unix socket instead of host and port."),
     option(

@@ -24,7 +24,11 @@ class Output:
     """One message at a time, even with several writers. Raises OutputClosed when the reader has gone."""
 
     def __init__(self, descriptor: int | None = None) -> None:
-        self._descriptor = sys.stdout.fileno() if descriptor is None else descriptor
+        if descriptor is None:
+            if sys.stdout is None:  # closed before we began: `broker sub >&-`
+                raise OutputClosed
+            descriptor = sys.stdout.fileno()
+        self._descriptor = descriptor
         self._whole = trio.Lock()
         # A regular file and /dev/null always take everything, and cannot be waited for.
         self._may_block = _ROOM_ASKED and _is_pipe_or_terminal(self._descriptor)

@@ -98,6 +98,8 @@ _KINDS: Final = (("message", "-m"), ("file", "-f"), ("lines", "-l"), ("whole_std
 def only_one_kind(params: dict[str, Any]) -> None:
     kinds = [letter for name, letter in _KINDS if params.get(name) not in (None, False)]
     choice = ", ".join(letter for name, letter in _KINDS if name in params)
+    if sys.stdin is None and (params.get("lines") or params["whole_stdin"]):
+        raise click.UsageError(f"stdin is closed, and {kinds[0]} reads it")
     if not kinds:
         raise click.UsageError(f"a message is missing (one of {choice})")
     if len(kinds) > 1:

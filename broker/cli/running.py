@@ -131,7 +131,8 @@ def _usage_line(name: str, command: click.Command, error: click.ClickException) 
 
 def _stdout_is_gone() -> int:
     """Quietly: also what Python itself still has for stdout when it ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return DONE
 
 

@@ -34,7 +34,7 @@ def serve(order: Order) -> int:
     except Exception as error:
         cause = only_cause(error)
         if isinstance(cause, ConfigError):
-            for line in problem_lines(cause, order.config or "command line"):
+            for line in problem_lines(cause):
                 say(line)
             return FAILED
         return report(error)
@@ -77,8 +77,8 @@ async def _serve(order: Order, config: Config) -> int:
             if order.config is not None and hasattr(signal, "SIGHUP"):
                 await nursery.start(_reload_on_hangup, broker, order)
             tune_collector()
-            for url in broker.urls:
-                print(f"listening on {url}", flush=True)
+            with contextlib.suppress(OSError):  # whoever started us may have stopped reading; the clients have not
+                print("\n".join(f"listening on {url}" for url in broker.urls), flush=True)
             await anext(aiter(signals))
         _end_at_once_on_the_next(broker)
         logger.info("stopping: clients are told goodbye, for at most %g s; a second signal ends at once", config.shutdown_grace_s)
@@ -114,7 +114,7 @@ def _reload(broker: Broker, order: Order) -> None:
         config = load(order)
         restart = broker.reload(config)
     except ConfigError as error:
-        for line in problem_lines(error, order.config or ""):
+        for line in problem_lines(error):
             logger.error("not reloaded: %s", line)
         return
     logs.set_level("debug" if order.verbose else config.log.level)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
 from collections.abc import Callable
 from typing import Final
@@ -57,6 +58,20 @@ def text(value: str) -> str:
     """UTF-8 for a field of a packet."""
     if not is_text(value) or len(value.encode()) > TEXT_BYTES_MAX or "\0" in value:
         raise click.BadParameter(f"text in UTF-8 of at most {TEXT_BYTES_MAX:,} bytes expected")
+    return value
+
+
+def host(value: str) -> str:
+    """A name or an address, not a URL and not host:port."""
+    if "://" in value:
+        raise click.BadParameter("a host expected, not a URL; a URL goes with -L")
+    if ":" in value:
+        try:
+            ipaddress.IPv6Address(value)
+        except ValueError:
+            raise click.BadParameter(f"a host name or address expected, not {printable(value)!r}; the port goes with -p") from None
+    if not is_text(value) or not value or any(letter.isspace() or letter in "/@?#[]" for letter in value):
+        raise click.BadParameter(f"a host name or address expected, not {printable(value)!r}")
     return value
 
 

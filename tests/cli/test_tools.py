@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 from collections.abc import Callable
 
 import pytest
 
+from broker.cli.connecting import url_of
+from broker.cli.settings import connection_of
+from broker.cli.sub import command as sub_command
+from broker.net.dial import parse_url
 from broker.wire.packets import CONNECT, DISCONNECT, PUBLISH, SUBSCRIBE
 from tests.cli.conftest import BROKER, SECONDS_MAX, Start, only_line, run
 from tests.e2e.tools import ROOT
@@ -59,6 +64,16 @@ def test_a_closed_pipe_ends_sub_quietly(port: str, topic: str) -> None:
             [*BROKER, "sub", "-p", port, "-t", topic], cwd=ROOT, stdout=stdout, stderr=subprocess.PIPE, timeout=SECONDS_MAX, check=False
         )
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_closed_stdout_and_stdin_are_no_crash(port: str, topic: str) -> None:
+    words = f"{shlex.join(BROKER)} sub -p {port} -t {topic} >&-"
+    done = subprocess.run(["sh", "-c", words], cwd=ROOT, stderr=subprocess.PIPE, timeout=SECONDS_MAX, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    words = f"{shlex.join(BROKER)} pub -p {port} -t {topic} -s <&-"
+    done = subprocess.run(["sh", "-c", words], cwd=ROOT, stderr=subprocess.PIPE, timeout=SECONDS_MAX, check=False)
+    assert done.returncode == 2
+    assert "stdin is closed" in only_line(done.stderr)
 
 
 def test_a_closed_pipe_ends_help_quietly() -> None:
@@ -261,3 +276,19 @@ def test_a_certificate_that_cannot_be_used_is_named(words: list[str], closed_por
     done = run("pub", "-t", "x", "-m", "y", "-p", closed_port, *words)
     assert done.returncode == 1
     assert words[1] in only_line(done.stderr)
+
+
+URLS = [
+    (["-h", "example.org"], "mqtt://example.org:1883"),
+    (["-h", "::1", "-p", "5"], "mqtt://[::1]:5"),
+    (["-h", "fe80::1%eth0"], "mqtt://[fe80::1%25eth0]:1883"),
+    (["-L", "mqtts://user:secret@example.org/t"], "mqtts://example.org:8883"),
+    (["--unix", "/run/a b"], "unix:///run/a%20b"),
+]
+
+
+@pytest.mark.parametrize(("words", "url"), URLS, ids=[row[1] for row in URLS])
+def test_the_url_for_the_library(words: list[str], url: str) -> None:
+    connection = connection_of(sub_command.make_context("sub", words).params)
+    assert url_of(connection) == url
+    parse_url(url)

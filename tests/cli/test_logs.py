@@ -1,0 +1,72 @@
+"""[log]: the shape of a line, where it goes, and a file that was moved away."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from broker.cli import logs
+from broker.cli.running import Failure
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    """The logger `broker` is the process's: other tests find it as it was."""
+    logger = logs.logger
+    before = logger.handlers[:], logger.propagate, logger.level
+    logger.handlers = []
+    yield
+    for handler in logger.handlers:
+        handler.close()
+    logger.handlers, logger.propagate = before[0], before[1]
+    logger.setLevel(before[2])
+
+
+def test_a_line_of_text(tmp_path: Path) -> None:
+    logs.configure("info", "text", str(tmp_path / "log"))
+    logging.getLogger("broker.clients").info("connected %r from %s", "a\nb", "x\ny\x1b[0m é")
+    logging.getLogger("broker").debug("not at this level")
+    line = (tmp_path / "log").read_text()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d{4} info: connected 'a\\nb' from x\\ny\\x1b\[0m é\n", line)
+
+
+def test_a_line_of_json(tmp_path: Path) -> None:
+    logs.configure("debug", "json", str(tmp_path / "log"))
+    try:
+        raise ValueError("why")
+    except ValueError:
+        logging.getLogger("broker").exception("it failed")
+    found = json.loads((tmp_path / "log").read_text())
+    assert (found["level"], found["logger"], found["message"]) == ("error", "broker", "it failed")
+    assert "ValueError: why" in found["traceback"]
+    assert isinstance(found["time"], float)
+
+
+def test_a_file_that_was_moved_away_is_opened_anew(tmp_path: Path) -> None:
+    logs.configure("info", "text", str(tmp_path / "log"))
+    logs.logger.info("first")
+    (tmp_path / "log").rename(tmp_path / "log.1")
+    logs.reopen()
+    logs.logger.info("second")
+    assert "first" in (tmp_path / "log.1").read_text()
+    assert "second" in (tmp_path / "log").read_text()
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(Failure, match=r"log\.target: cannot write .*no such file"):
+        logs.configure("info", "text", str(tmp_path / "no" / "log"))
+
+
+def test_the_level_can_be_changed(tmp_path: Path) -> None:
+    logs.configure("warning", "text", str(tmp_path / "log"))
+    logs.logger.info("unheard")
+    logs.set_level("debug")
+    logs.logger.debug("heard")
+    text = (tmp_path / "log").read_text()
+    assert "unheard" not in text
+    assert "heard" in text
