@@ -3,6 +3,8 @@
 # make lint    ruff and mypy --strict     make format  lay the code out
 # make conformance   the table of statements, and docs/conformance.md
 # make bench   codec and engine figures   make clean   forget the environments
+# make bench-check   instructions of the hot paths, against what is committed (needs valgrind)
+# make compare       this broker beside mosquitto and nats-server (needs them, and cc)
 #
 # Needs make and Python 3.11 or newer, nothing else: each goal installs what it needs, once, and again when
 # pyproject.toml or constraints.txt change. PYTHON=/path/to/python chooses one.
@@ -18,9 +20,10 @@ SOURCES := pyproject.toml constraints.txt
 SERVE_ARGS ?=
 # Two workers: the suite waits for sockets and subprocesses about half of its time.
 TEST_ARGS ?= -n 2
+COMPARE_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test conformance lint format bench clean
+.PHONY: help serve test conformance lint format bench bench-check compare clean
 .DELETE_ON_ERROR:
 
 help:
@@ -47,6 +50,12 @@ format: $(LINT)/.stamp
 bench: $(VENV)/.stamp-dev
 	$(VENV)/bin/python -m benchmarks.codec
 	$(VENV)/bin/python -m benchmarks.engine
+
+bench-check: $(VENV)/.stamp-dev
+	@$(VENV)/bin/python -m benchmarks.instructions
+
+compare: $(VENV)/.stamp-serve
+	@$(VENV)/bin/python -m benchmarks.compare --ours $(VENV)/bin/broker $(COMPARE_ARGS)
 
 clean:
 	rm -rf $(VENV) $(LINT) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -40,5 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             wrong = [id for id in mark.args if id not in known]
             if wrong or not mark.args or mark.kwargs.get("side", "server") not in SIDES or mark.kwargs.keys() - {"side"}:
                 raise pytest.UsageError(f"{item.nodeid}: not a statement: {mark.args} {mark.kwargs}")
+            # For tests/conformance/table.py: reports carry these home from xdist's workers, marks stay there.
+            item.user_properties += [("statement", f"{id} {mark.kwargs.get('side', 'server')}") for id in mark.args]
         if item.get_closest_marker("real_clock") is None and item.get_closest_marker("trio") is not None:
             item.add_marker(pytest.mark.trio(run=run_virtual), append=False)

@@ -72,6 +72,7 @@ class Scene:
         self.tcp = tcp
         self._manager = open_broker(listeners=listeners, authenticate=authenticate, authorize=authorize, overflow=overflow, **limits)
         self._nursery_manager = trio.open_nursery()
+        self._peers: list[Peer] = []
         self._broker: Broker | None = None
         self._nursery: trio.Nursery | None = None
 
@@ -89,6 +90,8 @@ class Scene:
         assert self._nursery is not None
         self._nursery.cancel_scope.cancel()
         await self._nursery_manager.__aexit__(None, None, None)
+        for peer in self._peers:
+            await trio.aclose_forcefully(peer.stream)
         await self._manager.__aexit__(kind, error, traceback)
 
     async def peer(self, version: int = V5) -> Peer:
@@ -101,6 +104,7 @@ class Scene:
             ours, theirs = memory_stream_pair()
             self._nursery.start_soon(self.broker.attach, theirs)
             peer = Peer(ours, version)
+        self._peers.append(peer)
         self._nursery.start_soon(peer.read)
         return peer
 
