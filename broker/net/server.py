@@ -97,7 +97,6 @@ class Server:
                         async with trio.open_nursery() as clients:
                             self._clients = clients
                             await self._listen(bound, task_status)
-                            self._say_goodbye()
                     self._clients = None
                     house.cancel_scope.cancel()
         finally:
@@ -117,15 +116,16 @@ class Server:
         for one in bound:
             one.close()
 
-    def _say_goodbye(self) -> None:
-        self.engine.shutdown(trio.current_time())
-        self.flush()
-
     def begin_shutdown(self, grace_s: float) -> None:
         """Stop accepting, tell clients goodbye, close what is left after `grace_s`. Again: only a shorter grace counts."""
         scope = self._clients_scope
-        scope.deadline = min(scope.deadline, trio.current_time() + max(0.0, grace_s))
-        self._stopping.set()
+        now = trio.current_time()
+        scope.deadline = min(scope.deadline, now + max(0.0, grace_s))
+        if not self._stopping.is_set():
+            self._stopping.set()
+            # At once, and not when `run` wakes: with no grace at all a client that reads still gets the word.
+            self.engine.shutdown(now)
+            self.flush()
 
     async def wait_stopping(self) -> None:
         await self._stopping.wait()

@@ -178,6 +178,17 @@ async def test_a_peer_that_never_reads_ends_with_the_grace(grace_s: float, autoj
         assert not server.connections
 
 
+async def test_without_any_grace_there_is_still_a_goodbye() -> None:
+    engine = RelayEngine()
+    async with running(engine) as server:
+        peer = await dial(server)
+        await peer.send_all(b"x")
+        await receive_exactly(peer, 1)
+        server.begin_shutdown(0)
+        await server.wait_ended()
+        assert await receive_all(peer) == b"shutdown"
+
+
 async def test_a_second_shutdown_may_only_shorten_the_grace(autojump_clock: MockClock) -> None:
     async with running(RelayEngine()) as server:
         await attach(server, 1)
