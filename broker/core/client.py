@@ -9,13 +9,13 @@ the connection is marked closing, with the reason.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Literal
 
 from msgspec import structs
 
 from broker.core.client_inbox import ClientInbox
+from broker.core.client_outbox import PAYLOAD_BYTES_MAX, ClientOutbox
 from broker.core.client_state import (
     Capabilities,
     ClientOptions,
@@ -31,7 +31,6 @@ from broker.core.client_state import (
     Refused,
     Resubscribed,
 )
-from broker.core.inflight import Sender
 from broker.errors import MalformedPacket, NotSupported, PeerError, ProtocolError
 from broker.reasons import CLIENT_DISCONNECT_CODES, ReasonCode, to_connack_return_code
 from broker.wire.codec import decode, encode, encode_varint
@@ -89,12 +88,11 @@ class ClientProtocol:
         self.session_expiry_s = options.session_expiry_s
         # The Session.
         self.has_session = False
-        self.sender: Sender[Outgoing] = Sender()
+        self.outbox = ClientOutbox(options.version, self._send, self._publish_done)
+        self.sender = self.outbox.sender
         self.inbox = ClientInbox(options)
         self.subscriptions: dict[str, Exchange] = {}
         """What stands in the Session, each filter under the SUBSCRIBE that made it."""
-        self._released: dict[int, Outgoing] = {}
-        self._waiting: tuple[deque[Outgoing], deque[Outgoing]] = (deque(), deque())  # QoS 0; QoS 1 and 2
         self._exchanges: dict[int, Exchange] = {}
         self._exchanges_waiting: list[Exchange] = []
         self._exchanges_remade: list[Exchange] = []  # made again, but the connection was lost before the SUBACK
@@ -104,15 +102,12 @@ class ClientProtocol:
         self._parts: list[bytes] = []
         self._parts_bytes = 0
         self._batch = b""
-        self._batch_publishes: list[Outgoing] = []
-        self._aliases_out: dict[int, str] = {}
         self._remaking = 0
         self._keep_alive_s = 0
         self._last_sent_at = self._last_received_at = 0.0
         self._ping_sent_at: float | None = None
         self._connack_deadline = math.inf
         self._events: list[Event] = []
-        self._sequence = 0
         self._limits_problem_information = False
         self._handlers: dict[type[Any], Callable[[Any, float], None]] = {
             Publish: self._on_publish,
@@ -137,9 +132,8 @@ class ClientProtocol:
         self.reason = None
         self.said_goodbye = False
         self._frames = FrameDecoder(self.options.packet_bytes_max)
-        self._parts, self._parts_bytes, self._batch, self._batch_publishes = [], 0, b"", []
+        self._parts, self._parts_bytes, self._batch = [], 0, b""
         self.inbox.begin(self.connection)
-        self._aliases_out = {}
         self._ping_sent_at = None
         self._connack_deadline = connack_deadline
         self._last_sent_at = self._last_received_at = now
@@ -208,14 +202,8 @@ class ClientProtocol:
         if self.state == "away":
             return
         self.state = "away"
-        for outgoing in self._batch_publishes:
-            # Some of its bytes may have left. At most once: it is not sent again.
-            self._finish(outgoing, "offline" if outgoing.offline == "raise" else "acknowledged")
-        self._batch_publishes = []
+        self.outbox.lose_connection()
         self._parts, self._parts_bytes, self._batch = [], 0, b""
-        for outgoing in [waiting for waiting in self._waiting[0] if waiting.offline != "wait"]:
-            self._waiting[0].remove(outgoing)
-            self._finish(outgoing, "offline" if outgoing.offline == "raise" else "acknowledged")
         for exchange in self._exchanges.values():
             self.sender.unreserve_id(exchange.packet_id)
         pending = list(self._exchanges.values())
@@ -257,7 +245,7 @@ class ClientProtocol:
         """The bytes to send next, the same until `bytes_sent`; b"" if there are none. Encodes about `limit` bytes of what waits."""
         if not self._batch and self.state != "away":
             if self.state == "connected":
-                self._pump(limit)
+                self.outbox.pump(self._parts_bytes, limit)
             if self._parts:
                 self._batch = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
                 self._parts, self._parts_bytes = [], 0
@@ -268,17 +256,13 @@ class ClientProtocol:
         self._batch = self._batch[count:]
         self._last_sent_at = now
         if not self._batch:
-            done, self._batch_publishes = self._batch_publishes, []
-            for outgoing in done:
-                self._finish(outgoing, "acknowledged")
+            self.outbox.batch_sent()
 
     @property
     def wants_to_send(self) -> bool:
         if self._batch or self._parts:
             return True
-        if self.state != "connected":
-            return False
-        return bool(self._waiting[0] or (self.sender.quota > 0 and (self._waiting[1] or self.sender.resend)))
+        return self.state == "connected" and self.outbox.can_send
 
     def next_deadline(self) -> float:
         if self.state == "connecting":
@@ -308,9 +292,7 @@ class ClientProtocol:
     @property
     def idle(self) -> bool:
         """Nothing of ours is under way: all published and acknowledged, all bytes gone."""
-        return not (
-            self._batch or self._parts or self._exchanges or self._exchanges_waiting or self._waiting[0] or self._waiting[1] or self.sender.count
-        )
+        return not (self._batch or self._parts or self._exchanges or self._exchanges_waiting or self.outbox.count)
 
     # ---- publishing --------------------------------------------------------------------------------------------------
 
@@ -323,123 +305,39 @@ class ClientProtocol:
         if self.version < MQTT_5 and (publish.properties is not NO_PROPERTIES or topic_alias is not None):
             raise NotSupported("properties of a message need MQTT 5.0")
         if self.state == "connected":
-            refusal = self._refusal(publish, topic_alias)
+            refusal = self.outbox.refusal(publish, topic_alias)
             if refusal is not None:
                 raise NotSupported(refusal[1])
         if publish.properties.subscription_identifiers:
             raise ValueError("Subscription Identifiers are the broker's to send")  # [MQTT5-3.3.4-6]
         if publish.properties is not NO_PROPERTIES:
             encode(structs.replace(publish, packet_id=1 if publish.qos else 0, payload=b""), self.version)  # ValueError here, not while sending
-        if len(publish.payload) > 268_000_000:
+        if len(publish.payload) > PAYLOAD_BYTES_MAX:
             raise ValueError(f"a payload of {len(publish.payload):,} bytes does not fit into a packet")
-        self._sequence += 1
-        outgoing = Outgoing(publish, self._sequence, offline=offline, topic_alias=topic_alias)
-        self._waiting[1 if publish.qos else 0].append(outgoing)
-        return outgoing
+        return self.outbox.add(publish, offline, topic_alias)
+
+    def cancel_publish(self, outgoing: Outgoing) -> bool:
+        """True: its PUBLISH had not left, and nothing has happened. False: the handshake goes on, `PublishDone` will come."""
+        return self.outbox.cancel(outgoing)
 
     @property
     def outgoing_count(self) -> int:
         """Publishes that wait, or whose handshake is not complete."""
-        return len(self._waiting[0]) + len(self._waiting[1]) + self.sender.count
+        return self.outbox.count
 
-    def cancel_publish(self, outgoing: Outgoing) -> bool:
-        """True: its PUBLISH had not left, and nothing has happened. False: the handshake goes on, `PublishDone` will come."""
-        if outgoing.left or outgoing.done:
-            outgoing.abandoned = True
-            return False
-        self._waiting[1 if outgoing.qos else 0].remove(outgoing)
-        outgoing.done = True
-        return True
-
-    def _refusal(self, publish: Publish, topic_alias: int | None) -> tuple[ReasonCode, str] | None:
-        able = self.capabilities
-        if publish.qos > able.maximum_qos:
-            return ReasonCode.QOS_NOT_SUPPORTED, f"this broker takes at most QoS {able.maximum_qos}"  # [MQTT5-3.2.2-11]
-        if publish.retain and not able.retain:
-            return ReasonCode.RETAIN_NOT_SUPPORTED, "this broker retains no messages"  # [MQTT5-3.2.2-14]
-        if topic_alias is not None and not 1 <= topic_alias <= able.topic_alias_maximum:
-            return (
-                ReasonCode.TOPIC_ALIAS_INVALID,
-                f"this broker takes topic aliases from 1 to {able.topic_alias_maximum}, not {topic_alias}",
-            )  # [MQTT5-3.3.2-9]
-        return None
-
-    def _pump(self, limit: int) -> None:
-        """Encode what may go now: first what is repeated, then in the order of the publish() calls."""
-        sender = self.sender
-        while self._parts_bytes < limit:
-            again = sender.next_resend()
-            if again is None:
-                break
-            packet_id, outgoing = again
-            # The full topic: an alias of an earlier connection means nothing here. DUP is 1 [MQTT5-3.3.1-1].
-            self._send_publish(outgoing, structs.replace(outgoing.publish, packet_id=packet_id, dup=True), None)
-        free, counted = self._waiting
-        while self._parts_bytes < limit:
-            may_count = bool(counted) and sender.quota > 0 and not sender.resend
-            if free and not (may_count and counted[0].sequence < free[0].sequence):
-                outgoing = free.popleft()
-                if self._send_publish(outgoing, outgoing.publish, outgoing.topic_alias):
-                    self._batch_publishes.append(outgoing)
-            elif may_count:
-                outgoing = counted.popleft()
-                outgoing.packet_id = sender.send(outgoing)
-                self._send_publish(outgoing, structs.replace(outgoing.publish, packet_id=outgoing.packet_id), outgoing.topic_alias)
-            else:
-                break
-
-    def _send_publish(self, outgoing: Outgoing, publish: Publish, alias: int | None) -> bool:
-        refusal = self._refusal(publish, alias)
-        if refusal is None:
-            packet = publish
-            if alias is not None:
-                known = self._aliases_out.get(alias) == publish.topic
-                packet = structs.replace(
-                    publish, topic="" if known else publish.topic, properties=structs.replace(publish.properties, topic_alias=alias)
-                )
-            frame = encode(packet, self.version)
-            if len(frame) <= self.capabilities.packet_bytes_max:  # [MQTT5-3.2.2-15]
-                if alias is not None:
-                    self._aliases_out[alias] = publish.topic
-                outgoing.left = True
-                self._send(packet, frame)
-                return True
-            refusal = ReasonCode.PACKET_TOO_LARGE, ""
-        if publish.packet_id and self.sender.unacknowledged.get(publish.packet_id) is outgoing:
-            self.sender.abandon(publish.packet_id)
-        outgoing.reason = refusal[0]
-        self._finish(outgoing, "refused")
-        return False
-
-    def _finish(self, outgoing: Outgoing, outcome: Literal["acknowledged", "refused", "unknown", "offline"]) -> None:
-        outgoing.outcome = outcome
-        outgoing.done = True
+    def _publish_done(self, outgoing: Outgoing) -> None:
         self._events.append(PublishDone(outgoing))
 
     def _on_puback(self, packet: PubAck, now: float) -> None:
-        outgoing = self.sender.on_puback(packet.packet_id)
-        if outgoing is not None:
-            outgoing.reason = packet.reason
-            self._finish(outgoing, "refused" if packet.reason >= 0x80 else "acknowledged")
+        self.outbox.on_puback(packet)
 
     def _on_pubrec(self, packet: PubRec, now: float) -> None:
-        failed = packet.reason >= 0x80
-        outgoing, known = self.sender.on_pubrec(packet.packet_id, failed)
-        if outgoing is not None:
-            outgoing.reason = packet.reason
-            if failed:
-                self._finish(outgoing, "refused")
-            else:
-                self._released[packet.packet_id] = outgoing
-        if not known:
-            self._send(PubRel(packet.packet_id, ReasonCode.PACKET_IDENTIFIER_NOT_FOUND))
-        elif not failed:
-            self._send(PubRel(packet.packet_id))  # [MQTT5-4.3.3-4]
+        pubrel = self.outbox.on_pubrec(packet)
+        if pubrel is not None:
+            self._send(pubrel)
 
     def _on_pubcomp(self, packet: PubComp, now: float) -> None:
-        if self.sender.on_pubcomp(packet.packet_id):
-            # Whatever this code says, the PUBREC has said that the message is the broker's.
-            self._finish(self._released.pop(packet.packet_id), "acknowledged")
+        self.outbox.on_pubcomp(packet)
 
     # ---- subscribing -------------------------------------------------------------------------------------------------
 
@@ -594,10 +492,9 @@ class ClientProtocol:
             self._begin_exchange(exchange)
 
     def _resume(self) -> None:
-        """Go on where we were: PUBRELs first, in the order of their PUBRECs; PUBLISHes follow from `_pump` [MQTT5-4.4.0-1]."""
-        self.sender.begin(self.capabilities.receive_maximum)
-        for packet_id in self.sender.released:
-            self._send(PubRel(packet_id))
+        """Go on where we were; what is to be repeated as PUBLISH follows from the outbox."""
+        for pubrel in self.outbox.begin(self.capabilities):
+            self._send(pubrel)
         remade, self._exchanges_remade = self._exchanges_remade, []
         self._remaking = len(remade)
         for exchange in remade:
@@ -605,21 +502,8 @@ class ClientProtocol:
 
     def _start_anew(self) -> None:
         """The Session is lost, and so is all that the broker knew of it [MQTT5-3.2.2-5]: make it again."""
-        lost = self.sender.forget()
-        self.sender.begin(self.capabilities.receive_maximum)
-        released, self._released = self._released, {}
-        for outgoing in released.values():
-            self._finish(outgoing, "acknowledged")  # its PUBREC said that the message is the broker's
-        again = []
-        for outgoing in lost:
-            outgoing.packet_id = 0
-            if outgoing.qos == 2:
-                self._finish(outgoing, "unknown")
-            elif outgoing.abandoned:
-                self._finish(outgoing, "acknowledged")
-            else:
-                again.append(outgoing)
-        self._waiting[1].extendleft(reversed(again))
+        self.outbox.forget_session()
+        self.outbox.begin(self.capabilities)
         self.inbox.forget()
         self._exchanges_remade = []
         subscribes = list(dict.fromkeys(self.subscriptions.values()))
@@ -666,9 +550,10 @@ class ClientProtocol:
 
     # ---- the way out -------------------------------------------------------------------------------------------------
 
-    def _send(self, packet: Packet, frame: bytes | None = None) -> None:
+    def _send(self, packet: Packet, frame: bytes | None = None) -> int:
+        """How many bytes wait to be sent now."""
         if self.state == "closing":
-            return
+            return self._parts_bytes
         if frame is None:
             frame = encode(packet, self.version)
         self._parts.append(frame)
@@ -677,6 +562,7 @@ class ClientProtocol:
             self.on_packet("sent", packet, frame)
         if self._parts_bytes > self.options.unsent_bytes_max and not isinstance(packet, (Publish, Connect, Subscribe, Unsubscribe)):
             self.abandon("the broker does not read, and more answers wait for it than may")
+        return self._parts_bytes
 
     def _fail(self, reason: ReasonCode | None, cause: str) -> None:
         """Close for a fault of the broker's, saying which where 5.0 lets us."""

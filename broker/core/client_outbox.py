@@ -1,0 +1,201 @@
+"""Our own publishes from the call to the end of their handshake, over as many connections as that takes.
+
+A message waits unencoded until there is room for its bytes, so it can be taken back until then. QoS 1 and 2 go in the order of the
+calls and within the broker's Receive Maximum; QoS 0 does not wait for that. After a lost connection what was unacknowledged is
+repeated first; after a lost Session QoS 1 is new again, and QoS 2 that had left is unknown.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Literal
+
+from msgspec import structs
+
+from broker.core.client_state import Capabilities, Outgoing
+from broker.core.inflight import Sender
+from broker.reasons import ReasonCode
+from broker.wire.codec import encode
+from broker.wire.packets import Packet, PubAck, PubComp, Publish, PubRec, PubRel
+
+PAYLOAD_BYTES_MAX = 268_000_000
+
+
+class ClientOutbox:
+    """send: takes a packet with its frame, and answers how many bytes wait to be sent. done: told of each that has ended."""
+
+    __slots__ = ("_aliases", "_batch", "_capabilities", "_done", "_released", "_send", "_sequence", "_version", "_waiting", "sender")
+
+    def __init__(self, version: int, send: Callable[[Packet, bytes], int], done: Callable[[Outgoing], None]) -> None:
+        self.sender: Sender[Outgoing] = Sender()
+        self._version = version
+        self._send = send
+        self._done = done
+        self._capabilities = Capabilities(None, version)
+        self._waiting: tuple[deque[Outgoing], deque[Outgoing]] = (deque(), deque())  # QoS 0; QoS 1 and 2
+        self._released: dict[int, Outgoing] = {}
+        self._batch: list[Outgoing] = []  # QoS 0 in the bytes that are being sent
+        self._aliases: dict[int, str] = {}
+        self._sequence = 0
+
+    # ---- for the program ---------------------------------------------------------------------------------------------
+
+    def add(self, publish: Publish, offline: str, topic_alias: int | None) -> Outgoing:
+        """Put a message at the end of what waits."""
+        self._sequence += 1
+        outgoing = Outgoing(publish, self._sequence, offline=offline, topic_alias=topic_alias)
+        self._waiting[1 if publish.qos else 0].append(outgoing)
+        return outgoing
+
+    def cancel(self, outgoing: Outgoing) -> bool:
+        """True: its PUBLISH had not left, and nothing has happened. False: the handshake goes on."""
+        if outgoing.left or outgoing.done:
+            outgoing.abandoned = True
+            return False
+        self._waiting[1 if outgoing.qos else 0].remove(outgoing)
+        outgoing.done = True
+        return True
+
+    @property
+    def count(self) -> int:
+        """What waits, or whose handshake is not complete."""
+        return len(self._waiting[0]) + len(self._waiting[1]) + self.sender.count
+
+    @property
+    def can_send(self) -> bool:
+        return bool(self._waiting[0] or (self.sender.quota > 0 and (self._waiting[1] or self.sender.resend)))
+
+    # ---- connections -------------------------------------------------------------------------------------------------
+
+    def begin(self, capabilities: Capabilities) -> list[PubRel]:
+        """A connection stands, and the Session with it: the PUBRELs to repeat at once, in the order of their PUBRECs [MQTT5-4.4.0-1]."""
+        self._capabilities = capabilities
+        self._aliases = {}
+        self.sender.begin(capabilities.receive_maximum)
+        return [PubRel(packet_id) for packet_id in self.sender.released]
+
+    def forget_session(self) -> None:
+        """The Session is lost; `begin` follows."""
+        released, self._released = self._released, {}
+        for outgoing in released.values():
+            self._finish(outgoing, "acknowledged")  # its PUBREC said that the message is the broker's
+        again = []
+        for outgoing in self.sender.forget():
+            outgoing.packet_id = 0
+            if outgoing.qos == 2:
+                self._finish(outgoing, "unknown")
+            elif outgoing.abandoned:
+                self._finish(outgoing, "acknowledged")
+            else:
+                again.append(outgoing)
+        self._waiting[1].extendleft(reversed(again))
+
+    def lose_connection(self) -> None:
+        """What of QoS 0 was being sent may have left, at least in part. At most once: it is not sent again."""
+        ended, self._batch = self._batch, []
+        for outgoing in [waiting for waiting in self._waiting[0] if waiting.offline != "wait"]:
+            self._waiting[0].remove(outgoing)
+            ended.append(outgoing)
+        for outgoing in ended:
+            self._finish(outgoing, "offline" if outgoing.offline == "raise" else "acknowledged")
+
+    # ---- sending -----------------------------------------------------------------------------------------------------
+
+    def refusal(self, publish: Publish, topic_alias: int | None) -> tuple[ReasonCode, str] | None:
+        """Why this broker may not be sent this message; None if it may."""
+        able = self._capabilities
+        if publish.qos > able.maximum_qos:
+            return ReasonCode.QOS_NOT_SUPPORTED, f"this broker takes at most QoS {able.maximum_qos}"  # [MQTT5-3.2.2-11]
+        if publish.retain and not able.retain:
+            return ReasonCode.RETAIN_NOT_SUPPORTED, "this broker retains no messages"  # [MQTT5-3.2.2-14]
+        if topic_alias is not None and not 1 <= topic_alias <= able.topic_alias_maximum:
+            return ReasonCode.TOPIC_ALIAS_INVALID, f"this broker takes topic aliases from 1 to {able.topic_alias_maximum}, not {topic_alias}"
+        return None
+
+    def pump(self, waiting_bytes: int, limit: int) -> None:
+        """Send what may go now, until `limit` bytes wait: first what is repeated, then in the order of the calls."""
+        sender = self.sender
+        while waiting_bytes < limit:
+            again = sender.next_resend()
+            if again is None:
+                break
+            packet_id, outgoing = again
+            # The full topic: an alias of an earlier connection means nothing here. DUP is 1 [MQTT5-3.3.1-1].
+            waiting_bytes = self._send_publish(outgoing, structs.replace(outgoing.publish, packet_id=packet_id, dup=True), None, waiting_bytes)
+        free, counted = self._waiting
+        while waiting_bytes < limit:
+            may_count = bool(counted) and sender.quota > 0 and not sender.resend
+            if free and not (may_count and counted[0].sequence < free[0].sequence):
+                outgoing = free.popleft()
+                waiting_bytes = self._send_publish(outgoing, outgoing.publish, outgoing.topic_alias, waiting_bytes)
+                if outgoing.left:
+                    self._batch.append(outgoing)
+            elif may_count:
+                outgoing = counted.popleft()
+                outgoing.packet_id = sender.send(outgoing)
+                publish = structs.replace(outgoing.publish, packet_id=outgoing.packet_id)
+                waiting_bytes = self._send_publish(outgoing, publish, outgoing.topic_alias, waiting_bytes)
+            else:
+                break
+
+    def _send_publish(self, outgoing: Outgoing, publish: Publish, alias: int | None, waiting_bytes: int) -> int:
+        """How many bytes wait after it."""
+        refusal = self.refusal(publish, alias)
+        if refusal is None:
+            packet = publish
+            if alias is not None:
+                known = self._aliases.get(alias) == publish.topic
+                packet = structs.replace(
+                    publish, topic="" if known else publish.topic, properties=structs.replace(publish.properties, topic_alias=alias)
+                )
+            frame = encode(packet, self._version)
+            if len(frame) <= self._capabilities.packet_bytes_max:  # [MQTT5-3.2.2-15]
+                if alias is not None:
+                    self._aliases[alias] = publish.topic
+                outgoing.left = True
+                return self._send(packet, frame)
+            refusal = ReasonCode.PACKET_TOO_LARGE, ""
+        if self.sender.unacknowledged.get(publish.packet_id) is outgoing:
+            self.sender.abandon(publish.packet_id)
+        outgoing.reason = refusal[0]
+        self._finish(outgoing, "refused")
+        return waiting_bytes
+
+    def batch_sent(self) -> None:
+        """All bytes are the kernel's, and with them the QoS 0 messages among them are done."""
+        done, self._batch = self._batch, []
+        for outgoing in done:
+            self._finish(outgoing, "acknowledged")
+
+    def _finish(self, outgoing: Outgoing, outcome: Literal["acknowledged", "refused", "unknown", "offline"]) -> None:
+        outgoing.outcome = outcome
+        outgoing.done = True
+        self._done(outgoing)
+
+    # ---- acknowledgements --------------------------------------------------------------------------------------------
+
+    def on_puback(self, packet: PubAck) -> None:
+        outgoing = self.sender.on_puback(packet.packet_id)
+        if outgoing is not None:
+            outgoing.reason = packet.reason
+            self._finish(outgoing, "refused" if packet.reason >= 0x80 else "acknowledged")
+
+    def on_pubrec(self, packet: PubRec) -> PubRel | None:
+        """The PUBREL to answer, if any."""
+        failed = packet.reason >= 0x80
+        outgoing, known = self.sender.on_pubrec(packet.packet_id, failed)
+        if outgoing is not None:
+            outgoing.reason = packet.reason
+            if failed:
+                self._finish(outgoing, "refused")
+            else:
+                self._released[packet.packet_id] = outgoing
+        if not known:
+            return PubRel(packet.packet_id, ReasonCode.PACKET_IDENTIFIER_NOT_FOUND)
+        return None if failed else PubRel(packet.packet_id)  # [MQTT5-4.3.3-4]
+
+    def on_pubcomp(self, packet: PubComp) -> None:
+        if self.sender.on_pubcomp(packet.packet_id):
+            # Whatever this code says, the PUBREC has said that the message is the broker's.
+            self._finish(self._released.pop(packet.packet_id), "acknowledged")
