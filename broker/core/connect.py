@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from broker.core.link import Link
     from broker.core.state import State
 
+CAUSE_LENGTH_MAX: Final = 256
 NEVER_EXPIRES: Final = 0xFFFF_FFFF
 
 
@@ -78,6 +79,7 @@ def refuse(state: State, link: Link, reason: ReasonCode, cause: str, now: float)
 
     A peer that has sent no CONNECT is told nothing.
     """
+    cause = cause[:CAUSE_LENGTH_MAX]  # it may quote what the peer sent, of any length
     packet: bytes | None = None
     if link.is_mqtt_5:
         if reason in CONNACK_CODES:
