@@ -29,7 +29,7 @@ async def _ask(connection: Connection, question: Question) -> int:
     output = Output()
     async with open_connection(connection, stay=False) as client:
         with trio.move_on_after(connection.timeout_s) as scope:
-            await show(output, question.printed, await _answer(client, connection, question))
+            await show(output, question.printed, await _answer(client, connection, question), quiet=connection.quiet)
     return timed_out(connection.timeout_s, quiet=connection.quiet) if scope.cancelled_caught else DONE
 
 

@@ -132,7 +132,7 @@ class Receiver:
         if listening.no_retained and message.retain:
             return False
         if listening.percentage >= 100 or random.random() * 100 < listening.percentage:
-            await show(self.output, listening.printed, message)
+            await show(self.output, listening.printed, message, quiet=self.connection.quiet)
         self.meter.count(len(message.payload))
         self.received_count += 1
         return self.received_count == listening.count_max
@@ -151,13 +151,14 @@ class Receiver:
             say(f"{dropped:,} messages of QoS 0 were dropped: whoever reads our output was too slow")
 
 
-async def show(output: Output, printed: Printed, message: Message) -> None:
+async def show(output: Output, printed: Printed, message: Message, *, quiet: bool = False) -> None:
     """Print one message; a payload that is not JSON (%J) leaves an empty line and a word on stderr, as with Mosquitto."""
     if printed.skip_empty and not message.payload:
         return
     try:
         text = printed.render(message, time.time_ns())
     except NotJson as fault:
-        say(str(fault))
+        if not quiet:
+            say(str(fault))
         text = b""
     await output.write(text + printed.end)

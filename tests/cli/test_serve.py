@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Start, only_line, run
+from tests.cli.conftest import Run, Start, only_line, run
 
 
 def has_ipv6() -> bool:
@@ -137,9 +137,9 @@ def test_hangup_without_a_file_ends_it_as_it_ends_others(start: Start) -> None:
     assert broker.process.returncode == -signal.SIGHUP
 
 
-def test_check_is_content_with_a_good_file(tmp_path: Path) -> None:
+def test_check_is_content_with_a_good_file(tmp_path: Path, run_here: Run) -> None:
     (tmp_path / "b.toml").write_text("[[listeners]]\nport = 0\n")
-    done = run("check", str(tmp_path / "b.toml"))
+    done = run_here("check", str(tmp_path / "b.toml"))
     assert (done.returncode, done.stdout.decode(), done.stderr) == (0, f"{tmp_path / 'b.toml'}: ok\n", b"")
 
 
@@ -152,11 +152,11 @@ BAD_FILES = [
 
 
 @pytest.mark.parametrize(("text", "said"), BAD_FILES, ids=[text.splitlines()[0] for text, _ in BAD_FILES])
-def test_every_mistake_of_a_file_is_a_line(text: str, said: list[str], tmp_path: Path) -> None:
+def test_every_mistake_of_a_file_is_a_line(text: str, said: list[str], tmp_path: Path, run_here: Run) -> None:
     file = tmp_path / "b.toml"
     file.write_text(text)
     for words in (["check", str(file)], ["serve", "-c", str(file)]):
-        done = run(*words)
+        done = run_here(*words)
         lines = done.stderr.decode().splitlines()
         assert done.returncode == 1
         assert len(lines) == len(said), lines
@@ -165,8 +165,8 @@ def test_every_mistake_of_a_file_is_a_line(text: str, said: list[str], tmp_path:
 
 
 @pytest.mark.parametrize("words", [["check"], ["serve", "-c"]])
-def test_a_file_that_cannot_be_read(words: list[str], tmp_path: Path) -> None:
-    done = run(*words, str(tmp_path / "none.toml"))
+def test_a_file_that_cannot_be_read(words: list[str], tmp_path: Path, run_here: Run) -> None:
+    done = run_here(*words, str(tmp_path / "none.toml"))
     assert done.returncode == 1
     line = only_line(done.stderr)
     assert "none.toml" in line

@@ -10,7 +10,7 @@ import pytest
 import trustme
 
 from broker import Listener, broker_thread
-from tests.cli.conftest import only_line, run
+from tests.cli.conftest import Run, only_line
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +46,9 @@ GOOD = [
 
 
 @pytest.mark.parametrize("words", GOOD, ids=[" ".join(words) for words in GOOD])
-def test_a_message_goes_over_tls(words: list[str], port: str, authority: tuple[trustme.CA, Path]) -> None:
+def test_a_message_goes_over_tls(words: list[str], port: str, authority: tuple[trustme.CA, Path], run_here: Run) -> None:
     words = [str(authority[1] / word) if word.endswith((".pem", ".key")) else word for word in words]
-    done = run("pub", "-t", "x", "-m", "y", "-q", "1", "-p", port, *words)
+    done = run_here("pub", "-t", "x", "-m", "y", "-q", "1", "-p", port, *words)
     assert (done.returncode, done.stderr) == (0, b"")
 
 
@@ -60,8 +60,10 @@ BAD = [
 
 
 @pytest.mark.parametrize(("words", "said"), BAD, ids=[" ".join(row[0]) or "no TLS" for row in BAD])
-def test_what_is_wrong_with_the_certificate_is_said(words: list[str], said: str, port: str, authority: tuple[trustme.CA, Path]) -> None:
+def test_what_is_wrong_with_the_certificate_is_said(
+    words: list[str], said: str, port: str, authority: tuple[trustme.CA, Path], run_here: Run
+) -> None:
     words = [str(authority[1] / word) if word.endswith(".pem") else word for word in words]
-    done = run("pub", "-t", "x", "-m", "y", "-q", "1", "-p", port, *words)
+    done = run_here("pub", "-t", "x", "-m", "y", "-q", "1", "-p", port, *words)
     assert done.returncode == 1
     assert said in only_line(done.stderr)

@@ -16,7 +16,7 @@ from broker.cli.settings import connection_of
 from broker.cli.sub import command as sub_command
 from broker.net.dial import parse_url
 from broker.wire.packets import CONNECT, DISCONNECT, PUBLISH, SUBSCRIBE
-from tests.cli.conftest import BROKER, SECONDS_MAX, Start, only_line, run
+from tests.cli.conftest import BROKER, SECONDS_MAX, Run, Start, only_line, run
 from tests.e2e.tools import ROOT
 
 CONNACK_5 = b"\x20\x07\x00\x00\x04\x12\x00\x01a"  # the client id is a
@@ -84,8 +84,8 @@ def test_a_closed_pipe_ends_help_quietly() -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_the_time_of_w_runs_out_with_27(port: str, topic: str) -> None:
-    done = run("sub", "-p", port, "-t", topic, "-W", "0.2")
+def test_the_time_of_w_runs_out_with_27(port: str, topic: str, run_here: Run) -> None:
+    done = run_here("sub", "-p", port, "-t", topic, "-W", "0.2")
     assert (done.returncode, done.stdout, only_line(done.stderr)) == (27, b"", "broker: timed out after 0.2 s (-W)")
 
 
@@ -113,14 +113,14 @@ def test_repetition(start: Start, port: str, topic: str) -> None:
     assert listening.log.count("again\n") == 3
 
 
-def test_retained_messages_can_be_left_out_waited_for_and_removed(port: str, topic: str) -> None:
+def test_retained_messages_can_be_left_out_waited_for_and_removed(port: str, topic: str, run_here: Run) -> None:
     for name in ("a", "b", "c"):
-        assert run("pub", "-p", port, "-t", f"{topic}/{name}", "-r", "-q", "1", "-m", name).returncode == 0
-    shown = run("sub", "-p", port, "-t", f"{topic}/#", "-T", f"{topic}/b", "-C", "2")
+        assert run_here("pub", "-p", port, "-t", f"{topic}/{name}", "-r", "-q", "1", "-m", name).returncode == 0
+    shown = run_here("sub", "-p", port, "-t", f"{topic}/#", "-T", f"{topic}/b", "-C", "2")
     assert sorted(shown.stdout.split()) == [b"a", b"c"]
-    assert run("sub", "-p", port, "-t", f"{topic}/#", "-R", "-W", "0.3").stdout == b""
-    assert run("sub", "-p", port, "-t", f"{topic}/#", "-T", f"{topic}/b", "-C", "2", "--remove-retained", "-q", "1").returncode == 0
-    assert run("sub", "-p", port, "-t", f"{topic}/#", "-W", "0.3").stdout == b"b\n"
+    assert run_here("sub", "-p", port, "-t", f"{topic}/#", "-R", "-W", "0.3").stdout == b""
+    assert run_here("sub", "-p", port, "-t", f"{topic}/#", "-T", f"{topic}/b", "-C", "2", "--remove-retained", "-q", "1").returncode == 0
+    assert run_here("sub", "-p", port, "-t", f"{topic}/#", "-W", "0.3").stdout == b"b\n"
 
 
 def test_retained_only_ends_at_the_first_fresh_message(start: Start, port: str, topic: str) -> None:
@@ -134,30 +134,30 @@ def test_retained_only_ends_at_the_first_fresh_message(start: Start, port: str, 
     assert "fresh\n" not in listening.log
 
 
-def test_a_session_keeps_what_came_meanwhile(port: str, topic: str) -> None:
+def test_a_session_keeps_what_came_meanwhile(port: str, topic: str, run_here: Run) -> None:
     client = topic.replace("/", "-")
-    assert run("sub", "-p", port, "-t", topic, "-q", "1", "-c", "-i", client, "-E").returncode == 0
-    assert run("pub", "-p", port, "-t", topic, "-q", "1", "-m", "kept").returncode == 0
-    resumed = run("sub", "-p", port, "-t", topic, "-q", "1", "-c", "-i", client, "-x", "0", "-C", "1")
+    assert run_here("sub", "-p", port, "-t", topic, "-q", "1", "-c", "-i", client, "-E").returncode == 0
+    assert run_here("pub", "-p", port, "-t", topic, "-q", "1", "-m", "kept").returncode == 0
+    resumed = run_here("sub", "-p", port, "-t", topic, "-q", "1", "-c", "-i", client, "-x", "0", "-C", "1")
     assert (resumed.returncode, resumed.stdout) == (0, b"kept\n")
 
 
-def test_unsubscribing_ends_a_kept_subscription(port: str, topic: str) -> None:
+def test_unsubscribing_ends_a_kept_subscription(port: str, topic: str, run_here: Run) -> None:
     client = topic.replace("/", "-")
     session = ("-p", port, "-q", "1", "-c", "-i", client, "-x", "60")
-    assert run("sub", *session, "-t", topic, "-E").returncode == 0
-    assert run("sub", *session, "-U", topic).returncode == 0
-    assert run("pub", "-p", port, "-t", topic, "-q", "1", "-m", "lost").returncode == 0
-    assert run("sub", *session, "-t", f"{topic}/other", "-x", "0", "-W", "0.3").stdout == b""
+    assert run_here("sub", *session, "-t", topic, "-E").returncode == 0
+    assert run_here("sub", *session, "-U", topic).returncode == 0
+    assert run_here("pub", "-p", port, "-t", topic, "-q", "1", "-m", "lost").returncode == 0
+    assert run_here("sub", *session, "-t", f"{topic}/other", "-x", "0", "-W", "0.3").stdout == b""
 
 
-def test_properties_arrive(port: str, topic: str) -> None:
+def test_properties_arrive(port: str, topic: str, run_here: Run) -> None:
     words = ("content-type text/plain", "user-property k v", "user-property k w", "correlation-data id", "response-topic re/ply")
     properties = [word for text in words for word in ("-D", "publish", *text.split())]
-    assert run("pub", "-p", port, "-t", topic, "-r", "-m", "x", *properties).returncode == 0
-    shown = run("sub", "-p", port, "-t", topic, "-C", "1", "-F", "%C|%P|%D|%R|%S")
+    assert run_here("pub", "-p", port, "-t", topic, "-r", "-m", "x", *properties).returncode == 0
+    shown = run_here("sub", "-p", port, "-t", topic, "-C", "1", "-F", "%C|%P|%D|%R|%S")
     assert shown.stdout == b"text/plain|k:v k:w|id|re/ply|\n"
-    shown = run("sub", "-p", port, "-t", topic, "-C", "1", "--json", "-D", "subscribe", "subscription-identifier", "9")
+    shown = run_here("sub", "-p", port, "-t", topic, "-C", "1", "--json", "-D", "subscribe", "subscription-identifier", "9")
     assert json.loads(shown.stdout)["properties"]["subscription-identifier"] == 9
 
 
@@ -175,8 +175,8 @@ def test_a_request_gets_its_answer_and_not_anothers(start: Start, port: str, top
     assert (asking.process.returncode, asking.log) == (0, ["21.5\n"])
 
 
-def test_a_request_that_nobody_hears_says_so_at_once(port: str, topic: str) -> None:
-    done = run("rr", "-p", port, "-t", topic, "-m", "?", "-q", "1", "-W", "15")
+def test_a_request_that_nobody_hears_says_so_at_once(port: str, topic: str, run_here: Run) -> None:
+    done = run_here("rr", "-p", port, "-t", topic, "-m", "?", "-q", "1", "-W", "15")
     assert (done.returncode, done.stdout) == (16, b"")
     assert "no matching subscribers" in only_line(done.stderr)
 
@@ -217,8 +217,10 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("words", "answers", "code", "said"), REFUSED, ids=[f"{' '.join(row[0])} {row[2]}" for row in REFUSED])
-def test_a_refusal_is_the_exit_code(words: list[str], answers: dict[int, bytes | None], code: int, said: str, scripted: Callable[..., str]) -> None:
-    done = run(*words, "-p", scripted(answers))
+def test_a_refusal_is_the_exit_code(
+    words: list[str], answers: dict[int, bytes | None], code: int, said: str, scripted: Callable[..., str], run_here: Run
+) -> None:
+    done = run_here(*words, "-p", scripted(answers))
     assert done.returncode == code, done.stderr.decode()
     line = only_line(done.stderr)
     assert said in line
@@ -233,8 +235,8 @@ def test_the_first_refused_line_ends_a_stream(scripted: Callable[..., str]) -> N
     assert "not authorized" in only_line(done.stderr)
 
 
-def test_quiet_is_quiet(closed_port: str) -> None:
-    done = run("pub", "-p", closed_port, "-t", "x", "-m", "y", "--quiet")
+def test_quiet_is_quiet(closed_port: str, run_here: Run) -> None:
+    done = run_here("pub", "-p", closed_port, "-t", "x", "-m", "y", "--quiet")
     assert (done.returncode, done.stderr) == (1, b"")
 
 
@@ -250,8 +252,8 @@ def test_sub_comes_back_and_says_so(start: Start, scripted: Callable[..., str]) 
 # ---- where there is no broker -------------------------------------------------------------------------------------
 
 
-def test_nobody_answers(closed_port: str) -> None:
-    done = run("sub", "-t", "x", "-p", closed_port)
+def test_nobody_answers(closed_port: str, run_here: Run) -> None:
+    done = run_here("sub", "-t", "x", "-p", closed_port)
     assert done.returncode == 1
     line = only_line(done.stderr)
     assert f"localhost:{closed_port}" in line
@@ -259,21 +261,21 @@ def test_nobody_answers(closed_port: str) -> None:
     assert "broker serve" in line
 
 
-def test_a_name_is_not_found() -> None:
-    done = run("pub", "-t", "x", "-m", "y", "-h", "nobody.invalid")
+def test_a_name_is_not_found(run_here: Run) -> None:
+    done = run_here("pub", "-t", "x", "-m", "y", "-h", "nobody.invalid")
     assert done.returncode == 1
     assert "nobody.invalid" in only_line(done.stderr)
 
 
-def test_a_unix_path_is_not_there(tmp_path: os.PathLike[str]) -> None:
-    done = run("pub", "-t", "x", "-m", "y", "--unix", os.path.join(tmp_path, "none"))
+def test_a_unix_path_is_not_there(tmp_path: os.PathLike[str], run_here: Run) -> None:
+    done = run_here("pub", "-t", "x", "-m", "y", "--unix", os.path.join(tmp_path, "none"))
     assert done.returncode == 1
     assert "none: no such file or directory" in only_line(done.stderr)
 
 
 @pytest.mark.parametrize("words", [["--cafile", "/nowhere.pem"], ["--cert", "/nowhere.pem", "--key", "/nowhere.key"], ["--cafile", __file__]])
-def test_a_certificate_that_cannot_be_used_is_named(words: list[str], closed_port: str) -> None:
-    done = run("pub", "-t", "x", "-m", "y", "-p", closed_port, *words)
+def test_a_certificate_that_cannot_be_used_is_named(words: list[str], closed_port: str, run_here: Run) -> None:
+    done = run_here("pub", "-t", "x", "-m", "y", "-p", closed_port, *words)
     assert done.returncode == 1
     assert words[1] in only_line(done.stderr)
 
