@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.core.deadlines import CONNECT_TIMEOUT, KEEP_ALIVE, Deadlines
+from broker.core.deadlines import CONNECT_TIMEOUT, KEEP_ALIVE, Deadline, Deadlines
 from tests.core.harness import World
 
 
@@ -47,7 +47,7 @@ def test_cancelling_is_idempotent_also_after_it_was_due() -> None:
 @given(st.lists(st.one_of(st.tuples(st.just("add"), st.integers(0, 50)), st.tuples(st.just("cancel"), st.integers(0, 200)))))
 def test_like_a_sorted_list(steps: list[tuple[str, int]]) -> None:
     deadlines = Deadlines()
-    made = []
+    made: list[Deadline] = []
     live: dict[int, int] = {}
     for what, number in steps:
         if what == "add":

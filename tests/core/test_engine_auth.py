@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from broker.core.auth import AuthRequest
 from broker.reasons import ReasonCode
 from broker.wire.codec import encode
@@ -36,8 +38,8 @@ def question(peer: Peer) -> AuthRequest:
     return asked
 
 
-def answer(peer: Peer, username: str | None = None, **how: object) -> None:
-    peer.world.engine.authenticated(peer.link, username, peer.world.now, **how)  # type: ignore[arg-type]  # as its signature has it
+def answer(peer: Peer, username: str | None = None, **how: Any) -> None:
+    peer.world.engine.authenticated(peer.link, username, peer.world.now, **how)
     peer.more = peer.world.engine.receive(peer.link, b"", peer.world.now)
     peer.world.settle()
 
@@ -47,7 +49,7 @@ def challenge(peer: Peer, data: bytes) -> None:
     peer.world.settle()
 
 
-def asking(**limits: object) -> World:
+def asking(**limits: Any) -> World:
     return World(asks_authentication=True, **limits)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import random
 from collections import Counter
 from typing import Any
@@ -269,7 +270,7 @@ def overflowing(rule: str, **limits: Any) -> tuple[World, Any, Any]:
 
 
 def publish_each(publisher: Any, qos: int, count: int = 60, topics: int = 3) -> list[int]:
-    codes = []
+    codes: list[int] = []
     for number in range(count):
         publisher.publish(f"t/{number % topics}", b"%03d" % number + b"x" * 30, qos, 1 if qos else 0)
         codes.extend(int(packet.reason) for packet in publisher.take() if isinstance(packet, PubAck))
@@ -297,7 +298,7 @@ def test_what_each_rule_keeps(rule: str, qos: int) -> None:
     got = numbers(receiver)
     dropped = world.dropped("queue-full" if qos else "overflow")
     assert len(got) + dropped == 60  # everything not delivered is counted
-    committed = next((index for index, (one, two) in enumerate(zip(got, got[1:], strict=False)) if two != one + 1), len(got) - 1) + 1
+    committed = next((index for index, (one, two) in enumerate(itertools.pairwise(got)) if two != one + 1), len(got) - 1) + 1
     assert got[:committed] == list(range(committed))  # bytes are a promise
     if rule == "drop-oldest":
         assert got[committed:] == list(range(60 - (len(got) - committed), 60))
@@ -398,7 +399,7 @@ def test_all_queues_and_retained_messages_together_have_one_limit() -> None:
         away = world.client(f"r{number}", clean=False, expiry=100)
         away.subscribe((f"t/{number}", 1))
         away.detach()
-    codes = []
+    codes: list[int] = []
     for number in range(100):
         publisher.publish(f"t/{number % 4}", b"x" * 97, 1, 1)
         publisher.publish(f"k/{number}", b"y" * 97, 1, 1, retain=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
@@ -97,7 +98,7 @@ def test_an_assigned_identifier_is_nobody_elses() -> None:
         ({}, Connect("a", properties=Properties(authentication_method="X")), ReasonCode.BAD_AUTHENTICATION_METHOD),
     ],
 )
-def test_a_connect_that_is_refused(limits: dict[str, int], packet: Connect, reason: ReasonCode) -> None:
+def test_a_connect_that_is_refused(limits: dict[str, Any], packet: Connect, reason: ReasonCode) -> None:
     world = World(**limits)
     peer = refused(world, packet)
     [connack] = peer.take()
@@ -118,8 +119,23 @@ def test_a_connect_that_is_refused(limits: dict[str, int], packet: Connect, reas
         ({}, Connect("a", MQTT_31, will=WillMessage("$SYS/x", b"")), []),
     ],
 )
-def test_a_connect_that_is_refused_in_the_words_of_3_1_1(limits: dict[str, int], packet: Connect, codes: list[ReasonCode]) -> None:
+def test_a_connect_that_is_refused_in_the_words_of_3_1_1(limits: dict[str, Any], packet: Connect, codes: list[ReasonCode]) -> None:
     assert refused(World(**limits), packet).take() == [ConnAck(False, code) for code in codes]
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        Connect("a", will=WillMessage("$SYS/" + "x" * 65_000 + "\x7f" * 500, b"")),
+        Connect("a", properties=Properties(authentication_method="m" * 65_535)),
+    ],
+)
+def test_a_refusal_does_not_grow_with_what_it_quotes(packet: Connect) -> None:
+    peer = refused(World(), packet)
+    [connack] = peer.take()
+    assert isinstance(connack, ConnAck)
+    assert 0 < len(connack.properties.reason_string or "") < 300
+    assert len(peer.link.cause) < 300
 
 
 def test_an_existing_session_is_served_although_there_are_too_many() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from broker.reasons import ReasonCode
@@ -23,7 +25,7 @@ from tests.core.harness import Peer, World
 VERSIONS = pytest.mark.parametrize("version", [MQTT_5, MQTT_311])
 
 
-def lasting(world: World, client_id: str, version: int, **properties: int) -> Peer:
+def lasting(world: World, client_id: str, version: int, **properties: Any) -> Peer:
     return world.client(client_id, version, clean=False, expiry=1000 if version == MQTT_5 else None, **properties)
 
 

@@ -28,7 +28,7 @@ from tests.core.harness import Peer, World
 VERSIONS = pytest.mark.parametrize("version", [MQTT_5, MQTT_311])
 
 
-def lasting(world: World, client_id: str, **properties: int) -> Peer:
+def lasting(world: World, client_id: str, **properties: Any) -> Peer:
     return world.client(client_id, clean=False, expiry=1000, **properties)
 
 
@@ -181,7 +181,11 @@ def test_retained_copies(kept: World) -> None:
     peer = kept.client("a")
     peer.subscribe(("k/#", 1), identifier=9)
     got = {message.topic: message for message in peer.messages()}
-    assert [(topic, got[topic].qos, got[topic].retain) for topic in sorted(got)] == [("k/0", 0, True), ("k/1", 1, True), ("k/2", 1, True)]  # [MQTT5-3.3.1-8]
+    assert [(topic, got[topic].qos, got[topic].retain) for topic in sorted(got)] == [
+        ("k/0", 0, True),
+        ("k/1", 1, True),
+        ("k/2", 1, True),
+    ]  # [MQTT5-3.3.1-8]
     assert got["k/1"].properties == Properties(content_type="text", subscription_identifiers=(9,))
 
 

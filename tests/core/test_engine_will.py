@@ -20,7 +20,9 @@ class Watched(World):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.seen: list[tuple[str, bytes]] = []
-        self.engine.subscribe_internal("watch", ["will/#"], 2, lambda message, qos, retain, now: self.seen.append((message.topic, message.payload)), 0)
+        self.engine.subscribe_internal(
+            "watch", ["will/#"], 2, lambda message, qos, retain, now: self.seen.append((message.topic, message.payload)), 0
+        )
 
     def mortal(self, *, delay: int | None = None, version: int = MQTT_5, client_id: str = "m", clean: bool = True, expiry: int | None = None) -> Peer:
         properties = Properties(will_delay_interval=delay) if delay is not None else Properties()
@@ -33,7 +35,15 @@ GONE = [("will/m", b"gone")]
 @pytest.mark.parametrize("version", [MQTT_5, MQTT_311])
 @pytest.mark.parametrize(
     ("how", "goes_out"),
-    [("lost", True), ("disconnect", False), ("silence", True), ("malformed", True), ("takeover", True), ("thrown out", True), ("inside a packet", True)],
+    [
+        ("lost", True),
+        ("disconnect", False),
+        ("silence", True),
+        ("malformed", True),
+        ("takeover", True),
+        ("thrown out", True),
+        ("inside a packet", True),
+    ],
 )
 def test_each_way_to_end(version: int, how: str, goes_out: bool) -> None:
     world = Watched()
@@ -89,7 +99,9 @@ def test_a_return_without_a_will_has_none() -> None:
     assert world.seen == []
 
 
-@pytest.mark.parametrize(("delay", "expiry", "after"), [(30, 10, 10), (30, 0, 0), (30, None, 0), (0, 50, 0), (None, 50, 0), (30, NEVER, 30), (30, 30, 30)])
+@pytest.mark.parametrize(
+    ("delay", "expiry", "after"), [(30, 10, 10), (30, 0, 0), (30, None, 0), (0, 50, 0), (None, 50, 0), (30, NEVER, 30), (30, 30, 30)]
+)
 def test_the_delay_or_the_end_of_the_session_whichever_comes_first(delay: int | None, expiry: int | None, after: float) -> None:
     world = Watched(session_expiry_s_max=NEVER)
     world.mortal(delay=delay, expiry=expiry).detach()
@@ -107,7 +119,9 @@ def test_a_clean_start_ends_the_session_and_sends_its_will() -> None:
     assert world.seen == GONE
 
 
-@pytest.mark.parametrize(("delay", "expiry", "clean", "goes_out"), [(0, 100, False, True), (30, 100, False, False), (30, 0, False, True), (30, 100, True, True)])
+@pytest.mark.parametrize(
+    ("delay", "expiry", "clean", "goes_out"), [(0, 100, False, True), (30, 100, False, False), (30, 0, False, True), (30, 100, True, True)]
+)
 def test_takeover(delay: int, expiry: int, clean: bool, goes_out: bool) -> None:
     world = Watched()
     world.mortal(delay=delay, expiry=expiry)

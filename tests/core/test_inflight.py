@@ -169,7 +169,9 @@ def test_forget_gives_back_what_was_not_acknowledged() -> None:
     assert (out.count, out.quota) == (0, 3)
 
 
-EVENTS = st.lists(st.tuples(st.sampled_from(["send", "puback", "pubrec", "failed", "pubcomp", "begin", "resend", "reserve"]), st.integers(1, 6)), max_size=80)
+EVENTS = st.lists(
+    st.tuples(st.sampled_from(["send", "puback", "pubrec", "failed", "pubcomp", "begin", "resend", "reserve"]), st.integers(1, 6)), max_size=80
+)
 
 
 @given(EVENTS)

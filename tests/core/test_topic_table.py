@@ -27,18 +27,20 @@ PLAIN_FILTERS = st.builds(
 FILTERS = st.one_of(PLAIN_FILTERS, PLAIN_FILTERS, st.builds(lambda name, plain: f"$share/{name}/{plain}", st.sampled_from(["g", "h"]), PLAIN_FILTERS))
 
 
-class Stand(SimpleNamespace):
+class Stand:
     """Stands for a session whose state a test decides; like one it is equal only to itself."""
 
-    __hash__ = object.__hash__
-    __eq__ = object.__eq__
+    def __init__(self, **attributes: Any) -> None:
+        self.__dict__.update(attributes)
 
 
 def session(name: str = "s") -> Session:
     return Session(name, Access(), Account())
 
 
-def subscription(who: Session, filter: str, qos: int = 0, *, no_local: bool = False, retain_as_published: bool = False, identifier: int = 0) -> Subscription:
+def subscription(
+    who: Session, filter: str, qos: int = 0, *, no_local: bool = False, retain_as_published: bool = False, identifier: int = 0
+) -> Subscription:
     return Subscription(who, filter, qos, no_local, retain_as_published, identifier)
 
 
