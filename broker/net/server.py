@@ -87,6 +87,9 @@ class Server:
         """Serve until `begin_shutdown`, then until every client is gone. Owns the sockets."""
         self.bound = bound
         try:
+            # Before the shield: a `nursery.start` that was cancelled waits for us to end, and nobody would ask us to.
+            task_status.started()
+            await trio.lowlevel.checkpoint_if_cancelled()
             with trio.CancelScope(shield=True):  # its deadline: that of `_clients_scope`, from begin_shutdown
                 async with trio.open_nursery() as house:
                     house.start_soon(self._keep_time)
@@ -96,7 +99,7 @@ class Server:
                     with self._clients_scope:
                         async with trio.open_nursery() as clients:
                             self._clients = clients
-                            await self._listen(bound, task_status)
+                            await self._listen(bound)
                     self._clients = None
                     house.cancel_scope.cancel()
         finally:
@@ -106,11 +109,10 @@ class Server:
                 one.close()
             self._ended.set()
 
-    async def _listen(self, bound: Sequence[BoundSocket], task_status: trio.TaskStatus[None]) -> None:
+    async def _listen(self, bound: Sequence[BoundSocket]) -> None:
         async with trio.open_nursery() as listeners:
             for one in bound:
                 listeners.start_soon(self._accept, one)
-            task_status.started()
             await self._stopping.wait()
             listeners.cancel_scope.cancel()
         for one in bound:
