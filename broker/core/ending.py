@@ -69,7 +69,7 @@ def leave(state: State, link: Link, now: float, cause: str, *, error: bool, disc
     if not session.lasts:
         if keep_waiting:
             link.leaving = session
-        end_session(state, session, now)
+        end_session(state, session, now, keep_waiting=keep_waiting)
     elif not session.never_expires:
         session.expiry_deadline = state.deadlines.add(now + session.expiry_s, SESSION_EXPIRY, session)
     state.observer.disconnected(link, cause, error)
@@ -108,8 +108,11 @@ def will_message(will: WillMessage, client_id: str, now: float) -> ApplicationMe
     )
 
 
-def end_session(state: State, session: Session, now: float) -> None:
-    """Everything of it goes: subscriptions, queue, in-flight messages. A Will that was waiting goes out [MQTT5-3.1.2-8]."""
+def end_session(state: State, session: Session, now: float, *, keep_waiting: bool = False) -> None:
+    """Everything of it goes: subscriptions, queue, in-flight messages. A Will that was waiting goes out [MQTT5-3.1.2-8].
+
+    keep_waiting: its link is still to be sent what waits, see `leave`.
+    """
     if session.ended:
         return
     session.ended = True
@@ -130,3 +133,5 @@ def end_session(state: State, session: Session, now: float) -> None:
     for delivery in session.queue.take_groups():
         if delivery.group is not None:
             state.orphans.append((delivery.group, delivery.message))
+    if session.queue.count and not keep_waiting:
+        state.count_dropped(session.client_id, "session-ended", session.queue.clear())

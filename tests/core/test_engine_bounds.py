@@ -390,6 +390,7 @@ def test_queues_are_bounded_in_number_too() -> None:
     assert world.state.waiting.count == 5
     world.after(10)
     assert world.state.waiting.count == 0
+    assert world.dropped("session-ended") == 5  # everything not delivered is counted
 
 
 def test_all_queues_and_retained_messages_together_have_one_limit() -> None:

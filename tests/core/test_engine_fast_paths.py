@@ -84,7 +84,7 @@ def read(peer: Peer) -> list[Packet]:
     return [structs.replace(packet, packet_id=0) if isinstance(packet, Publish | PubRel) else packet for packet in got]
 
 
-def traffic(reads: list[bytes], publisher_version: int, receivers: list[tuple[int, int, dict[str, int]]], acknowledge_each: int) -> Any:
+def traffic(reads: list[bytes], publisher_version: int, receivers: list[tuple[int, int, dict[str, Any]]], acknowledge_each: int) -> Any:
     world = World(inflight_count_max=5, outbox_bytes_high=20_000, receive_maximum=3, packet_bytes_max=6000, slow_subscriber_grace_s=0.0)
     peers = []
     for number, (version, qos, properties) in enumerate(receivers):
