@@ -214,7 +214,9 @@ class Peer:
     def send(self, *packets: Packet) -> None:
         self.give(b"".join(encode(packet, self.version) for packet in packets))
 
-    def publish(self, topic: str, payload: bytes = b"", qos: int = 0, packet_id: int = 0, *, retain: bool = False, dup: bool = False, **properties: Any) -> None:
+    def publish(
+        self, topic: str, payload: bytes = b"", qos: int = 0, packet_id: int = 0, *, retain: bool = False, dup: bool = False, **properties: Any
+    ) -> None:
         self.send(Publish(topic, payload, qos, retain, dup, packet_id, Properties(**properties) if properties else NO_PROPERTIES))
 
     def subscribe(self, *requests: SubscriptionRequest | tuple[str, int] | str, packet_id: int = 1, identifier: int | None = None) -> tuple[int, ...]:
@@ -313,4 +315,5 @@ class Peer:
 
     def ends_with(self, reason: ReasonCode) -> bool:
         """Was the last word a DISCONNECT (or a CONNACK) with this reason, and is the link closing?"""
-        return bool(self.link.closing and self.inbox and getattr(self.inbox[-1], "reason", None) == reason)
+        last = self.inbox[-1] if self.inbox else None
+        return self.link.closing and isinstance(last, ConnAck | Disconnect) and last.reason == reason

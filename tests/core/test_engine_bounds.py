@@ -329,14 +329,16 @@ def test_the_rule_disconnect(qos: int) -> None:
     receiver.detach()
 
 
+@pytest.mark.parametrize("properties", [Properties(), Properties(content_type="text")], ids=["fast", "general"])
 @pytest.mark.parametrize("qos", [0, 1, 2])
-def test_the_rule_disconnect_against_the_publisher_itself(qos: int) -> None:
+def test_the_rule_disconnect_against_the_publisher_itself(qos: int, properties: Properties) -> None:
     world = World(overflow={"#": "disconnect"}, outbox_bytes_high=200, outbox_bytes_max=200, queue_bytes_max=200)
     peer = world.client("p")
     peer.subscribe(("t", 2))
     peer.takes = 0
     for number in range(1, 60):
-        peer.give(encode(Publish("t", b"x" * 30, qos, packet_id=number if qos else 0), MQTT_5) * (1 if qos else 3))
+        packet = Publish("t", b"x" * 30, qos, packet_id=number if qos else 0, properties=properties)
+        peer.give(encode(packet, MQTT_5) * (1 if qos else 3))
     assert peer.link.closing
     peer.read()
     assert peer.ends_with(ReasonCode.QUOTA_EXCEEDED)  # and nothing after it [MQTT5-3.14.4-1]
@@ -359,8 +361,8 @@ def test_latest_keeps_its_bytes_when_the_newer_ones_are_larger(qos: int) -> None
     world, publisher, receiver = overflowing("latest")
     for size in (10, 30, 300, 390, 500):
         for number in range(20):
-            publisher.publish(f"t/{number}", b"x" * size, qos, 1 if qos else 0)
-        assert world.state.waiting.bytes <= 400
+            publisher.publish(f"t/{number % 3}", b"x" * size, qos, 1 if qos else 0)
+            assert world.state.waiting.bytes <= 400
     receiver.detach()
 
 
@@ -499,7 +501,9 @@ def test_a_paused_link_that_goes_away_is_forgotten() -> None:
     fill(publisher)
     assert publisher.link.paused
     publisher.detach()
+    assert receiver.link.pausing == {}
     world.after(5)
+    assert receiver.link.pausing is None
     receiver.detach()
     world.assert_empty()
     assert len(world.state.deadlines) == 0
@@ -546,6 +550,19 @@ def test_a_closed_recipient_pauses_nobody() -> None:
     assert receiver.link.closing
     assert not publisher.link.paused
     assert receiver.link.pausing is None
+
+
+def test_the_message_that_closes_a_recipient_does_not_pause_its_publisher() -> None:
+    world = World(overflow={"#": "disconnect"}, outbox_bytes_high=200, outbox_bytes_max=50, slow_subscriber_grace_s=100.0)
+    first, second, receiver = world.client("first"), world.client("second"), world.client("r")
+    receiver.subscribe("t")
+    receiver.takes = 0
+    fill(first, 10)
+    assert first.link.paused
+    fill(second, 1)
+    assert receiver.link.closing
+    assert not first.link.paused
+    assert not second.link.paused
 
 
 def test_two_that_wait_for_each_other_are_let_go() -> None:

@@ -52,8 +52,11 @@ def test_qos_1_that_waited_is_sent_once_to_who_does_not_come_back() -> None:
     publisher, receiver = world.client("p"), world.client("r")
     receiver.subscribe(("t", 1))
     receiver.takes = 0
-    publisher.send(*(Publish("t", b"%04d" % number + b"x" * 50, 1, packet_id=number) for number in range(1, 91)))
+    for number in range(1, 91):
+        publisher.publish("t", b"%04d" % number + b"x" * 50, 1, number)
+    assert world.state.waiting.count > 30
     receiver.half_close()
+    assert world.state.waiting.count == 0
     receiver.read()
     assert len(receiver.messages()) == 90
     publisher.detach()

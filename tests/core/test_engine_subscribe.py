@@ -19,6 +19,7 @@ from broker.wire.packets import (
     Publish,
     PubRec,
     PubRel,
+    SubAck,
     Subscribe,
     SubscriptionRequest,
     Unsubscribe,
@@ -265,6 +266,21 @@ def test_a_replay_goes_on_after_a_return_and_ends_with_its_subscription(kept: Wo
         peer.acknowledge(message)
     assert peer.take() == []
     assert not kept.state.sessions["b"].replays
+
+
+def test_replays_under_way_are_bounded_and_a_renewed_one_takes_its_own_place() -> None:
+    world = World(retained_replays_count_max=1, outbox_bytes_high=100)
+    publisher, peer = world.client("p"), world.client("a")
+    for number in range(200):
+        publisher.publish(f"k/{number}", b"x" * 50, retain=True)
+    peer.takes = 0
+    requests = [SubscriptionRequest(filter) for filter in ("k/#", "k/#", "k/+")]
+    for number, request in enumerate(requests, 1):
+        peer.send(Subscribe(number, (request,)))
+    peer.read()
+    got = peer.take()
+    assert [packet.reasons for packet in got if isinstance(packet, SubAck)] == [(0,), (0,), (ReasonCode.QUOTA_EXCEEDED,)]
+    assert {packet.topic for packet in got if isinstance(packet, Publish)} == {f"k/{number}" for number in range(200)}
 
 
 # ---- options ----
