@@ -191,6 +191,8 @@ def _keep_alive(state: State, packet: Connect) -> tuple[float, int | None]:
 
 
 def _adopt_capabilities(state: State, link: Link, packet: Connect) -> None:
+    link.promised = state.limits
+    link.decoder.packet_bytes_max = state.limits.packet_bytes_max
     aliases_max = min(packet.properties.topic_alias_maximum or 0, state.limits.topic_alias_maximum)
     link.aliases_out_max = aliases_max  # [MQTT5-3.1.2-26, -27]
     link.aliases_out = {} if aliases_max else None

@@ -35,7 +35,7 @@ class Link:
         "aliases_in", "aliases_out", "aliases_out_max", "attached", "auth", "auth_method", "cause", "client_id", "closing", "connect",
         "credit_at", "credit_s", "deadline", "decoder", "error", "keep_alive_s", "known_topics", "last_received_at", "leaving", "listener", "outbox",
         "outbox_bytes_high", "packet_bytes_max", "pause_deadline", "paused", "paused_by", "pausing", "peer", "phase", "problem_information",
-        "progress_mark", "ready", "session", "transport", "username", "version",
+        "progress_mark", "promised", "ready", "session", "transport", "username", "version",
     )  # fmt: skip
 
     def __init__(self, peer: str, listener: str, transport: object, limits: Limits, account: Account, now: float) -> None:
@@ -74,6 +74,8 @@ class Link:
         self.decoder = FrameDecoder(limits.packet_bytes_max)
         self.outbox = Outbox(account)
         self.outbox_bytes_high = limits.outbox_bytes_high
+        self.promised = limits
+        """The limits that its CONNACK told of: what they allow stays allowed, though the broker's own change."""
         self.packet_bytes_max = PACKET_BYTES_LARGEST
         """The client's Maximum Packet Size."""
         self.aliases_in: dict[int, str] | None = None

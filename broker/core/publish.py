@@ -25,18 +25,18 @@ KNOWN_TOPICS_COUNT_MAX: Final = 4096
 
 
 def on_publish(state: State, link: Link, packet: Publish, now: float) -> None:
-    limits = state.limits
+    promised = link.promised
     session = link.session
     assert session is not None
     state.counters.publish_received += 1
     properties = packet.properties
     if properties.subscription_identifiers:
         raise ProtocolError("PUBLISH with a Subscription Identifier")  # [MQTT5-3.3.4-6]
-    if packet.qos > limits.maximum_qos:
+    if packet.qos > promised.maximum_qos:
         raise ProtocolError(f"PUBLISH at QoS {packet.qos}, above the maximum", ReasonCode.QOS_NOT_SUPPORTED)  # [MQTT5-3.2.2-11]
-    if packet.retain and not limits.retain_available:
+    if packet.retain and not promised.retain_available:
         raise ProtocolError("PUBLISH with RETAIN, which is not supported", ReasonCode.RETAIN_NOT_SUPPORTED)  # [MQTT5-3.2.2-14]
-    topic = _topic(state, link, packet)
+    topic = _topic(link, packet)
     if packet.qos == 2:
         if packet.packet_id in session.receiver.held:
             _answer_pubrec(state, link, packet.packet_id, ReasonCode.SUCCESS)  # [MQTT5-4.3.3-10]
@@ -63,12 +63,12 @@ def on_publish(state: State, link: Link, packet: Publish, now: float) -> None:
         _answer_pubrec(state, link, packet.packet_id, reason)  # [MQTT5-4.3.3-8, -9]
 
 
-def _topic(state: State, link: Link, packet: Publish) -> str:
+def _topic(link: Link, packet: Publish) -> str:
     """The Topic Name, by way of the Topic Alias if it has one (MQTT 5.0, 3.3.2.3.4)."""
     alias = packet.properties.topic_alias
     if alias is None:
         return packet.topic
-    if alias > state.limits.topic_alias_maximum:
+    if alias > link.promised.topic_alias_maximum:
         raise ProtocolError(f"Topic Alias {alias} is above the maximum", ReasonCode.TOPIC_ALIAS_INVALID)  # [MQTT5-3.3.2-9]
     if link.aliases_in is None:
         link.aliases_in = {}

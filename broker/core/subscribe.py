@@ -23,9 +23,9 @@ def on_subscribe(state: State, link: Link, packet: Subscribe, now: float) -> Non
     session = link.session
     assert session is not None
     identifiers = packet.properties.subscription_identifiers
-    if identifiers and not state.limits.subscription_identifier_available:
+    if identifiers and not link.promised.subscription_identifier_available:
         raise ProtocolError("Subscription Identifiers are not supported", ReasonCode.SUBSCRIPTION_IDENTIFIERS_NOT_SUPPORTED)
-    _refuse_unavailable(state, packet)
+    _refuse_unavailable(link, packet)
     _refuse_unanswerable(link, len(packet.subscriptions))
     identifier = identifiers[0] if identifiers else 0
     # As if each came in a packet of its own [MQTT5-3.8.4-5], with one combined answer [MQTT5-3.8.4-6] before anything that follows from it.
@@ -36,17 +36,17 @@ def on_subscribe(state: State, link: Link, packet: Subscribe, now: float) -> Non
         pump(state, link, now)
 
 
-def _refuse_unavailable(state: State, packet: Subscribe) -> None:
+def _refuse_unavailable(link: Link, packet: Subscribe) -> None:
     """What CONNACK said is not there may not be asked for; the connection ends before any filter has acted (MQTT 5.0, 3.2.2.3)."""
-    limits = state.limits
+    promised = link.promised
     for request in packet.subscriptions:
         group, plain = split_shared(request.filter)
         if group is not None:
             if request.no_local:
                 raise ProtocolError("No Local on a shared subscription")  # [MQTT5-3.8.3-4]
-            if not limits.shared_subscription_available:
+            if not promised.shared_subscription_available:
                 raise ProtocolError("shared subscriptions are not supported", ReasonCode.SHARED_SUBSCRIPTIONS_NOT_SUPPORTED)
-        if not limits.wildcard_subscription_available and ("+" in plain or "#" in plain):
+        if not promised.wildcard_subscription_available and ("+" in plain or "#" in plain):
             raise ProtocolError("wildcard subscriptions are not supported", ReasonCode.WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED)
 
 
@@ -75,7 +75,7 @@ def _subscribe(state: State, link: Link, session: Session, request: Subscription
         session.replays.pop(filter, None)
         if len(session.replays) >= limits.retained_replays_count_max:
             return ReasonCode.QUOTA_EXCEEDED
-    qos = min(request.qos, limits.maximum_qos)  # [MQTT5-3.2.2-10]
+    qos = min(request.qos, link.promised.maximum_qos)  # [MQTT5-3.2.2-10]
     subscription = Subscription(session, filter, qos, request.no_local, request.retain_as_published, identifier)
     state.topics.add(subscription)
     if owed and len(state.retained):

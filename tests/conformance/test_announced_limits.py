@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from broker import Config
 from broker.net.authentication import ConnectRequest
 from broker.reasons import CONNACK_CODES, ReasonCode
 from broker.wire.codec import decode, encode
@@ -528,3 +529,38 @@ async def test_3_1_1_has_no_receive_maximum() -> None:
             await peer.send(b"\x62\x02" + u16(packet_id))
         assert len(await peer.receive_all()) == 300
         await peer.expect_open()
+
+
+# ---- what was announced stays, though the broker's limits change ----
+
+
+@pytest.mark.statement("MQTT5-3.3.2-12", "MQTT5-3.3.4-7", "MQTT5-3.2.2-11", "MQTT5-3.2.2-14")
+async def test_a_reload_takes_back_nothing_that_connack_promised() -> None:
+    less = {
+        "maximum_qos": 0, "retain_available": False, "topic_alias_maximum": 0, "receive_maximum": 1, "wildcard_subscription_available": False,
+        "subscription_identifier_available": False, "shared_subscription_available": False, "packet_bytes_max": 1000,
+    }  # fmt: skip
+    async with Scene() as scene:
+        before = await scene.connect("before")
+        scene.broker.reload(Config.from_dict({"limits": less}))
+        await before.subscribe("a/#", qos=2, identifier=5)
+        await before.subscribe("$share/g/b")
+        await before.send(
+            publish_frame("c", b"x", first_byte=0x35, packet_id=1, property_section=properties(b"\x23\x00\x20")),
+            publish_frame("", b"y", first_byte=0x34, packet_id=2, property_section=properties(b"\x23\x00\x20")),
+            publish_frame("c", bytes(2000), first_byte=0x32, packet_id=3),
+        )
+        assert [one[0] >> 4 for one in [await before.receive_frame() for _ in range(3)]] == [5, 5, 4]
+        await before.expect_open()
+        after = await scene.connect("after")
+        assert after.connack is not None
+        told = after.connack.properties
+        assert (told.maximum_qos, told.retain_available, told.topic_alias_maximum, told.receive_maximum, told.maximum_packet_size) == (
+            0,
+            0,
+            None,
+            1,
+            1000,
+        )
+        await after.send(publish_frame("c", b"x", property_section=properties(b"\x23\x00\x01")))
+        await after.expect_closed(0x94)
