@@ -126,7 +126,8 @@ class Engine:
             more = self._process(link, now)
         except PeerError as error:
             self._violation(link, error, now)
-        self._finish(now)
+        if state.wills or state.orphans:
+            self._finish(now)
         return more
 
     def _process(self, link: Link, now: float) -> bool:
@@ -140,7 +141,11 @@ class Engine:
             if phase == CONNECTED:
                 session = link.session
                 assert session is not None
-                if not relay(state, link, now) or not exchange(state, link, session, now):
+                if not relay(state, link, now):
+                    continue
+                if decoder.is_drained():
+                    return False
+                if not exchange(state, link, session, now):
                     continue
             elif phase == AUTHENTICATING and link.auth_method is None:
                 # Plain authentication: what the client sends ahead is kept, bounded, and not looked at [MQTT5-3.1.4-6].
@@ -201,8 +206,8 @@ class Engine:
         """What is next for that link's socket, about `limit` at most; the same until `bytes_sent`."""
         return link.outbox.data_to_send(limit)
 
-    def bytes_sent(self, link: Link, count: int, now: float) -> None:
-        """The socket took `count` bytes. Messages that waited are encoded in their place, publishers that waited go on."""
+    def bytes_sent(self, link: Link, count: int, now: float) -> bool:
+        """The socket took `count` bytes; is there more? Messages that waited are encoded in their place, publishers that waited go on."""
         state = self.state
         outbox = link.outbox
         outbox.bytes_sent(count)
@@ -214,6 +219,7 @@ class Engine:
                 pump(state, link, now)
             if link.pausing is not None and not outbox.waiting.count:
                 pausing.release(state, link, now)
+        return outbox.committed_bytes > 0
 
     def detach(self, link: Link, now: float) -> None:
         """The stream has ended. What was queued may still be drained to a peer that closed only its sending side."""

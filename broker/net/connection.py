@@ -125,20 +125,45 @@ class Connection:
                 nursery.cancel_scope.cancel()
 
     async def _handshake(self) -> bool:
-        """TLS and its kind lie under the same timeout as CONNECT."""
+        """TLS and WebSocket lie under the same timeout as CONNECT."""
         transport = self.transport
         self._attached_at = trio.current_time()
-        if isinstance(transport, StreamTransport) and isinstance(transport.stream, trio.SSLStream):
-            with trio.move_on_after(self.server.limits.connect_timeout_s) as scope:
-                try:
-                    await transport.stream.do_handshake()
-                except BROKEN as error:
-                    logger.info("TLS handshake failed with %s: %s", self.peer, error.__cause__ or error)
+        if not isinstance(transport, StreamTransport):
+            return True
+        kind = ""
+        with trio.CancelScope(deadline=self._attached_at + self.server.limits.connect_timeout_s) as scope:
+            if isinstance(transport.stream, trio.SSLStream):
+                kind = "TLS"
+                if not await self._handshake_tls(transport.stream):
                     return False
-            if scope.cancelled_caught:
-                logger.info("TLS handshake timed out with %s", self.peer)
-                return False
-            self.certificate = transport.stream.getpeercert() or None
+            if self.bound is not None and self.bound.listener.protocol == "websocket":
+                kind = "WebSocket"
+                if not await self._handshake_websocket(transport.stream, self.bound.listener.path):
+                    return False
+        if scope.cancelled_caught:
+            logger.info("%s handshake timed out with %s", kind, self.peer)
+            return False
+        return True
+
+    async def _handshake_tls(self, stream: trio.SSLStream[trio.abc.Stream]) -> bool:
+        try:
+            await stream.do_handshake()
+        except BROKEN as error:
+            logger.info("TLS handshake failed with %s: %s", self.peer, error.__cause__ or error)
+            return False
+        self.certificate = stream.getpeercert() or None
+        return True
+
+    async def _handshake_websocket(self, stream: trio.abc.Stream, path: str) -> bool:
+        from broker.net import websocket  # late: see there
+
+        assert self._nursery is not None
+        try:
+            upgraded = await websocket.accept(self._nursery, stream, path, close_timeout_s=self.server.limits.close_timeout_s)
+        except websocket.HandshakeFailed as error:
+            logger.info("WebSocket handshake failed with %s: %s", self.peer, error)
+            return False
+        self.transport = StreamTransport(upgraded)
         return True
 
     def _attach(self) -> None:
@@ -170,19 +195,21 @@ class Connection:
                 self._unpaused = trio.Event()
                 await self._unpaused.wait()
                 self._unpaused = None
-                more = engine.receive(link, b"", trio.current_time())  # what it held when it was paused
+                data = b""  # what it held when it was paused
             else:
                 data = await receive()
                 if not data:
                     break
                 if link.closing:
                     continue  # discarded, so that the kernel sends no RST, which may overtake our last bytes
-                more = engine.receive(link, data, trio.current_time())
-            server.flush()
+            now = trio.current_time()
+            more = engine.receive(link, data, now)
+            server.flush(now)
             while more:
                 await trio.lowlevel.checkpoint()
-                more = engine.receive(link, b"", trio.current_time())
-                server.flush()
+                now = trio.current_time()
+                more = engine.receive(link, b"", now)
+                server.flush(now)
             if link.auth is not None and link.auth is not self._question:
                 self._ask(link.auth)
         await self._drain(link)
@@ -193,7 +220,7 @@ class Connection:
         self.server.engine.detach(link, trio.current_time())
         self.server.flush()
         while True:
-            self.flush()
+            self.flush(trio.current_time())
             if not self._writing:
                 return
             self._drained = trio.Event()
@@ -207,12 +234,12 @@ class Connection:
 
     # ---- writing ----
 
-    def flush(self) -> None:
+    def flush(self, now: float) -> None:
         """Send what the socket takes, and do what the link asks for. Never raises, whoever calls it: the fault is this client's."""
         if self.ended or self.link is None:
             return
         try:
-            self._flush(self.link)
+            self._flush(self.link, now)
         except BROKEN as error:
             self._broken(error)
             self.cancel()
@@ -220,7 +247,7 @@ class Connection:
             logger.exception("a fault of the broker ended the connection of %s", self.describe())
             self.cancel()
 
-    def _flush(self, link: Link) -> None:
+    def _flush(self, link: Link, now: float) -> None:
         closing = link.closing
         if self._unpaused is not None and (closing or not link.paused):
             self._unpaused.set()
@@ -241,10 +268,11 @@ class Connection:
                     return
                 break
             count = self.transport.send_nowait(data)
-            if count:
-                engine.bytes_sent(link, count, trio.current_time())
+            more = engine.bytes_sent(link, count, now) if count else True
             if count < len(data):
                 break
+            if not more and not closing:
+                return
         self._writing = True
         self.server.writing.add(self)
         assert self._nursery is not None
@@ -277,7 +305,7 @@ class Connection:
             if self._drained is not None:
                 self._drained.set()
         # Something may have come in, or closing begun, during the last wait.
-        self.flush()
+        self.flush(trio.current_time())
 
     # ---- authentication ----
 

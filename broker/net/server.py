@@ -199,10 +199,12 @@ class Server:
             return
         set_options(connected, nodelay=listener.nodelay, tcp_keepalive_s=listener.tcp_keepalive_s)
         transport: Transport = SocketTransport(connected, self._sizes)
-        if listener.tls is not None:
-            stream = trio.SocketStream(trio.socket.from_stdlib_socket(connected))
-            # https_compatible: many clients leave without close_notify, and MQTT frames need no mark of their end.
-            transport = StreamTransport(trio.SSLStream(stream, listener.tls, server_side=True, https_compatible=True))
+        if listener.tls is not None or listener.protocol == "websocket":
+            stream: trio.abc.Stream = trio.SocketStream(trio.socket.from_stdlib_socket(connected))
+            if listener.tls is not None:
+                # https_compatible: many clients leave without close_notify, and MQTT frames need no mark of their end.
+                stream = trio.SSLStream(stream, listener.tls, server_side=True, https_compatible=True)
+            transport = StreamTransport(stream)  # `Connection` makes both handshakes
         if self.admit(transport, peer_name(address, connected.family), bound.url, bound) is None:
             connected.close()
             return
@@ -218,20 +220,29 @@ class Server:
 
     # ---- sending ----
 
-    def flush(self) -> None:
-        """Send what the last verb has made: directly, at most FLUSH_COUNT_MAX links; and see that the timer wakes in time."""
+    def flush(self, now: float | None = None) -> None:
+        """Send what the last verb has made: directly, at most FLUSH_COUNT_MAX links; and see that the timer wakes in time.
+
+        now: Trio's time, if the caller has it at hand.
+        """
         engine = self.engine
-        ready = self._ready
-        ready.extend(engine.take_ready())
+        if now is None:
+            now = trio.current_time()
+        waiting = self._ready
         budget = FLUSH_COUNT_MAX
-        while ready and budget:
-            budget -= 1
-            connection = ready.popleft().transport
-            if isinstance(connection, Connection):
-                connection.flush()
-            if not ready:
-                ready.extend(engine.take_ready())
-        if ready:
+        while budget:
+            links = engine.take_ready()
+            if waiting or len(links) > budget:
+                waiting.extend(links)
+                links = [waiting.popleft() for _ in range(min(budget, len(waiting)))]
+            if not links:
+                break
+            budget -= len(links)
+            for link in links:
+                connection = link.transport
+                if isinstance(connection, Connection):
+                    connection.flush(now)
+        if waiting or not budget:
             self._flush_wanted.set()
         deadline = engine.next_deadline()
         if deadline < self._timer_scope.deadline:

@@ -53,6 +53,14 @@ class FrameDecoder:
             self.data = self.data[self.position :] + data
             self.position = 0
 
+    def is_drained(self) -> bool:
+        """Was everything that was fed given out? Then what was read is let go of."""
+        if self.position < len(self.data) or self._missing > 0:
+            return False
+        self.data = b""
+        self.position = 0
+        return True
+
     def next_frame(self) -> tuple[int, bytes] | None:
         """(first byte, what follows the fixed header), or None while there is no whole frame.
 

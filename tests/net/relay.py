@@ -104,8 +104,9 @@ class RelayEngine:
     def data_to_send(self, link: RelayLink, limit: int = 262_144) -> bytes:
         return bytes(link.out[:limit])
 
-    def bytes_sent(self, link: RelayLink, count: int, now: float) -> None:
+    def bytes_sent(self, link: RelayLink, count: int, now: float) -> bool:
         del link.out[:count]
+        return bool(link.out)
 
     def detach(self, link: RelayLink, now: float) -> None:
         if link.attached:
