@@ -9,11 +9,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Self
+from typing import Final, Self
 
 import trio
 
 from broker.messages import Ack, Message, Overflow, QoS
+from broker.pace import IN_A_ROW_COUNT_MAX, Pace
+
+_IDLE_TURNS_MAX: Final = 10
+"""Turns of the event loop in which nothing was taken, before a connection that gave way goes on: a few, for a loop that publishes what it gets."""
 
 OVERFLOWS = ("drop-oldest", "drop-newest", "latest", "disconnect", "refuse")
 
@@ -25,9 +29,10 @@ class Hand:
     Else `await subscription.receive()` before a loop would leave its message unsettled, and with it all that came after.
     """
 
-    __slots__ = ("gone", "message", "passing", "task")
+    __slots__ = ("gone", "message", "pace", "passing", "task")
 
     def __init__(self, *, passing: bool) -> None:
+        self.pace = Pace()
         self.message: Message | None = None
         self.task: trio.lowlevel.Task | None = None
         self.passing = passing
@@ -70,6 +75,7 @@ class MessageChannel:
         self._given: dict[int, Message] = {}  # ack="manual": taken, not acknowledged when last looked at
         self._takers = trio.lowlevel.ParkingLot()
         self._received = self._taken = self._dropped = self._refused = 0
+        self._idle_at = -1  # the count of those taken when it was last given way to in vain
 
     # ---- for whoever feeds it ----------------------------------------------------------------------------------------
 
@@ -109,6 +115,31 @@ class MessageChannel:
 
     def _may_drop(self, waiting: Message) -> bool:
         return waiting.receipt is None or not self.spares_acknowledged
+
+    # ---- for whoever reads a connection, and may give the takers a turn ----------------------------------------------
+
+    @property
+    def room(self) -> int:
+        """So many more may be offered before somebody has to give way; a full channel that is not being taken from asks nobody to."""
+        if self.closed or self._taken == self._idle_at:
+            return IN_A_ROW_COUNT_MAX
+        return self.buffer_count_max - len(self._buffer)
+
+    @property
+    def crowded(self) -> bool:
+        """Less room than for what comes in one turn."""
+        return self.room < min(IN_A_ROW_COUNT_MAX, (self.buffer_count_max + 3) // 4)
+
+    async def give_way(self) -> None:
+        """Let the takers run while it is crowded, as long as they take. A loop that only takes loses nothing; one that waits for
+        something else is not waited for, and the overflow rule acts."""
+        idle_turns = 0
+        while self.crowded:
+            taken = self._taken
+            await trio.lowlevel.checkpoint()
+            idle_turns = 0 if self._taken != taken else idle_turns + 1
+            if idle_turns == _IDLE_TURNS_MAX:
+                self._idle_at = self._taken
 
     def waiting(self) -> list[Message]:
         """What no hand has taken yet, oldest first."""
@@ -178,17 +209,22 @@ class MessageChannel:
             self._hands.remove(hand)
 
     async def receive(self, hand: Hand) -> Message:
-        """Settle what the hand holds, and give it the next message. A checkpoint; a message is never lost to a cancellation."""
-        self._settle(hand)
+        """Settle what the hand holds, and give it the next message; a message is never lost to a cancellation.
+
+        Cancellation is honoured each time. The scheduling point comes when nothing is here, and else as `Pace` says.
+        """
+        if hand.message is not None:
+            self._settle(hand)
         if len(self._hands) > 1:
             self._settle_passing()
-        await trio.lowlevel.checkpoint()
+        await hand.pace.checkpoint()
         while not self._buffer:
             if self.error is not None:
                 raise self.error
             if self.closed:
                 raise trio.EndOfChannel
             await self._takers.park()
+            hand.pace.rested()
         return self._take(hand)
 
     def receive_nowait(self, hand: Hand) -> Message:
@@ -283,6 +319,14 @@ class Subscription:
     waits behind an older unsettled one. So one slow subscription holds up the others after receive_maximum messages;
     ack="on_receipt", or a second `connect`, frees them. The socket is read always: pings, PUBACKs and requests go on.
     QoS 0 beyond buffer_count_max follows `overflow`, and is counted.
+
+    Turns. Each message honours cancellation. Other tasks get their turn when no message is here, and else after 256 messages or
+    a millisecond. While the buffer has no room and loops go on taking, the connection is read at their pace, so a loop that only
+    takes loses nothing, however small its buffer; one that waits for something else is not waited for.
+
+    One trap. What `receive()` gave, or a loop left by `break`, is settled when that handle or **the same task** asks for more, not when
+    another task does: it might still be at work on it. So a first `await receive()` in a task that then only starts others which iterate
+    holds back all acknowledgements until the scope ends. Let one of those take the first message too, or use ack="manual".
     """
 
     def __init__(self, filters: tuple[str, ...], granted: tuple[QoS, ...], channel: MessageChannel) -> None:

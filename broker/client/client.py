@@ -513,6 +513,10 @@ class Client:
 
     # ---- what the core says ------------------------------------------------------------------------------------------
 
+    @property
+    def turns(self) -> Router:
+        return self._router
+
     def due(self) -> float:
         return self._router.next_deadline()
 

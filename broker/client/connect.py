@@ -119,7 +119,8 @@ def connect(
     where: mqtt[s]://[user[:password]@]host[:1883|:8883][?key=value], ws[s]://host[:80|:443]/path, unix:///absolute/path, or a
     Broker in this Trio run (memory streams, no socket). Parts are percent-decoded, IPv6 stands in brackets, query keys are
     the str, int and float keywords above (client_id=, keep_alive_s=, ...); keywords win; a path on mqtt:// or an unknown key is
-    a ValueError. A socket connected to itself counts as refused. (WebSocket, and with it `headers`, is not there yet: NotSupported.)
+    a ValueError. A socket connected to itself counts as refused. headers: sent with a WebSocket's handshake, for proxies that want a
+    token; ValueError with any other URL.
 
     Entered after CONNACK; the first failure raises ConnectError or ConnectRefused (unless Reconnect(first=True)). Left normally:
     waits close_grace_s for what is under way, then DISCONNECT 0x00. Cancelled: DISCONNECT 0x00, no wait. Left by another
@@ -167,23 +168,30 @@ def connect(
         user_properties=user_property_pairs(user_properties),
         connect_properties=properties,
     )
-    address, dialler = _dialler(where, tls, bind_address, nodelay)
+    address, dialler = _dialler(where, tls, bind_address, nodelay, headers)
     client = Client(ClientProtocol(options, on_packet), address, version, outgoing_count_max=outgoing_count_max, unclaimed_grace_s=unclaimed_grace_s)
     return _connected(client, dialler, address, reconnect, connect_timeout_s, close_grace_s)
 
 
-def _dialler(where: str | Attachable, tls: ssl.SSLContext | None, bind_address: str | None, nodelay: bool) -> tuple[str, Any]:
+def _dialler(
+    where: str | Attachable, tls: ssl.SSLContext | None, bind_address: str | None, nodelay: bool, headers: Mapping[str, str] | None
+) -> tuple[str, Any]:
     """(the address for people, what dials it)."""
-    if isinstance(where, str):
-        target = parse_url(where)
-        if target.scheme in ("ws", "wss"):
-            raise NotSupported("WebSocket is not there yet")
+    target = parse_url(where) if isinstance(where, str) else None
+    if target is not None and target.scheme in ("ws", "wss"):
+        from broker.net import websocket  # late: see there
+
+        websocket.header_list(headers or {})  # what is wrong with them is said here, and not in every attempt
+    elif headers:
+        raise ValueError("headers= goes with ws:// and wss:// only")
+    if target is not None:
 
         async def dial_target(keeper: trio.Nursery) -> trio.abc.Stream:
-            return await dial(target, tls=tls, bind_address=bind_address, nodelay=nodelay)
+            return await dial(target, tls=tls, bind_address=bind_address, nodelay=nodelay, keeper=keeper, headers=headers)
 
         return target.address, dial_target
 
+    assert not isinstance(where, str)
     attachable = where
 
     async def attach(keeper: trio.Nursery) -> trio.abc.Stream:
@@ -211,6 +219,7 @@ async def _connected(
         lost=client.connection_lost,
         failed=client.fail,
         due=(client.due, client.on_due),
+        turns=client.turns,
     )
     client.attach_connector(connector, body.cancel)
     error: BaseException | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import ssl
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
@@ -23,6 +23,13 @@ BROKEN: Final = (OSError, trio.BrokenResourceError, trio.ClosedResourceError, ss
 
 Dial = Callable[[trio.Nursery], Awaitable[trio.abc.Stream]]
 """Gives a connected stream; what must live as long as it (an in-process broker's end) runs in that nursery."""
+
+
+class Turns(Protocol):
+    """Who says how much of one read is acted on before the others get their turn."""
+
+    def room(self) -> int: ...
+    async def give_way(self) -> None: ...
 
 
 class Connector:
@@ -44,6 +51,7 @@ class Connector:
         lost: Callable[[], None],
         failed: Callable[[BaseException], None],
         due: tuple[Callable[[], float], Callable[[float], None]],
+        turns: Turns,
     ) -> None:
         self._core = core
         self._dial = dial
@@ -56,6 +64,7 @@ class Connector:
         self._failed = failed
         self.ended = trio.Event()
         self._due = due
+        self._turns = turns
         self.refused: ConnectRefused | None = None
         self.opened = False
         """A connection has stood: from now on failures are ConnectionLost."""
@@ -207,8 +216,12 @@ class Connector:
             if not data:
                 core.end_of_stream(trio.current_time())
                 break
-            core.receive(bytes(data), trio.current_time())
+            more = core.receive(bytes(data), trio.current_time(), self._turns.room())
             self._handle()
+            while more:
+                await self._turns.give_way()
+                more = core.receive(b"", trio.current_time(), self._turns.room())
+                self._handle()
         self._handle()
 
     async def _write(self, stream: trio.abc.Stream) -> None:

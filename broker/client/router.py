@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import trio
@@ -18,6 +18,7 @@ from broker.channel import MessageChannel, Subscription
 from broker.core.client_state import Delivery
 from broker.errors import SubscriptionExists
 from broker.messages import Message
+from broker.pace import IN_A_ROW_COUNT_MAX
 from broker.reasons import ReasonCode
 from broker.wire.topics import matches, split_shared
 
@@ -159,6 +160,24 @@ class Router:
 
     def is_open(self, filter: str) -> bool:
         return filter in self._filters
+
+    # ---- the reader's pace -------------------------------------------------------------------------------------------
+
+    def _all_channels(self) -> Iterator[MessageChannel]:
+        yield self.unclaimed
+        for subscription in self._open.values():
+            yield from subscription.channel.siblings
+
+    def room(self) -> int:
+        """So many packets may be acted on before somebody has to give way."""
+        return max(1, min(IN_A_ROW_COUNT_MAX, min(channel.room for channel in self._all_channels())))
+
+    async def give_way(self) -> None:
+        """A turn for all others, and more of them for the loops whose buffers are almost full."""
+        await trio.lowlevel.checkpoint()
+        for channel in list(self._all_channels()):
+            if channel.crowded:
+                await channel.give_way()
 
     # ---- messages ----------------------------------------------------------------------------------------------------
 

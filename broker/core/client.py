@@ -62,6 +62,11 @@ from broker.wire.topics import split_shared
 BATCH_BYTES: Final = 65_536
 """About so much is encoded at a time; what waits beyond it is still unencoded and can be taken back."""
 
+PACKET_COUNT_MAX: Final = 1 << 62
+
+# CONNACK, AUTH, or the rest of one. What is no MQTT ("HTTP/1.1 400 ...") may look like the beginning of a long packet: do not wait for its end.
+_MAY_BE_FIRST: Final = (b"", b"\x20", b"\xf0")
+
 _PING_SHARE: Final = 0.9  # of the Keep Alive: the packet must be there within it, not merely sent [MQTT5-3.1.2-20]
 
 State = Literal["away", "connecting", "connected", "closing"]
@@ -167,17 +172,28 @@ class ClientProtocol:
             properties=properties,
         )
 
-    def receive(self, data: bytes, now: float) -> None:
-        """Act on any bytes. Good packets before a bad one are done first."""
+    def receive(self, data: bytes, now: float, packet_count_max: int = PACKET_COUNT_MAX) -> bool:
+        """Act on any bytes, at most `packet_count_max` packets of them. True: more is here, call again with b"".
+
+        Good packets before a bad one are done first.
+        """
         if self.state == "closing" or self.state == "away":
-            return
-        self._last_received_at = now
+            return False
+        if data:
+            self._last_received_at = now
         frames = self._frames
         try:
-            frames.feed(data)
+            if data:
+                frames.feed(data)
             while not self.closing:
+                if packet_count_max == 0:
+                    return True
+                packet_count_max -= 1
+                begins = frames.data[frames.position : frames.position + 1]
                 frame = frames.next_frame()
                 if frame is None:
+                    if self.state == "connecting" and begins not in _MAY_BE_FIRST:
+                        raise ProtocolError("what came first is no CONNACK; is it an MQTT broker?")  # [MQTT5-3.2.0-1]
                     break
                 first_byte, body = frame
                 if frames.overlong and self.version >= MQTT_5:
@@ -196,6 +212,7 @@ class ClientProtocol:
                 handler(packet, now)
         except PeerError as error:
             self._fail(error.reason, f"the broker broke the protocol: {error}")
+        return False
 
     def connection_lost(self, now: float) -> None:
         """The stream is gone, whoever ended it. What belongs to the Session waits for the next connection."""

@@ -170,6 +170,33 @@ def test_a_packet_too_large_is_seen_at_its_header() -> None:
     assert made.sent() == [Disconnect(ReasonCode.PACKET_TOO_LARGE)]
 
 
+@pytest.mark.parametrize("said", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"H", b"SSH-2.0-OpenSSH_9.2\r\n", b"\x30"])
+def test_what_is_no_mqtt_is_not_waited_for(said: bytes) -> None:
+    core = ClientProtocol(ClientOptions())
+    core.begin_connection(0.0, 10.0)
+    core.receive(said, 0.0)
+    assert core.closing
+    assert "is it an MQTT broker?" in core.cause
+
+
+def test_a_connack_may_come_in_pieces() -> None:
+    core = ClientProtocol(ClientOptions(client_id="c"))
+    core.begin_connection(0.0, 10.0)
+    for byte in b"\x20\x03\x00\x00\x00":
+        core.receive(bytes((byte,)), 0.0)
+    assert core.state == "connected"
+
+
+def test_at_most_so_many_packets_are_acted_on() -> None:
+    made = bench()
+    made.core.take_events()
+    assert made.core.receive(encode(Publish("a"), 5) * 5, 0.0, 2)
+    assert len(made.core.take_events()) == 2
+    assert made.core.receive(b"", 0.0, 2)
+    assert not made.core.receive(b"", 0.0, 2)
+    assert len(made.core.take_events()) == 3
+
+
 def test_an_end_inside_a_packet_has_its_own_name() -> None:
     made = bench()
     made.core.receive(b"\x30\x05\x00", 0.0)
