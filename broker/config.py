@@ -35,7 +35,6 @@ _NOT_THERE_YET: Final = {
     "listeners.proxy_protocol_from": "",
     "listeners.tls": "use open_broker(listeners=[Listener(tls=...)])",
     "listeners.limits": "[limits] holds for all listeners",
-    "listeners.path": "WebSocket is not served",
 }
 """Planned keys, and what to do meanwhile. Never ignored: whoever writes one relies on it."""
 
@@ -58,6 +57,7 @@ class ListenerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     unix: str | None = None
     unix_mode: str = "0660"
     protocol: Literal["mqtt", "websocket"] = "mqtt"
+    path: str = "/mqtt"
     allow_anonymous: bool | None = None
     backlog: int = 1024
     nodelay: bool = True

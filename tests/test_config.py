@@ -94,7 +94,6 @@ def test_every_mistake_is_told() -> None:
         ({"listeners": [{"mount_point": ""}]}, "listeners[0].mount_point"),
         ({"listeners": [{"proxy_protocol_from": []}]}, "listeners[0].proxy_protocol_from"),
         ({"listeners": [{"limits": {}}]}, "listeners[0].limits"),
-        ({"listeners": [{"protocol": "websocket"}]}, "listeners[0].protocol"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -195,6 +194,8 @@ def test_replaced_by_the_command_line() -> None:
         ("mqtt://localhost", Listener(host="localhost", port=1883)),
         ("mqtt://*:1883", Listener(host="*", port=1883)),
         ("unix:///run/mqtt%20x.sock", Listener(unix="/run/mqtt x.sock")),
+        ("ws://[::1]:0/mqtt", Listener(host="::1", port=0, protocol="websocket")),
+        ("ws://localhost", Listener(host="localhost", port=80, protocol="websocket", path="/")),
     ],
 )
 def test_listener_url(text: str, listener: Listener) -> None:
@@ -202,7 +203,20 @@ def test_listener_url(text: str, listener: Listener) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "127.0.0.1:1883", "http://x", "ws://x:1", "mqtts://x:1", "mqtt://:1", "mqtt://x:99999", "mqtt://u:p@x:1", "mqtt://x/y", "unix://"]
+    "text",
+    [
+        "",
+        "127.0.0.1:1883",
+        "http://x",
+        "ws://x:1/a?b",
+        "wss://x:1",
+        "mqtts://x:1",
+        "mqtt://:1",
+        "mqtt://x:99999",
+        "mqtt://u:p@x:1",
+        "mqtt://x/y",
+        "unix://",
+    ],
 )
 def test_wrong_listener_url(text: str) -> None:
     with pytest.raises(ConfigError) as caught:

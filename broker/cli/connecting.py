@@ -57,7 +57,8 @@ def url_of(settings: Connection) -> str:
     if settings.unix is not None:
         return "unix://" + quote(os.path.abspath(settings.unix))
     host = quote(settings.host, safe=":")
-    return f"mqtt{'s' if settings.tls is not None else ''}://{f'[{host}]' if ':' in host else host}:{settings.port}"
+    scheme = ("mqtt" if settings.ws_path is None else "ws") + ("s" if settings.tls is not None else "")
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{settings.port}{settings.ws_path or ''}"
 
 
 def will_of(settings: Connection) -> Will | None:

@@ -134,14 +134,13 @@ _INSTEAD: Final = {
     "--proxy": ": a SOCKS proxy is not spoken",
     "--tls-engine": ": keys are read from PEM files (--key)",
     "--tls-engine-kpass-sha1": ": keys are read from PEM files (--key)",
-    "--ws": ": WebSocket is not spoken yet",
 }
 
 
 def _unavailable(function: Function) -> Function:
-    for name in ("--psk", "--psk-identity", "--proxy", "--tls-engine", "--tls-engine-kpass-sha1"):
+    for name in _INSTEAD:
         function = click.option(name, hidden=True, expose_value=False, callback=_refuse)(function)
-    return click.option("--ws", hidden=True, is_flag=True, expose_value=False, callback=_refuse)(function)
+    return function
 
 
 # ---- the options that all three share -----------------------------------------------------------------------------
@@ -149,12 +148,14 @@ def _unavailable(function: Function) -> Function:
 
 _SHARED: Final[tuple[Callable[[Any], Any], ...]] = (
     option("-h", "--host", section=WHERE, type=values.host, metavar="HOST", help="The broker's host.  [default: localhost]"),
-    option("-p", "--port", section=WHERE, type=values.port, metavar="PORT", help="Its port.  [default: 1883; 8883 with TLS]"),
+    option("-p", "--port", section=WHERE, type=values.port, metavar="PORT", help="Its port.  [default: 1883; 8883 with TLS; 80 and 443 with --ws]"),
     option("--unix", section=WHERE, metavar="PATH", help="A Unix socket instead of host and port."),
     option(
         "-L", "--url", section=WHERE, metavar="URL",
-        help="Everything at once: mqtt(s)://[user[:password]@]host[:port]/topic. %-escapes are decoded.",
+        help="Everything at once: mqtt(s):// or ws(s)://[user[:password]@]host[:port]/topic. %-escapes are decoded.",
     ),
+    option("--ws", section=WHERE, is_flag=True, help="Connect by WebSocket."),
+    option("--ws-path", section=WHERE, metavar="PATH", help="Where the WebSocket is on that host.  [default: /mqtt]"),
     option("-A", "bind_address", section=WHERE, metavar="ADDRESS", help="Connect from this local address."),
     option("--nodelay", section=WHERE, is_flag=True, expose_value=False, help="Send small packets at once, as is always done here."),
     option("-i", "--id", "client_id", section=WHO, type=values.text, metavar="ID",

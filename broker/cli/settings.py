@@ -46,6 +46,8 @@ class Connection:
     host: str
     port: int
     unix: str | None
+    ws_path: str | None
+    """None: no WebSocket."""
     url_topic: str | None
     bind_address: str | None
     client_id: str
@@ -69,9 +71,12 @@ class Connection:
         """For people: host:port, or the path."""
         if self.unix is not None:
             return self.unix
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}{self.ws_path or ''}"
 
 
+_PORTS: Final = {(False, False): 1883, (False, True): 8883, (True, False): 80, (True, True): 443}
+"""(WebSocket, TLS)"""
 _USED_BY: Final = ("connect", "publish", "subscribe", "unsubscribe", "will")
 
 
@@ -84,6 +89,7 @@ def connection_of(params: Mapping[str, Any]) -> Connection:
     if given and version != "5.0":
         raise click.UsageError(f"-D needs MQTT 5.0, and -V chose {version}")
     tls = _tls_of(params, url)
+    ws_path = _ws_path_of(params, url)
     username = url.username if url.username is not None else params["username"]
     password = url.password if url.password is not None else params["password"]
     if password is not None and username is None and version != "5.0":
@@ -91,8 +97,9 @@ def connection_of(params: Mapping[str, Any]) -> Connection:
     client_id, expiry = _session_of(params, version)
     return Connection(
         host=url.host or params["host"] or "localhost",
-        port=url.port or params["port"] or (8883 if tls is not None else 1883),
+        port=url.port or params["port"] or _PORTS[ws_path is not None, tls is not None],
         unix=params["unix"],
+        ws_path=ws_path,
         url_topic=url.topic,
         bind_address=params["bind_address"],
         client_id=client_id,
@@ -152,11 +159,9 @@ def _read_url(text: str | None) -> _Url:
     """-L, whose path is the topic. The text is never repeated in a message, for it may hold a password."""
     if text is None:
         return _Url()
-    form = "-L: a URL expected, as in mqtt://localhost:1883/topic (or mqtts://), with user:password@ before the host where needed"
+    form = "-L: a URL expected, as in mqtt://localhost:1883/topic (or mqtts, ws, wss), with user:password@ before the host where needed"
     scheme, separator, _ = text.partition("://")
-    if scheme in ("ws", "wss"):
-        raise click.UsageError("-L: WebSocket is not spoken yet; mqtt:// and mqtts:// are")
-    if not separator or scheme not in ("mqtt", "mqtts"):
+    if not separator or scheme not in ("mqtt", "mqtts", "ws", "wss"):
         raise click.UsageError(form)
     # A topic may hold ? and #, which mean nothing else here: they are taken off before the URL is read.
     authority, slash, topic = text.partition("://")[2].partition("/")
@@ -199,6 +204,23 @@ def _clash(params: Mapping[str, Any], url: _Url) -> None:
         raise click.UsageError(f"--keyform {params['keyform']} is not available here: keys are read from PEM files")
 
 
+def _ws_path_of(params: Mapping[str, Any], url: _Url) -> str | None:
+    """--ws, or ws:// in -L, whose path is the topic as ever."""
+    path: str | None = params.get("ws_path")
+    if not params.get("ws") and url.scheme not in ("ws", "wss"):
+        if path is not None:
+            raise click.UsageError("--ws-path needs --ws")
+        return None
+    if url.scheme in ("mqtt", "mqtts"):
+        raise click.UsageError(f"-L says {url.scheme}://, and --ws WebSocket; give one of them")
+    if params["unix"] is not None:
+        raise click.UsageError("WebSocket over a Unix socket is not available here")
+    path = "/mqtt" if path is None else path
+    if not path.startswith("/") or "?" in path or "#" in path:
+        raise click.UsageError("--ws-path: a path expected, as in /mqtt")
+    return path
+
+
 def _will_of(params: Mapping[str, Any], given: Mapping[str, Properties]) -> WillSettings | None:
     if params["will_topic"] is None:
         if "will" in given:
@@ -220,9 +242,9 @@ def _tls_of(params: Mapping[str, Any], url: _Url) -> TlsSettings | None:
     """Any TLS option, mqtts:// or port 8883 mean TLS."""
     named = ("cafile", "capath", "cert", "key", "insecure", "tls_use_os_certs", "tls_version", "tls_alpn", "ciphers")
     wanted = any(params[name] not in (None, False) for name in named)
-    if url.scheme == "mqtt" and wanted:
-        raise click.UsageError("-L says mqtt://, without TLS, and a TLS option was given; mqtts:// has both")
-    if not wanted and url.scheme != "mqtts" and 8883 not in (params["port"], url.port):
+    if url.scheme in ("mqtt", "ws") and wanted:
+        raise click.UsageError(f"-L says {url.scheme}://, without TLS, and a TLS option was given; {url.scheme}s:// has both")
+    if not wanted and url.scheme not in ("mqtts", "wss") and 8883 not in (params["port"], url.port):
         return None
     if params["unix"] is not None:
         raise click.UsageError("TLS over a Unix socket is not available here")

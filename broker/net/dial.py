@@ -1,4 +1,4 @@
-"""Dialling: a URL to a connected byte stream, over TCP, TLS or a Unix socket, and every way it can fail in one clear line.
+"""Dialling: a URL to a connected byte stream, over TCP, TLS, WebSocket or a Unix socket, and every way it can fail in one clear line.
 
 A TCP socket that dials a local port nobody listens on may be given that very port as its own, and then it is connected to
 itself (TCP's simultaneous open): that counts as refused, else the dialler would talk MQTT to its own echo.
@@ -10,6 +10,7 @@ import errno
 import os
 import socket
 import ssl
+from collections.abc import Mapping
 from typing import Final, Literal
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -81,13 +82,22 @@ def parse_url(url: str) -> Target:
     )
 
 
-async def dial(target: Target, *, tls: ssl.SSLContext | None = None, bind_address: str | None = None, nodelay: bool = True) -> trio.abc.Stream:
-    """A connected stream, with its TLS handshake done. ConnectError, with the cause in words; bounded by the caller's scope.
+async def dial(
+    target: Target,
+    *,
+    tls: ssl.SSLContext | None = None,
+    bind_address: str | None = None,
+    nodelay: bool = True,
+    keeper: trio.Nursery | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> trio.abc.Stream:
+    """A connected stream, with its handshakes done. ConnectError, with the cause in words; bounded by the caller's scope.
 
-    tls: given for mqtt:// too, it is used there; mqtts:// without one trusts what the system trusts.
+    tls: given for mqtt:// and ws:// too, it is used there; mqtts:// and wss:// without one trust what the system trusts. keeper: where the
+    reading task of a WebSocket lives, as long as the stream; NotSupported without one. headers: go into its handshake.
     """
-    if target.scheme in ("ws", "wss"):
-        raise NotSupported("WebSocket is not there yet")
+    if target.scheme in ("ws", "wss") and keeper is None:
+        raise NotSupported("WebSocket is not spoken here; use mqtt:// or mqtts://")
     try:
         if target.scheme == "unix":
             if not hasattr(socket, "AF_UNIX"):
@@ -99,7 +109,8 @@ async def dial(target: Target, *, tls: ssl.SSLContext | None = None, bind_addres
     except UnicodeError:
         raise ConnectError(target.address, "this is not a host name") from None
     try:
-        return await _prepare(stream, target, tls, nodelay)
+        prepared = await _prepare(stream, target, tls, nodelay)
+        return prepared if keeper is None or target.scheme not in ("ws", "wss") else await _upgrade(keeper, prepared, target, headers)
     except BaseException:
         await trio.aclose_forcefully(stream)
         raise
@@ -110,7 +121,7 @@ async def _prepare(stream: trio.SocketStream, target: Target, tls: ssl.SSLContex
         raise ConnectError(target.address, "connection refused (the socket was connected to itself: nobody listens there)")
     if not nodelay:
         stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)  # Trio sets it by itself
-    if target.scheme != "mqtts" and tls is None:
+    if target.scheme not in ("mqtts", "wss") and tls is None:
         return stream
     context = ssl.create_default_context() if tls is None else tls
     secured = trio.SSLStream(stream, context, server_hostname=target.host, https_compatible=True)
@@ -119,6 +130,18 @@ async def _prepare(stream: trio.SocketStream, target: Target, tls: ssl.SSLContex
     except (trio.BrokenResourceError, ssl.SSLError, OSError) as error:
         raise ConnectError(target.address, f"TLS failed: {_tls_cause(error)}") from error
     return secured
+
+
+async def _upgrade(keeper: trio.Nursery, stream: trio.abc.Stream, target: Target, headers: Mapping[str, str] | None) -> trio.abc.Stream:
+    from broker.net import websocket  # late: see there
+
+    host = f"[{target.host}]" if ":" in target.host else target.host
+    if target.port != PORTS[target.scheme]:
+        host = f"{host}:{target.port}"
+    try:
+        return await websocket.upgrade(keeper, stream, host, target.path, websocket.header_list(headers or {}))
+    except websocket.HandshakeFailed as error:
+        raise ConnectError(target.address, f"WebSocket handshake failed: {error}") from error
 
 
 def is_self_connected(connected: trio.socket.SocketType) -> bool:

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import ipaddress
 import os
+import re
 import socket
 import ssl
 import stat
@@ -33,7 +34,8 @@ class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     host: a name or address; "localhost" is 127.0.0.1, and ::1 where the machine has it; "*" is every interface. port: 0
     asks for a free one, the same on every address of the host. unix: a path, instead of host and port. unix_mode: the
-    permissions of that path, "0660". tls: trio's TLS over the socket. allow_anonymous: overrides the broker's; False
+    permissions of that path, "0660". protocol, path: MQTT over WebSocket, at this path of the URL. tls: trio's TLS over the
+    socket. allow_anonymous: overrides the broker's; False
     refuses a CONNECT without user name before anybody is asked. backlog is capped by the system. receive_buffer_bytes,
     send_buffer_bytes, tcp_keepalive_s: 0 leaves the system's. connections_count_max: more are closed at once.
     """
@@ -58,11 +60,13 @@ class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """As it was asked for; the real ports are in `Broker.urls`."""
         if self.unix is not None:
             return f"unix://{self.unix}"
-        return f"{self.scheme}://{url_host(self.host)}:{self.port}"
+        return self.url_at(self.host, self.port)
 
-    @property
-    def scheme(self) -> str:
-        return "mqtt" if self.tls is None else "mqtts"
+    def url_at(self, host: str, port: int) -> str:
+        """ "mqtt://127.0.0.1:1883", "wss://[::1]:443/mqtt"."""
+        if self.protocol == "websocket":
+            return f"{'ws' if self.tls is None else 'wss'}://{url_host(host)}:{port}{self.path}"
+        return f"{'mqtt' if self.tls is None else 'mqtts'}://{url_host(host)}:{port}"
 
     @property
     def is_private(self) -> bool:
@@ -111,7 +115,7 @@ def url_host(host: str) -> str:
 
 
 def parse_listener(text: str) -> Listener:
-    """ "mqtt://127.0.0.1:1883", "mqtt://[::1]:0" or "unix:///run/mqtt.sock". ConfigError for anything else."""
+    """ "mqtt://127.0.0.1:1883", "mqtt://[::1]:0", "ws://127.0.0.1:8080/mqtt" or "unix:///run/mqtt.sock". ConfigError for anything else."""
     parts = urlsplit(text)
     if "@" in parts.netloc:  # not repeated: it may hold a password
         raise ConfigError([("", "a user name in a listener's URL means nothing; use mqtt://host:port")], "listener")
@@ -120,16 +124,20 @@ def parse_listener(text: str) -> Listener:
         if not path.startswith("/"):
             raise ConfigError([("", f"expected unix:///absolute/path, got {text!r}")], "listener")
         return Listener(unix=path)
-    if parts.scheme != "mqtt":
-        what = "not there yet" if parts.scheme in ("mqtts", "ws", "wss") else "expected mqtt://host:port or unix:///absolute/path"
-        if parts.scheme == "mqtts":
+    if parts.scheme not in ("mqtt", "ws"):
+        what = "expected mqtt://host:port, ws://host:port/path or unix:///absolute/path"
+        if parts.scheme in ("mqtts", "wss"):
             what = "a URL has no certificate: use Listener(tls=...)"
         raise ConfigError([("", f"{text!r}: {what}")], "listener")
     try:
         port = parts.port
     except ValueError:
         raise ConfigError([("", f"{text!r}: the port is not a number from 0 to 65535")], "listener") from None
-    if not parts.hostname or parts.path not in ("", "/") or parts.query:
+    if not parts.hostname or parts.query or parts.fragment:
+        raise ConfigError([("", f"expected mqtt://host:port or ws://host:port/path, got {text!r}")], "listener")
+    if parts.scheme == "ws":
+        return Listener(host=unquote(parts.hostname), port=80 if port is None else port, protocol="websocket", path=parts.path or "/")
+    if parts.path not in ("", "/"):
         raise ConfigError([("", f"expected mqtt://host:port, got {text!r}")], "listener")
     return Listener(host=unquote(parts.hostname), port=1883 if port is None else port)
 
@@ -137,8 +145,8 @@ def parse_listener(text: str) -> Listener:
 def check(listener: Listener) -> list[str]:
     """What is wrong with a listener in itself; empty when nothing is."""
     faults = []
-    if listener.protocol != "mqtt":
-        faults.append("protocol: websocket is not there yet; use mqtt")
+    if not re.fullmatch(r"/[!$%-.0-;=@-Z_a-z~/]*", listener.path):
+        faults.append(f"path: expected the path of a URL, as /mqtt, got {listener.path!r}")
     if listener.unix is None and not 0 <= listener.port <= 65_535:
         faults.append(f"port: expected 0 to 65535, got {listener.port}")
     if listener.unix is not None:
@@ -288,7 +296,7 @@ def _listen_tcp(listener: Listener, family: int, host: str, port: int) -> BoundS
     except BaseException:
         listening.close()
         raise
-    return BoundSocket(listening, listener, f"{listener.scheme}://{url_host(host)}:{real}")
+    return BoundSocket(listening, listener, listener.url_at(host, real))
 
 
 def _set_buffers(listening: socket.socket, listener: Listener) -> None:

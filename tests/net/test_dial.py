@@ -122,7 +122,7 @@ async def test_failures_in_one_line() -> None:
         await dial(Target("mqtt", "127.0.0.1", port))
     with pytest.raises(ConnectError, match="host name not found"):
         await dial(Target("mqtt", "no.such.host.invalid", 1883))
-    with pytest.raises(NotSupported, match="WebSocket is not there yet"):
+    with pytest.raises(NotSupported, match="WebSocket is not spoken here"):  # nobody keeps its reading task
         await dial(Target("ws", "127.0.0.1", port, path="/"))
 
 

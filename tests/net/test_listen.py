@@ -134,9 +134,10 @@ async def test_options_reach_the_socket() -> None:
         close(bound)
 
 
-async def test_websocket_is_refused_as_planned() -> None:
-    with pytest.raises(ConfigError, match="websocket is not there yet"):
-        await bind_all([Listener(port=0, protocol="websocket")])
+@pytest.mark.parametrize("path", ["", "mqtt", "/a b", "/a?b", "/a#b", "/ä"])
+async def test_a_path_that_no_client_could_ask_for(path: str) -> None:
+    with pytest.raises(ConfigError, match="path: expected the path of a URL"):
+        await bind_all([Listener(port=0, protocol="websocket", path=path)])
 
 
 async def test_a_socket_listener_becomes_ours() -> None:
