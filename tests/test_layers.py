@@ -1,6 +1,6 @@
 """Imports point one way.
 
-reasons < errors < wire < core < {store, auth} < messages < channel < net < {client, metrics} < hub < thread < {...} < config < cli.
+reasons < errors < wire < core < {store, auth} < messages < pace < channel < net < {client, metrics} < hub < thread < {...} < config < cli.
 
 A room may import its own and those below. The pure rooms, wire and core, may not touch time, chance, sockets or an event loop,
 else a test of theirs would need one. `if TYPE_CHECKING` imports count too: a name needed to say what something is, is a dependency.
@@ -22,12 +22,13 @@ ORDER = [
     {"core"},
     {"store", "auth"},
     {"messages"},
+    {"pace"},
     {"channel"},
     {"net"},
     {"client", "metrics"},
     {"hub"},
     {"thread"},
-    {"bridge", "cluster", "http", "testing"},
+    {"bridge", "cluster", "http", "testing", "bench"},
 ]
 ORDER += [{"config"}, {"cli"}, {"__main__"}]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}

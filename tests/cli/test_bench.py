@@ -1,0 +1,123 @@
+"""`broker bench` as a process: against our broker, and against Mosquitto's if it is there."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker.cli import bench
+from tests.cli.conftest import only_line, run
+from tests.conftest import find_program
+
+
+def figures(*words: str) -> dict[str, Any]:
+    done = run("bench", *words, "--json")
+    assert (done.returncode, done.stderr) == (0, b"")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize("version", ["5", "311", "31"])
+@pytest.mark.parametrize("qos", ["0", "1", "2"])
+def test_every_message_is_accounted_for(port: str, version: str, qos: str) -> None:
+    found = figures("-p", port, "-V", version, "-q", qos, "-n", "500")
+    assert (found["published"], found["expected"], found["delivered"]) == (500, 500, 500)
+    assert (found["lost"], found["duplicated"], found["out_of_order"], found["foreign"], found["unexpected"]) == (0, 0, 0, 0, 0)
+    assert 0 < found["latency_us"]["p50"] <= found["latency_us"]["p99.9"] <= found["latency_us"]["max"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "published", "delivered"), [(("--pairs", "3"), 300, 300), (("--fan-out", "5"), 100, 500), (("--fan-in", "5"), 500, 500)]
+)
+def test_shapes(port: str, shape: tuple[str, str], published: int, delivered: int) -> None:
+    found = figures("-p", port, *shape, "-n", "100", "-q", "1")
+    assert (found["published"], found["delivered"]) == (published, delivered)
+
+
+def test_a_time_and_a_rate(port: str) -> None:
+    found = figures("-p", port, "--time", "0.5", "--warm-up", "0.1", "-r", "200", "--pairs", "2")
+    assert found["published"] == pytest.approx(120, abs=2)
+    assert found["lost"] == 0
+
+
+def test_the_report_for_people(port: str) -> None:
+    done = run("bench", "-p", port, "-n", "100", "-D", "publish", "content-type", "text/plain")
+    assert (done.returncode, done.stderr) == (0, b"")
+    words = [line.split()[0] for line in done.stdout.decode().splitlines()]
+    assert words[:5] == [f"localhost:{port},", "published", "delivered", "latency", "faults"]
+
+
+@pytest.fixture
+def mosquitto(tmp_path: Path) -> Iterator[str]:
+    """The port of Debian's mosquitto, with its own bounds. It takes no port 0, so a free one is found first."""
+    program = find_program("mosquitto", "mosquitto")
+    with closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    config = tmp_path / "mosquitto.conf"
+    config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\nlog_dest stderr\n")
+    process = subprocess.Popen([program, "-c", str(config)], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    with process:
+        try:
+            # To a pipe, stderr is not held back: the line stands there once it listens.
+            assert any("running" in line for line in process.stderr)
+            yield str(port)
+        finally:
+            process.terminate()
+
+
+@pytest.mark.parametrize(("version", "qos"), [("5", "0"), ("5", "2"), ("311", "1")])
+def test_another_broker(mosquitto: str, version: str, qos: str) -> None:
+    found = figures("-h", "127.0.0.1", "-p", mosquitto, "-V", version, "-q", qos, "-n", "300", "-w", "50")
+    assert (found["delivered"], found["lost"], found["duplicated"], found["out_of_order"]) == (300, 0, 0, 0)
+
+
+def test_nobody_there(closed_port: str) -> None:
+    done = run("bench", "-p", closed_port, "-n", "1")
+    assert done.returncode == 1
+    assert "no broker answers there" in only_line(done.stderr)
+
+
+def test_the_time_of_w_runs_out_with_27(port: str) -> None:
+    done = run("bench", "-p", port, "--time", "20", "-r", "1", "-W", "0.3")
+    assert (done.returncode, done.stdout) == (27, b"")
+
+
+def test_a_refusal_is_the_exit_code(scripted: Any) -> None:
+    done = run("bench", "-p", scripted({1: b"\x20\x03\x00\x87\x00"}), "-n", "1")
+    assert done.returncode == 135
+    assert "not authorized" in only_line(done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--pairs", "2", "--fan-out", "2"), "--pairs and --fan-out both give the shape"),
+        (("--fan-in", "2", "--topics", "2"), "--fan-in and --topics both give the shape"),
+        (("-n", "5", "--time", "5"), "-n and --time both say when to end"),
+        (("--publishers", "0"), "leaves nothing to measure"),
+        (("-s", "19"), "a whole number from 20"),
+        (("-t", "a/#"), "is no Topic Name"),
+        (("-c",), "no such option"),
+        (("--will-topic", "x"), "no such option"),
+    ],
+)
+def test_wrong_usage_is_one_line(words: tuple[str, ...], said: str) -> None:
+    done = run("bench", *words)
+    assert done.returncode == 2
+    assert said in only_line(done.stderr)
+
+
+def test_options_that_mean_nothing_here_are_not_on_the_page() -> None:
+    page = run("bench", "--help").stdout.decode()
+    assert "--pairs" in page
+    assert "--will-topic" not in page
+    assert not {parameter.name for parameter in bench.command.params} & set(bench.NOT_HERE)
