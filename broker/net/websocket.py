@@ -32,6 +32,7 @@ DEAF_CLOSE_S: Final = 1.0
 """For the peer to close after it broke WebSocket's own rules: then its answer cannot be understood any more."""
 CLOSE_TIMEOUT_S: Final = 5.0
 UNSUPPORTED_DATA: Final = 1003
+INVALID_TEXT: Final = 1007
 
 _FAULTS: Final = (ProtocolError, h11.ProtocolError, UnicodeError)
 """What wsproto and h11 raise for what a peer did; the last for bytes in a header that are no ASCII."""
@@ -76,7 +77,8 @@ class _Protocol(WSConnection):
                 yield from self._refuse(UNSUPPORTED_DATA, "MQTT travels in binary messages, and a text message came")
             elif isinstance(event, CloseConnection) and self.state is ConnectionState.OPEN:
                 self.deaf = True  # not the peer's word: wsproto's, for a frame that cannot be
-                yield from self._refuse(event.code, event.reason or "malformed frame")
+                text = event.code == INVALID_TEXT
+                yield from self._refuse(event.code, "a text message came, and no UTF-8 in it" if text else event.reason or "malformed frame")
             elif isinstance(event, RejectConnection):
                 yield RejectConnection(status_code=event.status_code, headers=event.headers)  # without a body of any length
             elif not isinstance(event, RejectData):

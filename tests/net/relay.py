@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import trio
 from trio.testing import wait_all_tasks_blocked
@@ -163,7 +164,7 @@ async def running(engine: RelayEngine, *listeners: Listener, grace_s: float = 5,
 
 
 def port_of(server: Server) -> int:
-    return int(server.bound[0].url.rpartition(":")[2])
+    return urlsplit(server.bound[0].url).port or 0
 
 
 async def dial(server: Server, receive_buffer_bytes: int = 0) -> trio.SocketStream:
