@@ -26,6 +26,13 @@ def test_a_name_brings_only_its_room() -> None:
     assert "trio" in imported_by("from broker import open_broker")
 
 
+def test_websocket_is_for_those_who_ask() -> None:
+    """wsproto, h11 and the rest cost every start of every program a twentieth of a second."""
+    check = "import broker.cli.serving, broker.cli.connecting, sys; print([m for m in ('trio_websocket', 'wsproto', 'h11') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, timeout=30)
+    assert done.stdout.strip() == "[]"
+
+
 @pytest.mark.parametrize("name", broker.__all__)
 def test_every_public_name_is_there(name: str) -> None:
     assert getattr(broker, name) is not None

@@ -40,7 +40,7 @@ class Will:
 
 @dataclass(frozen=True)
 class Options:
-    """How a client connects. expiry_s: Session Expiry Interval in seconds, MQTT 5.0 only."""
+    """How a client connects. expiry_s: Session Expiry Interval in seconds, MQTT 5.0 only. transport: tcp or websockets, those at /mqtt."""
 
     host: str
     port: int
@@ -49,6 +49,7 @@ class Options:
     clean: bool = True
     expiry_s: int = 0
     will: Will | None = None
+    transport: str = "tcp"
 
 
 class Program:
@@ -176,7 +177,8 @@ class CommandClient(Client):
 
     def flags(self) -> list[str]:
         options = self.options
-        return ["-h", options.host, "-p", str(options.port), "-V", {"5.0": "5", "3.1.1": "311", "3.1": "31"}[options.version]]
+        by = ["--ws"] if options.transport == "websockets" else []
+        return ["-h", options.host, "-p", str(options.port), "-V", {"5.0": "5", "3.1.1": "311", "3.1": "31"}[options.version], *by]
 
     def subscribe(self, filter: str, qos: int) -> None:
         options = self.options

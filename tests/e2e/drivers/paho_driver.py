@@ -45,6 +45,7 @@ def main() -> None:
         client_id=options["client_id"],
         protocol=VERSIONS[options["version"]],
         clean_session=None if five else options["clean"],
+        transport=options["transport"],
         reconnect_on_failure=False,
     )
     client.on_connect, client.on_subscribe, client.on_publish = on_connect, on_subscribe, on_publish

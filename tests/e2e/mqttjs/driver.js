@@ -36,7 +36,8 @@ const fromJs = (p) => {
 const client = mqtt.connect({
   host: options.host,
   port: options.port,
-  protocol: 'mqtt',
+  protocol: options.transport === 'websockets' ? 'ws' : 'mqtt',
+  path: '/mqtt',
   protocolVersion: { '3.1': 3, '3.1.1': 4, '5.0': 5 }[options.version],
   protocolId: options.version === '3.1' ? 'MQIsdp' : 'MQTT',
   clientId: options.client_id || undefined,
