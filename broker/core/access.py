@@ -1,7 +1,7 @@
 """Who may do what on which topic, asked synchronously: the answers are kept by the routes and links that asked.
 
-The rules themselves come from outside: an embedder's `authorize`, later files. Without any, everything is allowed and
-nothing is asked.
+The rules themselves come from outside: an embedder's `authorize`, or files. Without any, everything is allowed and nothing is
+asked. Links and sessions hold the `Access` of the listener they came in by; new rules are put into it with `use`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,21 @@ Authorize: TypeAlias = Callable[[str | None, str, Action, str], bool]
 
 
 class Access:
-    __slots__ = ("_authorize", "_on_error", "allows_all")
+    __slots__ = ("_authorize", "_on_error", "allows_all", "refuses_wills")
 
-    def __init__(self, authorize: Authorize | None = None, on_error: Callable[[Exception], None] | None = None) -> None:
-        self._authorize = authorize
+    def __init__(
+        self, authorize: Authorize | None = None, on_error: Callable[[Exception], None] | None = None, *, refuses_wills: bool = True
+    ) -> None:
+        """refuses_wills: a CONNECT whose Will may not be published is refused; else the client comes in, and the Will is not published,
+        which is Mosquitto's way."""
         self._on_error = on_error
+        self.use(authorize, refuses_wills=refuses_wills)
+
+    def use(self, authorize: Authorize | None, *, refuses_wills: bool = True) -> None:
+        """From now on. The caller says `Engine.forget_permissions`, or what was answered before stays."""
+        self._authorize = authorize
         self.allows_all = authorize is None
+        self.refuses_wills = refuses_wills
 
     def may(self, username: str | None, client_id: str, action: Action, topic: str) -> bool:
         """A rule that fails refuses: nobody gets in by a mistake of ours."""

@@ -106,15 +106,16 @@ def accept(state: State, link: Link, now: float, final_data: bytes | None = None
     packet = link.connect
     assert packet is not None
     link.connect = None
-    will = packet.will
-    if will is not None and not state.access.may(link.username, link.client_id, "publish", will.topic):
-        refuse(state, link, ReasonCode.NOT_AUTHORIZED, f"the Will Topic {will.topic!r} is not allowed", now)
-        return
     assigned = not packet.client_id
     if assigned:
         link.client_id = state.new_client_id()  # [MQTT5-3.1.3-6]
         while link.client_id in state.sessions:
             link.client_id = state.new_client_id()
+    will = packet.will
+    access = link.access
+    if will is not None and access.refuses_wills and not access.may(link.username, link.client_id, "publish", will.topic):
+        refuse(state, link, ReasonCode.NOT_AUTHORIZED, f"the Will Topic {will.topic!r} is not allowed", now)
+        return
     session, present = _take_session(state, link, packet, now)
     expiry_s = _session_expiry_s(state, packet)
     session.expiry_s = expiry_s
@@ -167,8 +168,11 @@ def _take_session(state: State, link: Link, packet: Connect, now: float) -> tupl
         state.deadlines.cancel(session.will_deadline)  # [MQTT5-3.1.3-9]
         session.will_deadline = None
         session.will = None
+        if session.access is not link.access:  # it came in by another listener
+            session.access = link.access
+            state.topics.forget_routes()
         return session, True
-    session = Session(link.client_id, state.access, state.waiting, link.username)
+    session = Session(link.client_id, link.access, state.waiting, link.username)
     state.sessions[link.client_id] = session
     return session, False
 

@@ -97,7 +97,12 @@ def publish_will(state: State, session: Session, now: float) -> None:
     session.will = None
     state.deadlines.cancel(session.will_deadline)
     session.will_deadline = None
-    if will is not None:
+    if will is None:
+        return
+    # Asked now and not at CONNECT, since rules change. A Will that they forbid is no reason to refuse its client, but for `authorize`.
+    if not session.access.may(session.username, session.client_id, "publish", will.topic):
+        state.count_dropped(session.client_id, "not-authorized")
+    else:
         state.wills.append(will_message(will, session.client_id, now))
 
 

@@ -94,10 +94,10 @@ class Engine:
 
     # ---- a byte stream's life ----
 
-    def attach(self, peer: str, now: float, *, listener: str = "", transport: object = None) -> Link:
-        """A byte stream has come."""
+    def attach(self, peer: str, now: float, *, listener: str = "", transport: object = None, access: Access | None = None) -> Link:
+        """A byte stream has come. access: what its client may do, if not the rule of all."""
         state = self.state
-        link = Link(peer, listener, transport, state.limits, state.waiting, now)
+        link = Link(peer, listener, transport, state.limits, state.waiting, access or state.access, now)
         state.links.add(link)
         state.counters.connections_count += 1
         if state.shutting_down:
@@ -326,6 +326,19 @@ class Engine:
     def set_limits(self, limits: Limits) -> None:
         """For what comes from now on; connected clients keep what their CONNACK said."""
         self.state.limits = limits
+
+    def set_overflow(self, overflow: Mapping[str, str]) -> None:
+        """Topic Filter to rule, for what comes from now on. ConfigError: nothing was changed."""
+        self.state.overflow = OverflowRules(overflow)
+
+    def set_authentication(self, asked: bool) -> None:
+        """Does each CONNECT from now on wait for `authenticated`?"""
+        self.state.asks_authentication = asked
+
+    def set_authorize(self, authorize: Authorize | None, *, refuses_wills: bool = True) -> None:
+        """The rule of all links that were attached without an `access` of their own; it is asked anew about everything."""
+        self.state.access.use(authorize, refuses_wills=refuses_wills)
+        self.forget_permissions()
 
     def statistics(self) -> dict[str, int | float]:
         """Counters since the start and gauges of now; the keys end in their unit, plain counts in none."""

@@ -66,7 +66,7 @@ def _subscribe(state: State, link: Link, session: Session, request: Subscription
     is_new = filter not in session.subscriptions
     if is_new and len(session.subscriptions) >= limits.subscriptions_count_max:
         return ReasonCode.QUOTA_EXCEEDED
-    if not state.access.allows_all and not state.access.may(link.username, link.client_id, "subscribe", filter):
+    if not link.access.allows_all and not link.access.may(link.username, link.client_id, "subscribe", filter):
         return ReasonCode.NOT_AUTHORIZED
     shared = split_shared(filter)[0] is not None
     # Never at a shared subscription (4.8.2) [MQTT5-3.3.1-9, -10, -11]; 3.1.1 always sends [MQTT311-3.8.4-3].

@@ -1,0 +1,257 @@
+"""Mosquitto's password files as they are: one `name:hash` a line, the hash `$7$` (PBKDF2-SHA512) or `$6$` (one salted SHA-512).
+
+A line that cannot be used is a mistake with its number: a user who is silently left out is an incident on Monday. Passwords
+themselves are bytes (MQTT 5.0, 3.1.3.6), and never stand in an error. Whoever asks for an unknown name pays as much as for a
+known one: `find` answers with the hash of somebody, chosen by the name, whose verification then counts for nothing.
+"""
+
+from __future__ import annotations
+
+import binascii
+import hashlib
+import hmac
+import os
+import secrets
+import tempfile
+from base64 import b64decode, b64encode
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, Literal, TypeAlias
+
+from broker.errors import ConfigError
+
+Scheme: TypeAlias = Literal["sha512-pbkdf2", "sha512"]
+
+ITERATIONS: Final = 210_000
+"""What OWASP asks of PBKDF2-HMAC-SHA512 (2023). Mosquitto 2.0 writes 101, and reads any number."""
+ITERATIONS_MAX: Final = 10_000_000
+"""More would be a file that stops the broker: at this each attempt takes seconds."""
+SALT_BYTES: Final = 12
+"""Mosquitto 2.0 reads no other."""
+DIGEST_BYTES: Final = 64
+FILE_BYTES_MAX: Final = 64 * 1024 * 1024
+NAME_BYTES_MAX: Final = 65_535
+
+
+class PasswordHash:
+    """One user's. `text` is the form of the file."""
+
+    __slots__ = ("digest", "iterations", "salt")
+
+    def __init__(self, salt: bytes, digest: bytes, iterations: int) -> None:
+        """iterations: of PBKDF2; 0 is the single SHA-512 of `$6$`."""
+        self.salt = salt
+        self.digest = digest
+        self.iterations = iterations
+
+    def __repr__(self) -> str:
+        return f"PasswordHash(iterations={self.iterations})"
+
+    @property
+    def text(self) -> str:
+        salt, digest = b64encode(self.salt).decode(), b64encode(self.digest).decode()
+        return f"$7${self.iterations}${salt}${digest}" if self.iterations else f"$6${salt}${digest}"
+
+    def verifies(self, password: bytes) -> bool:
+        """Slow on purpose, tens of milliseconds: not on the event loop. Releases the GIL."""
+        return hmac.compare_digest(_digest(password, self.salt, self.iterations), self.digest)
+
+
+def _digest(password: bytes, salt: bytes, iterations: int) -> bytes:
+    if iterations:
+        return hashlib.pbkdf2_hmac("sha512", password, salt, iterations)
+    return hashlib.sha512(password + salt).digest()
+
+
+def hash_password(password: bytes, scheme: Scheme = "sha512-pbkdf2", iterations: int = ITERATIONS) -> PasswordHash:
+    """A new hash with a new salt. ValueError for iterations out of 1 to 10,000,000."""
+    if not 1 <= iterations <= ITERATIONS_MAX:
+        raise ValueError(f"expected 1 to {ITERATIONS_MAX:,} iterations, got {iterations:,}")
+    salt = secrets.token_bytes(SALT_BYTES)
+    rounds = iterations if scheme == "sha512-pbkdf2" else 0
+    return PasswordHash(salt, _digest(password, salt, rounds), rounds)
+
+
+def parse_hash(text: str) -> PasswordHash:
+    """`$7$101$salt$digest` or `$6$salt$digest`. ValueError says what was expected, and does not repeat the text: it may be a password."""
+    parts = text.split("$")
+    if len(parts) < 3 or parts[0]:
+        raise ValueError("expected a hash that begins with $7$ or $6$; for plain passwords run: broker passwd -U FILE")
+    kind = parts[1]
+    if kind not in ("6", "7"):
+        raise ValueError("expected a hash that begins with $7$ or $6$")
+    if len(parts) != (5 if kind == "7" else 4):
+        raise ValueError(f"expected {'$7$iterations$salt$hash' if kind == '7' else '$6$salt$hash'}")
+    iterations = 0
+    if kind == "7":
+        if not (parts[2].isascii() and parts[2].isdigit() and len(parts[2]) < 10 and 1 <= int(parts[2]) <= ITERATIONS_MAX):
+            raise ValueError(f"expected 1 to {ITERATIONS_MAX:,} iterations after $7$")
+        iterations = int(parts[2])
+    try:
+        salt, digest = (b64decode(part, validate=True) for part in parts[-2:])
+    except (binascii.Error, ValueError):
+        raise ValueError("the salt and the hash must be base64") from None
+    if not salt or len(digest) != DIGEST_BYTES:
+        raise ValueError(f"expected a salt, and a hash of {DIGEST_BYTES} bytes, got {len(digest)}")
+    return PasswordHash(salt, digest, iterations)
+
+
+def name_fault(name: str) -> str | None:
+    """Why a password file cannot hold this user name; None if it can."""
+    if not name:
+        return "a user name must not be empty"
+    if ":" in name:
+        return "a user name in a password file must not contain a colon"
+    if any(ord(character) < 32 or ord(character) == 127 for character in name) or name != name.strip():
+        return "a user name in a password file must not contain control characters, nor begin or end with a space"
+    if name.startswith("#"):
+        return "a line that begins with # is a comment: choose another user name"
+    return f"a user name of more than {NAME_BYTES_MAX:,} bytes is too long" if len(name.encode("utf-8", "replace")) > NAME_BYTES_MAX else None
+
+
+class Passwords:
+    """The users of one file."""
+
+    __slots__ = ("_key", "_others", "_users")
+
+    def __init__(self, users: Mapping[str, PasswordHash]) -> None:
+        self._users = dict(users)
+        # Nobody's password: only its cost counts. Where users cost differently, so do strangers, each name always the same.
+        self._others = list(self._users.values()) or [PasswordHash(bytes(SALT_BYTES), bytes(DIGEST_BYTES), ITERATIONS)]
+        self._key = secrets.token_bytes(32)
+
+    def __len__(self) -> int:
+        return len(self._users)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._users
+
+    def get(self, name: str) -> PasswordHash | None:
+        return self._users.get(name)
+
+    def find(self, name: str) -> tuple[PasswordHash, bool]:
+        """(whose hash to verify, does the result count?)."""
+        known = self._users.get(name)
+        mark = hmac.digest(self._key, name.encode("utf-8", "surrogatepass"), "sha256")  # for everybody, so that it tells nobody anything
+        other = self._others[int.from_bytes(mark[:8], "big") % len(self._others)]
+        return (other, False) if known is None else (known, True)
+
+
+def read_text(path: str | Path) -> str:
+    """A file of ours as text. ConfigError."""
+    source = os.fspath(path)
+    try:
+        data = Path(path).read_bytes() if os.path.getsize(path) <= FILE_BYTES_MAX else None
+    except OSError as error:
+        raise ConfigError([("", f"cannot be read: {os.strerror(error.errno).lower() if error.errno else error}")], source) from None
+    if data is None:
+        raise ConfigError([("", f"is larger than {FILE_BYTES_MAX:,} bytes")], source)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError([("", f"line {line}: is not UTF-8")], source) from None
+
+
+def load_passwords(path: str | Path) -> Passwords:
+    """ConfigError names every line that is wrong."""
+    return parse_passwords(read_text(path), os.fspath(path))
+
+
+def parse_passwords(text: str, source: str) -> Passwords:
+    users: dict[str, PasswordHash] = {}
+    problems: list[tuple[str, str]] = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        name, separator, rest = line.partition(":")
+        name = name.strip()
+        if not separator:
+            problems.append((f"line {number}", "expected name:hash"))
+        elif (fault := name_fault(name)) is not None:
+            problems.append((f"line {number}", fault))
+        elif name in users:
+            problems.append((f"line {number}", f"{name!r} is here a second time"))
+        else:
+            try:
+                users[name] = parse_hash(rest.strip())
+            except ValueError as error:
+                problems.append((f"line {number}", str(error)))
+    if problems:
+        raise ConfigError(problems, source)
+    return Passwords(users)
+
+
+# ---- changing a file -------------------------------------------------------------------------------------------------------
+
+
+def with_user(text: str, name: str, entry: PasswordHash | None) -> tuple[str, bool]:
+    """(the text of a file with this user set, or without them for None; were they there?). Everything else stays as it is."""
+    lines = text.split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    kept: list[str] = []
+    found = False
+    for line in lines:
+        if line.startswith("#") or line.partition(":")[0].strip() != name:
+            kept.append(line)
+            continue
+        if entry is not None and not found:
+            kept.append(f"{name}:{entry.text}")
+        found = True
+    if entry is not None and not found:
+        kept.append(f"{name}:{entry.text}")
+    return "".join(line + "\n" for line in kept), found
+
+
+def with_plain_hashed(text: str, source: str, scheme: Scheme = "sha512-pbkdf2", iterations: int = ITERATIONS) -> tuple[str, int]:
+    """(a file of `name:password` lines with each password hashed, how many were). Lines that are hashed already stay. ConfigError."""
+    lines = text.split("\n")
+    problems: list[tuple[str, str]] = []
+    count = 0
+    for index, line in enumerate(lines):
+        if not line.strip() or line.startswith("#"):
+            continue
+        name, separator, password = line.partition(":")
+        fault = name_fault(name.strip()) if separator else "expected name:password"
+        if fault is not None:
+            problems.append((f"line {index + 1}", fault))
+            continue
+        password = password.removesuffix("\r")
+        try:
+            parse_hash(password.strip())
+        except ValueError:
+            lines[index] = f"{name.strip()}:{hash_password(password.encode(), scheme, iterations).text}"
+            count += 1
+    if problems:
+        raise ConfigError(problems, source)
+    return "\n".join(lines), count
+
+
+def write_atomically(path: str | Path, text: str) -> None:
+    """All or nothing, also when the power fails: a broker that reloads never sees half a file. Mode and owner stay; a new file is
+    its owner's only (0600). OSError."""
+    target = os.path.realpath(path)
+    try:
+        before: os.stat_result | None = os.stat(target)
+    except FileNotFoundError:
+        before = None
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(target)}.", dir=os.path.dirname(target))  # 0600
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(text.encode())
+            if before is not None:
+                _keep_owner_and_mode(file.fileno(), before)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _keep_owner_and_mode(descriptor: int, before: os.stat_result) -> None:
+    if hasattr(os, "fchown") and (before.st_uid, before.st_gid) != (os.fstat(descriptor).st_uid, os.fstat(descriptor).st_gid):
+        os.fchown(descriptor, before.st_uid, before.st_gid)
+    if hasattr(os, "fchmod"):
+        os.fchmod(descriptor, before.st_mode & 0o7777)
