@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 import trio
 
-from broker.bench.frames import Checker, Maker, Run, acknowledgement_run, acknowledgements, numbers_of, payload_of
+from broker.bench.frames import SEQUENCES_PER_RUN, Checker, Maker, Run, acknowledgement_run, acknowledgements, numbers_of, payload_of
 from broker.bench.ledger import Stream
 from broker.errors import BrokerError, ConnectionLost, ConnectRefused, NotSupported, PeerError, SubscribeRefused
 from broker.net.transport import BROKEN, Transport
@@ -330,7 +330,7 @@ class Publisher(Endpoint):
 
     def _room_count(self) -> int:
         plan = self.load.plan
-        room = self._batch_count
+        room = min(self._batch_count, SEQUENCES_PER_RUN - self.sent_count % SEQUENCES_PER_RUN)
         if self.fan_out and plan.rate is None:
             under_way = self.sent_count - self.refused_count - self._credited_count // self.fan_out
             room = min(room, plan.window - under_way)

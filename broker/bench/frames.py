@@ -1,6 +1,7 @@
 """Runs of PUBLISH frames, made and checked by columns: what differs between the frames of a run stands at the same place of each.
 
-A payload begins with a stamp, big-endian: token (which run of the tool), publisher, sequence number, time in ns. The rest is filler.
+A payload begins with a stamp, big-endian: token (which run of the tool; 4 bytes), publisher (2), sequence number (6), time in ns (8). The
+rest is filler. Only the lower four bytes of the sequence number go by columns, so no run crosses a multiple of 2**32.
 """
 
 from __future__ import annotations
@@ -15,9 +16,8 @@ from broker.wire.packets import Properties, Publish
 
 STAMP_BYTES: Final = 20
 TOKEN_BYTES: Final = 4
-_PUBLISHER, _SEQUENCE, _TIME = 4, 8, 12  # offsets in the stamp
-_FEW: Final = 8
-"""Up to so many frames one by one is quicker."""
+_PUBLISHER, _SEQUENCE, _LOW, _TIME = 4, 6, 8, 12  # offsets in the stamp
+SEQUENCES_PER_RUN: Final = 1 << 32
 _SWAP: Final = sys.byteorder == "little"
 
 
@@ -59,7 +59,7 @@ def same_prefix(data: bytes, start: int, stop: int, stride: int, byte: int) -> i
 def payload_of(token: bytes, publisher: int, payload_bytes: int) -> bytes:
     """With sequence number and time 0."""
     filler = bytes(97 + place % 26 for place in range(payload_bytes - STAMP_BYTES))
-    return token + publisher.to_bytes(4, "big") + bytes(12) + filler
+    return token + publisher.to_bytes(2, "big") + bytes(14) + filler
 
 
 class Maker:
@@ -72,21 +72,25 @@ class Maker:
         self._id_at = self._frame.index(topic.encode()) + len(topic.encode()) if qos else 0
 
     def make(self, first: int, times_ns: int | array[int], count: int, ids: array[int] | None) -> bytearray:
-        """`count` frames with the sequence numbers first, first + 1, ...; one time for all, or one each; packet ids at QoS 1 and 2."""
+        """`count` frames with the sequence numbers first, first + 1, ...; one time for all, or one each; packet ids at QoS 1 and 2.
+
+        first to first + count - 1 cross no multiple of SEQUENCES_PER_RUN.
+        """
         frame = bytearray(self._frame)
         at = self._stamp_at
         size = self.size
+        frame[at + _SEQUENCE : at + _TIME] = first.to_bytes(6, "big")
         if isinstance(times_ns, int):
             frame[at + _TIME : at + _TIME + 8] = times_ns.to_bytes(8, "big")
         if count == 1:
-            frame[at + _SEQUENCE : at + _SEQUENCE + 4] = first.to_bytes(4, "big")
             if not isinstance(times_ns, int):
                 frame[at + _TIME : at + _TIME + 8] = times_ns[0].to_bytes(8, "big")
             if ids is not None:
                 frame[self._id_at : self._id_at + 2] = ids[0].to_bytes(2, "big")
             return frame
         frames = frame * count
-        put_column(frames, at + _SEQUENCE, size, big_endian("I", range(first, first + count)), 4)
+        low = first % SEQUENCES_PER_RUN
+        put_column(frames, at + _LOW, size, big_endian("I", range(low, low + count)), 4)
         if not isinstance(times_ns, int):
             put_column(frames, at + _TIME, size, big_endian("Q", times_ns), 8)
         if ids is not None:
@@ -127,7 +131,7 @@ class Checker:
         """(publisher, sequence number, time) of a decoded message, or None if it is not of this run or not as it was published."""
         if len(payload) != self._payload_bytes or payload[:TOKEN_BYTES] != self._token or payload[STAMP_BYTES:] != self._filler:
             return None
-        return int.from_bytes(payload[4:8], "big"), int.from_bytes(payload[8:12], "big"), int.from_bytes(payload[12:20], "big")
+        return int.from_bytes(payload[4:6], "big"), int.from_bytes(payload[6:12], "big"), int.from_bytes(payload[12:20], "big")
 
     def learn(self, frame: bytes, packet: Publish) -> None:
         """That is how a frame looks here: `frame` was decoded to `packet`."""
@@ -176,19 +180,24 @@ class Checker:
         size = self._size
         at = self._stamp_at
         stop = position + count * size
+        last = (count - 1) * size + at
+        first = int.from_bytes(data[position + at + _SEQUENCE : position + at + _TIME], "big")
+        low = first % SEQUENCES_PER_RUN
+        if low + count > SEQUENCES_PER_RUN:
+            return None
+        # The last one tells most often that it is no run, and is quickly looked at.
+        expected = data[position + at + _PUBLISHER : position + at + _SEQUENCE] + (first + count - 1).to_bytes(6, "big")
+        if data[position + last + _PUBLISHER : position + last + _TIME] != expected:
+            return None
         found = data[position:stop]
-        first = int.from_bytes(found[at + _SEQUENCE : at + _TIME], "big")
         frame = bytearray(self._frame)
         frame[at + _PUBLISHER : at + STAMP_BYTES] = found[at + _PUBLISHER : at + STAMP_BYTES]
         frames = frame * count
-        if first + count > 0xFFFF_FFFF:
-            return None
-        put_column(frames, at + _SEQUENCE, size, big_endian("I", range(first, first + count)), 4)
+        put_column(frames, at + _LOW, size, big_endian("I", range(low, low + count)), 4)
         ids: bytes | bytearray = b""
         if self._id_at:
             ids = get_column(found, self._id_at, size, 2)
             put_column(frames, self._id_at, size, ids, 2)
-        last = (count - 1) * size + at
         times = [(int.from_bytes(found[at + _TIME : at + STAMP_BYTES], "big"), count)]
         if found[at + _TIME : at + STAMP_BYTES] != found[last + _TIME : last + STAMP_BYTES]:
             packed = get_column(found, at + _TIME, size, 8)

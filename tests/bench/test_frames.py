@@ -31,14 +31,15 @@ def decoded(data: bytes, version: int) -> list[Publish]:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 300])
 @pytest.mark.parametrize("payload_bytes", [20, 21, 64, 200])
+@pytest.mark.parametrize("first", [250, 2**32, 2**47 + 65_530])
 @pytest.mark.parametrize(("version", "qos", "properties"), [(MQTT_311, 0, NO_PROPERTIES), (MQTT_5, 1, NO_PROPERTIES), (MQTT_5, 2, PROPERTIES)])
-def test_made_frames_are_the_codecs(count: int, payload_bytes: int, version: int, qos: int, properties: Properties) -> None:
+def test_made_frames_are_the_codecs(first: int, count: int, payload_bytes: int, version: int, qos: int, properties: Properties) -> None:
     maker = Maker("bench/7", payload_of(TOKEN, 513, payload_bytes), qos, version, properties)
     ids = array("H", range(60_000, 60_000 + count)) if qos else None
     times = array("Q", range(10**15, 10**15 + count))
-    packets = decoded(bytes(maker.make(250, times, count, ids)), version)
+    packets = decoded(bytes(maker.make(first, times, count, ids)), version)
     checker = Checker(TOKEN, payload_bytes)
-    assert [checker.publisher_of(packet.payload) for packet in packets] == [(513, 250 + number, 10**15 + number) for number in range(count)]
+    assert [checker.publisher_of(packet.payload) for packet in packets] == [(513, first + number, 10**15 + number) for number in range(count)]
     assert [packet.packet_id for packet in packets] == (list(ids) if ids is not None else [0] * count)
     assert {(packet.topic, packet.qos, packet.properties) for packet in packets} == {("bench/7", qos, properties)}
 
@@ -59,7 +60,13 @@ Batches = list[tuple[int, int, int, int]]
 
 
 @given(
-    batches=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2**31), st.integers(1, 40), st.integers(0, 3)), min_size=1, max_size=12),
+    batches=st.lists(
+        st.tuples(
+            st.integers(0, 2), st.integers(0, 2**31) | st.integers(2**32 - 50, 2**32 - 40) | st.just(2**40), st.integers(1, 40), st.integers(0, 3)
+        ),
+        min_size=1,
+        max_size=12,
+    ),
     qos=st.sampled_from([0, 1]),
     data=st.data(),
 )
@@ -102,6 +109,20 @@ def test_recognised_frames_are_what_the_codec_decodes(batches: Batches, qos: int
             assert frames == originals[number : number + run.count]
         position = run.stop
     assert position == len(stream)
+
+
+def test_a_run_may_end_at_a_multiple_of_2_to_the_32nd_and_another_begin() -> None:
+    maker = Maker("bench/7", payload_of(TOKEN, 0, 64), 0, MQTT_5, NO_PROPERTIES)
+    stream = bytes(maker.make(2**32 - 8, 1, 8, None) + maker.make(2**32, 1, 8, None))
+    checker = learnt(stream, MQTT_5, 64)
+    found: list[int] = []
+    position = 0
+    while position < len(stream):
+        run = checker.match(stream, position)
+        assert run is not None
+        found += range(run.first, run.first + run.count)
+        position = run.stop
+    assert found == list(range(2**32 - 8, 2**32 + 8))
 
 
 def test_acknowledgements_are_the_codecs() -> None:

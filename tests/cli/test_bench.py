@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+import pty
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
+from broker.bench.load import Load
+from broker.bench.plan import Plan
 from broker.cli import bench
-from tests.cli.conftest import only_line, run
+from broker.cli.benching import status
+from tests.cli.conftest import BROKER, SECONDS_MAX, only_line, run
 from tests.conftest import find_program
+from tests.e2e.tools import ROOT
 
 
 def figures(*words: str) -> dict[str, Any]:
@@ -121,3 +129,38 @@ def test_options_that_mean_nothing_here_are_not_on_the_page() -> None:
     assert "--pairs" in page
     assert "--will-topic" not in page
     assert not {parameter.name for parameter in bench.command.params} & set(bench.NOT_HERE)
+
+
+# ---- the line that is shown meanwhile -------------------------------------------------------------------------------
+
+
+def test_the_live_line_says_what_happens_now() -> None:
+    load = Load(Plan(publishers_count=2, subscribers_count=3, duration_s=5, warmup_s=1), no_dial, "here")
+    assert status(load, (0.0, 0, 0), (0.25, 0, 0)) == "connecting: 0 of 5"
+    load.phase, load.began_at, load.stop_at = "measuring", 10.0, 16.0
+    load.recent.add(1_500_000, 10)
+    line = status(load, (12.0, 1000, 3000), (12.5, 2000, 6000))
+    assert line == "measuring: 2.5 s of 6   published 2,000/s   delivered 6,000/s   p50 1.50 ms   p99 1.50 ms"
+    load.stop_at = math.inf
+    assert status(load, (12.0, 0, 0), (12.5, 0, 0)).startswith("measuring: 2.5 s   published 0/s")
+
+
+async def no_dial() -> trio.abc.Stream:
+    raise AssertionError("nothing is dialled here")
+
+
+def test_it_is_shown_on_a_terminal_and_gone_after_it(port: str) -> None:
+    shown, ours = pty.openpty()
+    with subprocess.Popen(
+        [*BROKER, "bench", "-p", port, "--time", "0.8", "--warm-up", "0"], cwd=ROOT, stdout=subprocess.PIPE, stderr=ours
+    ) as process:
+        os.close(ours)
+        output, _ = process.communicate(timeout=SECONDS_MAX)
+        seen = b""
+        with suppress(OSError):  # a terminal without its other side answers EIO
+            while data := os.read(shown, 65_536):
+                seen += data
+    os.close(shown)
+    assert process.returncode == 0
+    assert b"published" in output
+    assert b"measuring:" in seen
