@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from broker.errors import DeliveryUnknown as DeliveryUnknown
     from broker.errors import InvalidTopic as InvalidTopic
     from broker.errors import ListenError as ListenError
+    from broker.errors import MessageExpired as MessageExpired
     from broker.errors import NotSupported as NotSupported
     from broker.errors import Offline as Offline
     from broker.errors import PublishRefused as PublishRefused
@@ -60,7 +61,7 @@ _ROOMS = {
     "core.limits": ("Limits",),
     "errors": (
         "BrokerError", "ConfigError", "ConnectError", "ConnectRefused", "ConnectionLost", "DeliveryUnknown", "InvalidTopic", "ListenError",
-        "NotSupported", "Offline", "PublishRefused", "SubscribeRefused", "SubscriptionExists",
+        "MessageExpired", "NotSupported", "Offline", "PublishRefused", "SubscribeRefused", "SubscriptionExists",
     ),
     "hub": ("Broker", "ClientInfo", "open_broker", "serve"),
     "messages": ("Message", "Overflow", "Payload", "QoS", "UserProperties", "Version", "Will"),

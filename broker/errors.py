@@ -131,6 +131,10 @@ class Offline(BrokerError):
     """publish(offline="raise") while there is no connection."""
 
 
+class MessageExpired(BrokerError):
+    """The message_expiry_s of a publish ended before it could be sent: it was not sent, and nobody got it."""
+
+
 class SubscribeRefused(BrokerError):
     """SUBACK of 0x80 or more for one filter."""
 

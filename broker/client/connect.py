@@ -110,6 +110,7 @@ def connect(
     tls: ssl.SSLContext | None = None,
     headers: Mapping[str, str] | None = None,
     connect_properties: Properties | None = None,
+    disconnect_properties: Properties | None = None,
     bind_address: str | None = None,
     nodelay: bool = True,
     on_packet: OnPacket | None = None,
@@ -127,7 +128,8 @@ def connect(
     exception: 0x04, so the Will is published. When the connection is gone and will not come back, the body is cancelled and
     ConnectionLost raised. Exceptions arrive bare.
 
-    The low-level doors: connect_properties are put over the computed CONNECT properties, field by field; bind_address is the local
+    The low-level doors: connect_properties are put over the computed CONNECT properties, field by field;
+    disconnect_properties are said with the goodbye, however the scope ends (`Client.disconnect` has keywords for them); bind_address is the local
     address to dial from; nodelay=False leaves Nagle's algorithm on; on_packet("sent" or "received", packet, frame) is called
     for each packet with its bytes, and may neither wait nor raise.
     """
@@ -167,9 +169,12 @@ def connect(
         topic_alias_maximum=topic_alias_maximum if properties.topic_alias_maximum is None else properties.topic_alias_maximum,
         user_properties=user_property_pairs(user_properties),
         connect_properties=properties,
+        disconnect_properties=NO_PROPERTIES if disconnect_properties is None else disconnect_properties,
     )
+    core = ClientProtocol(options, on_packet)
+    core.check_disconnect(options.disconnect_properties)
     address, dialler = _dialler(where, tls, bind_address, nodelay, headers)
-    client = Client(ClientProtocol(options, on_packet), address, version, outgoing_count_max=outgoing_count_max, unclaimed_grace_s=unclaimed_grace_s)
+    client = Client(core, address, version, outgoing_count_max=outgoing_count_max, unclaimed_grace_s=unclaimed_grace_s)
     return _connected(client, dialler, address, reconnect, connect_timeout_s, close_grace_s)
 
 

@@ -7,8 +7,10 @@ body's end always reaches, gives it a deadline. Nothing here knows a packet: byt
 from __future__ import annotations
 
 import math
+import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Final, Protocol
 
 import trio
@@ -74,6 +76,8 @@ class Connector:
         self._scope = trio.CancelScope(shield=True)  # ended by close(), see above
         self._tasks: trio.CancelScope | None = None
         self._writer = trio.lowlevel.ParkingLot()
+        self._sending = False  # the writing task is in the middle of what data_to_send gave it
+        self._send_nowait: Callable[[bytes], int] | None = None
         self._timer = trio.lowlevel.ParkingLot()
         self._timer_deadline = math.inf
         self._closing_seen = False
@@ -94,6 +98,20 @@ class Connector:
             self._writer.unpark_all()
         if self._next_deadline() < self._timer_deadline:
             self._timer.unpark_all()
+
+    def send_now(self) -> None:
+        """Give the kernel what waits as far as it takes it at once. What it does not take, or fails at, is the writing task's."""
+        core = self._core
+        if self._send_nowait is None or self._sending or core.closing:
+            return
+        data = core.data_to_send()
+        if data:
+            try:
+                count = self._send_nowait(data)
+            except BROKEN:
+                return
+            if count:
+                core.bytes_sent(count, trio.current_time())
 
     def close(self, reason: ReasonCode, *, linger: bool = True) -> None:
         """Say goodbye and end all tasks within a deadline. linger: wait (close_grace_s at most) for the broker to close its side.
@@ -197,11 +215,16 @@ class Connector:
             if self._stopping.is_set():
                 return
             self._core.begin_connection(trio.current_time(), connack_deadline)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._write, stream)
-                self.wake()
-                await self._read(stream)
-                nursery.cancel_scope.cancel()
+            self._sending = False
+            with direct_sending(stream) as self._send_nowait:
+                try:
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(self._write, stream)
+                        self.wake()
+                        await self._read(stream)
+                        nursery.cancel_scope.cancel()
+                finally:
+                    self._send_nowait = None
 
     async def _read(self, stream: trio.abc.Stream) -> None:
         """To the end of the stream, whatever else waits; what comes after our goodbye is thrown away."""
@@ -231,13 +254,17 @@ class Connector:
             while True:
                 data = core.data_to_send()
                 if data:
+                    self._sending = True
                     await stream.send_all(data)
+                    self._sending = False
                     core.bytes_sent(len(data), trio.current_time())
                     self._handle()
                 elif core.closing:
                     break
                 else:
-                    await self._writer.park()
+                    self._handle()  # what was refused, or had expired, instead of being sent
+                    if not core.wants_to_send and not core.closing:
+                        await self._writer.park()
             ends = stream if core.said_goodbye and self._linger_s > 0 and isinstance(stream, trio.abc.HalfCloseableStream) else None
             if ends is not None:
                 await ends.send_eof()
@@ -265,6 +292,28 @@ class Connector:
             self._core.tick(now)
             self._due[1](now)
             self._handle()
+
+
+@contextmanager
+def direct_sending(stream: trio.abc.Stream) -> Iterator[Callable[[bytes], int] | None]:
+    """What takes as many bytes as it can without waiting, 0 if none; None for a stream that can only be awaited."""
+    if not isinstance(stream, trio.SocketStream):
+        yield None
+        return
+    # A second object for the same descriptor, to be let go of before that is closed: Trio's own has no send that does not wait.
+    direct = socket.socket(fileno=stream.socket.fileno())
+    direct.setblocking(False)
+
+    def send_nowait(data: bytes) -> int:
+        try:
+            return direct.send(data)
+        except (BlockingIOError, InterruptedError):
+            return 0
+
+    try:
+        yield send_nowait
+    finally:
+        direct.detach()
 
 
 def _words(error: BaseException) -> str:

@@ -6,13 +6,20 @@ so that neither a slow loop nor a used-up Receive Maximum can hold it up.
 
 from __future__ import annotations
 
+import secrets
 from typing import Final
 
 import trio
 
-from broker.core.client_state import Exchange
+from broker.client.line import Line
+from broker.client.publishing import Publisher
+from broker.client.router import Router
+from broker.client.subscribing import Subscriber
+from broker.core.client_state import Exchange, Outgoing
+from broker.errors import PublishRefused, SubscribeRefused
 from broker.messages import Message
-from broker.wire.packets import Publish
+from broker.reasons import ReasonCode
+from broker.wire.packets import Publish, SubscriptionRequest
 
 REQUESTS_COUNT_MAX: Final = 65_535
 
@@ -27,6 +34,10 @@ class Request:
         self.correlation_data = correlation_data
         self.reply: Message | None = None
         self.changed = trio.lowlevel.ParkingLot()
+
+    def set(self) -> None:
+        """Its publish has ended: news for the request too."""
+        self.changed.unpark_all()
 
 
 class ResponseTopic:
@@ -83,3 +94,81 @@ class Requests:
 
     def is_response_topic(self, topic: str) -> bool:
         return topic in self.topics
+
+    def forget_topics(self, filters: tuple[str, ...]) -> None:
+        """They are unsubscribed from."""
+        for filter in filters:
+            self.topics.pop(filter, None)
+
+
+class Requester:
+    """Asks: subscribes to where the answers come, publishes, waits for the first answer."""
+
+    def __init__(self, line: Line, router: Router, requests: Requests, publisher: Publisher, subscriber: Subscriber) -> None:
+        self._line = line
+        self._router = router
+        self._requests = requests
+        self._publisher = publisher
+        self._subscriber = subscriber
+
+    async def ask(self, publish: Publish, request: Request, *, own: bool) -> Message:
+        """own: the response topic is ours, and is kept for the next request."""
+        self._line.check_open()
+        waits_at = await self._subscribe(request.response_topic)
+        outgoing: Outgoing | None = None
+        self._requests.begin(request)
+        try:
+            outgoing = await self._publisher.begin(publish)
+            if not outgoing.done:
+                self._publisher.wait_for(outgoing, request)
+            while request.reply is None:
+                if outgoing.done and self._publisher.outcome(outgoing) == ReasonCode.NO_MATCHING_SUBSCRIBERS:
+                    raise PublishRefused(publish.topic, ReasonCode.NO_MATCHING_SUBSCRIBERS)
+                self._line.check_open()
+                await request.changed.park()
+            return request.reply
+        finally:
+            if outgoing is not None and not outgoing.done:
+                self._publisher.give_up(outgoing)
+            self._requests.end(request)
+            self._leave(request.response_topic, waits_at, own)
+
+    async def _subscribe(self, response_topic: str) -> ResponseTopic | None:
+        """Make sure that answers come here; None if a subscription of the program's own brings them."""
+        topics = self._requests.topics
+        if self._router.is_open(response_topic):
+            await trio.lowlevel.checkpoint()
+            return None
+        waits_at = topics.get(response_topic)
+        if waits_at is None:
+            wanted = (SubscriptionRequest(response_topic, qos=0, retain_handling=2),)
+            waits_at = ResponseTopic(self._line.core.subscribe(wanted, self._router.new_identifier()))
+            waits_at.exchange.owner = waits_at.changed
+            topics[response_topic] = waits_at
+            self._line.handle()
+        waits_at.users += 1
+        try:
+            await waits_at.changed.wait()
+            if not waits_at.exchange.done:
+                self._line.check_open()
+            reason = waits_at.exchange.reasons[0]
+            if reason >= 0x80:
+                if topics.get(response_topic) is waits_at:
+                    del topics[response_topic]
+                raise SubscribeRefused(response_topic, reason)
+        except BaseException:
+            waits_at.users -= 1
+            raise
+        return waits_at
+
+    def _leave(self, response_topic: str, waits_at: ResponseTopic | None, own: bool) -> None:
+        """A response topic that the program chose is left with its last request; our own stays."""
+        if waits_at is None:
+            return
+        waits_at.users -= 1
+        if waits_at.users == 0 and not own and self._requests.topics.get(response_topic) is waits_at and self._line.lost is None:
+            self._subscriber.begin_unsubscribe((response_topic,), ())
+
+
+def new_request(response_topic: str) -> Request:
+    return Request(response_topic, secrets.token_bytes(12))

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 
 from msgspec import structs
 
+from broker.core.client_exchanges import ClientExchanges
 from broker.core.client_inbox import ClientInbox
 from broker.core.client_outbox import PAYLOAD_BYTES_MAX, ClientOutbox
 from broker.core.client_state import (
@@ -23,17 +24,15 @@ from broker.core.client_state import (
     Delivery,
     Event,
     Exchange,
-    ExchangeDone,
     OnPacket,
     Outgoing,
     PublishDone,
     Received,
     Refused,
-    Resubscribed,
 )
 from broker.errors import MalformedPacket, NotSupported, PeerError, ProtocolError
 from broker.reasons import CLIENT_DISCONNECT_CODES, ReasonCode, to_connack_return_code
-from broker.wire.codec import decode, encode, encode_varint
+from broker.wire.codec import decode, encode, encode_varint, encode_within
 from broker.wire.framing import FrameDecoder
 from broker.wire.packets import (
     MQTT_5,
@@ -57,7 +56,6 @@ from broker.wire.packets import (
     UnsubAck,
     Unsubscribe,
 )
-from broker.wire.topics import split_shared
 
 BATCH_BYTES: Final = 65_536
 """About so much is encoded at a time; what waits beyond it is still unencoded and can be taken back."""
@@ -91,23 +89,20 @@ class ClientProtocol:
         self.connack: ConnAck | None = None
         self.capabilities = Capabilities(None, options.version)
         self.session_expiry_s = options.session_expiry_s
+        self.disconnect_properties = options.disconnect_properties
+        """Said with the DISCONNECT that ends it all in good order (0x00 or 0x04); put there after `check_disconnect`."""
         # The Session.
         self.has_session = False
         self.outbox = ClientOutbox(options.version, self._send, self._publish_done)
         self.sender = self.outbox.sender
         self.inbox = ClientInbox(options)
-        self.subscriptions: dict[str, Exchange] = {}
-        """What stands in the Session, each filter under the SUBSCRIBE that made it."""
-        self._exchanges: dict[int, Exchange] = {}
-        self._exchanges_waiting: list[Exchange] = []
-        self._exchanges_remade: list[Exchange] = []  # made again, but the connection was lost before the SUBACK
+        self.exchanges = ClientExchanges(options.version, self.sender, self._send, self._tell)
         # The connection.
         self.connection = 0
         self._frames = FrameDecoder(options.packet_bytes_max)
         self._parts: list[bytes] = []
         self._parts_bytes = 0
         self._batch = b""
-        self._remaking = 0
         self._keep_alive_s = 0
         self._last_sent_at = self._last_received_at = 0.0
         self._ping_sent_at: float | None = None
@@ -179,6 +174,7 @@ class ClientProtocol:
         """
         if self.state == "closing" or self.state == "away":
             return False
+        self.outbox.now = now
         if data:
             self._last_received_at = now
         frames = self._frames
@@ -221,12 +217,7 @@ class ClientProtocol:
         self.state = "away"
         self.outbox.lose_connection()
         self._parts, self._parts_bytes, self._batch = [], 0, b""
-        for exchange in self._exchanges.values():
-            self.sender.unreserve_id(exchange.packet_id)
-        pending = list(self._exchanges.values())
-        self._exchanges_remade += [exchange for exchange in pending if exchange.remade]
-        self._exchanges_waiting = [exchange for exchange in pending if not exchange.remade] + self._exchanges_waiting
-        self._exchanges = {}
+        self.exchanges.lose_connection()
         self._ping_sent_at = None
         self._connack_deadline = math.inf
 
@@ -242,11 +233,30 @@ class ClientProtocol:
             self.cause = "the broker closed the connection"
         self.state = "closing"
 
+    def check_disconnect(self, properties: Properties) -> None:
+        """NotSupported before 5.0; ValueError for a Session Expiry Interval that may not be said."""
+        if properties is not NO_PROPERTIES and self.version < MQTT_5:
+            raise NotSupported("properties of DISCONNECT need MQTT 5.0")
+        if properties.session_expiry_interval and not self.asked_expiry_s:  # [MQTT5-3.14.2-2]
+            raise ValueError(
+                "a session that was to end with its connection cannot be kept by its DISCONNECT: say so with session_expiry_s to connect"
+            )
+
+    @property
+    def asked_expiry_s(self) -> int:
+        """The Session Expiry Interval of our CONNECT."""
+        given = self.options.connect_properties.session_expiry_interval
+        return self.options.session_expiry_s if given is None else given
+
     def disconnect(self, reason: ReasonCode, now: float, *, cause: str = "") -> None:
         """Say DISCONNECT and close. 3.1.1 has no reasons, and any DISCONNECT there discards the Will: 0x04 is silence [MQTT311-3.14.4-3]."""
         if self.state == "connected" and (self.version >= MQTT_5 or reason == ReasonCode.SUCCESS):
-            self._send(Disconnect(reason))
-            self.said_goodbye = True
+            packet = Disconnect(reason, self.disconnect_properties if reason < 0x80 else NO_PROPERTIES)
+            # What the broker cannot take is left out: the goodbye itself matters more [MQTT5-3.14.2-3, -4].
+            frame = encode_within(packet, self.version, self.capabilities.packet_bytes_max)
+            if frame is not None:
+                self._send(packet, frame)
+                self.said_goodbye = True
         if self.state != "away":
             self.state = "closing"
             self.cause = self.cause or cause
@@ -271,7 +281,7 @@ class ClientProtocol:
     def bytes_sent(self, count: int, now: float) -> None:
         """The first `count` bytes of what `data_to_send` gave are the kernel's."""
         self._batch = self._batch[count:]
-        self._last_sent_at = now
+        self._last_sent_at = self.outbox.now = now
         if not self._batch:
             self.outbox.batch_sent()
 
@@ -282,6 +292,9 @@ class ClientProtocol:
         return self.state == "connected" and self.outbox.can_send
 
     def next_deadline(self) -> float:
+        return min(self._connection_deadline(), self.outbox.next_expiry())
+
+    def _connection_deadline(self) -> float:
         if self.state == "connecting":
             return self._connack_deadline
         if self.state != "connected" or self._keep_alive_s == 0:
@@ -292,7 +305,8 @@ class ClientProtocol:
 
     def tick(self, now: float) -> None:
         """Do what is due. No harm if nothing is."""
-        if now < self.next_deadline():
+        self.outbox.expire(now)
+        if now < self._connection_deadline():
             return
         if self.state == "connecting":
             self._fail(None, "no CONNACK came in time")
@@ -302,19 +316,25 @@ class ClientProtocol:
             self._ping_sent_at = now
             self._send(PingReq())
 
+    def _tell(self, event: Event) -> None:
+        self._events.append(event)
+
     def take_events(self) -> list[Event]:
         events, self._events = self._events, []
         return events
 
     @property
     def idle(self) -> bool:
-        """Nothing of ours is under way: all published and acknowledged, all bytes gone."""
-        return not (self._batch or self._parts or self._exchanges or self._exchanges_waiting or self.outbox.count)
+        """Nothing of ours is under way: all published and acknowledged, what we took at QoS 2 released, all bytes gone."""
+        return not (self._batch or self._parts or self.exchanges.count or self.outbox.count or self.inbox.releasing_count)
 
     # ---- publishing --------------------------------------------------------------------------------------------------
 
-    def publish(self, publish: Publish, *, offline: str = "wait", topic_alias: int | None = None) -> Outgoing:
+    def publish(self, publish: Publish, *, offline: str = "wait", topic_alias: int | None = None, now: float | None = None) -> Outgoing:
         """Put a message on its way, at once or when there is a connection; `PublishDone` tells how it ended.
+
+        A Message Expiry Interval counts from now (None: from the last verb that said what time it is): what is left is sent, and what ended
+        before it was sent is "expired".
 
         The caller bounds how many are under way. NotSupported for what this connection's broker said it has not, ValueError for
         what cannot be expressed. offline: for QoS 0, "raise" and "drop" end it when the connection is lost before it was sent.
@@ -331,6 +351,8 @@ class ClientProtocol:
             encode(structs.replace(publish, packet_id=1 if publish.qos else 0, payload=b""), self.version)  # ValueError here, not while sending
         if len(publish.payload) > PAYLOAD_BYTES_MAX:
             raise ValueError(f"a payload of {len(publish.payload):,} bytes does not fit into a packet")
+        if now is not None:
+            self.outbox.now = now
         return self.outbox.add(publish, offline, topic_alias)
 
     def cancel_publish(self, outgoing: Outgoing) -> bool:
@@ -365,88 +387,23 @@ class ClientProtocol:
 
         identifier: left out where the broker has no Subscription Identifiers. NotSupported for what it said it has not.
         """
-        for request in requests:
-            if self.version < MQTT_5 and (request.no_local or request.retain_as_published or request.retain_handling):
-                raise NotSupported("no_local, retain_as_published and retained need MQTT 5.0")
-            if self.state == "connected":
-                self._check_filter(request.filter)
-        if user_properties and self.version < MQTT_5:
-            raise NotSupported("user_properties need MQTT 5.0")
-        exchange = Exchange(tuple(request.filter for request in requests), requests, identifier, user_properties)
-        self._begin_exchange(exchange)
-        return exchange
-
-    def _check_filter(self, filter: str) -> None:
-        group, plain = split_shared(filter)
-        if group is not None and not self.capabilities.shared:
-            raise NotSupported("this broker has no shared subscriptions")  # [MQTT5-3.2.2-18]
-        if not self.capabilities.wildcards and ("+" in plain or "#" in plain):
-            raise NotSupported("this broker has no wildcard subscriptions")
+        return self.exchanges.subscribe(requests, identifier, user_properties, connected=self.state == "connected")
 
     def unsubscribe(self, filters: tuple[str, ...], user_properties: tuple[tuple[str, str], ...] = ()) -> Exchange:
         """One UNSUBSCRIBE; from now on the filters are not made again after a lost Session."""
-        if user_properties and self.version < MQTT_5:
-            raise NotSupported("user_properties need MQTT 5.0")
-        for filter in filters:
-            self.subscriptions.pop(filter, None)
-        exchange = Exchange(filters, user_properties=user_properties)
-        self._begin_exchange(exchange)
-        return exchange
+        return self.exchanges.unsubscribe(filters, user_properties, connected=self.state == "connected")
 
     def cancel_exchange(self, exchange: Exchange) -> bool:
         """True: it had not left, and nothing has happened."""
-        if exchange in self._exchanges_waiting:
-            self._exchanges_waiting.remove(exchange)
-            return True
-        return False
+        return self.exchanges.cancel(exchange)
 
-    def _begin_exchange(self, exchange: Exchange) -> None:
-        if self.state != "connected":
-            self._exchanges_waiting.append(exchange)
-            return
-        exchange.packet_id = self.sender.reserve_id()
-        self._exchanges[exchange.packet_id] = exchange
-        identifiers: tuple[int, ...] = ()
-        if exchange.identifier is not None and self.capabilities.identifiers:
-            identifiers = (exchange.identifier,)
-        properties = NO_PROPERTIES
-        if self.version >= MQTT_5 and (identifiers or exchange.user_properties):
-            properties = Properties(subscription_identifiers=identifiers, user_properties=exchange.user_properties)
-        packet: Subscribe | Unsubscribe
-        if exchange.requests:
-            packet = Subscribe(exchange.packet_id, exchange.requests, properties)
-        else:
-            packet = Unsubscribe(exchange.packet_id, exchange.filters, properties)
-        frame = encode(packet, self.version)
-        if len(frame) > self.capabilities.packet_bytes_max:  # [MQTT5-3.2.2-15]
-            self._end_exchange(exchange, (ReasonCode.PACKET_TOO_LARGE,) * len(exchange.filters))
-            return
-        self._send(packet, frame)
+    @property
+    def subscriptions(self) -> dict[str, Exchange]:
+        """What stands in the Session, each filter under the SUBSCRIBE that made it."""
+        return self.exchanges.standing
 
     def _on_suback(self, packet: SubAck | UnsubAck, now: float) -> None:
-        exchange = self._exchanges.get(packet.packet_id)
-        if exchange is None or isinstance(packet, SubAck) is not bool(exchange.requests):
-            raise ProtocolError(f"{type(packet).__name__} for packet id {packet.packet_id}, which waits for none")
-        if len(packet.reasons) != len(exchange.filters) and (self.version >= MQTT_5 or exchange.requests):
-            raise ProtocolError(f"{type(packet).__name__} with {len(packet.reasons)} reason codes for {len(exchange.filters)} filters")
-        self._end_exchange(exchange, packet.reasons or (ReasonCode.SUCCESS,) * len(exchange.filters))
-
-    def _end_exchange(self, exchange: Exchange, reasons: tuple[ReasonCode, ...]) -> None:
-        del self._exchanges[exchange.packet_id]
-        self.sender.unreserve_id(exchange.packet_id)
-        exchange.reasons = reasons
-        exchange.done = True
-        for request, reason in zip(exchange.requests, exchange.reasons, strict=False):
-            if reason < 0x80 and not (exchange.remade and self.subscriptions.get(request.filter) is not exchange):
-                self.subscriptions[request.filter] = exchange
-            elif self.subscriptions.get(request.filter) is exchange:
-                del self.subscriptions[request.filter]
-        self._events.append(ExchangeDone(exchange))
-        if exchange.remade:
-            exchange.remade = False
-            self._remaking -= 1
-            if self._remaking == 0:
-                self._events.append(Resubscribed())
+        self.exchanges.on_acknowledgement(packet)
 
     # ---- receiving ---------------------------------------------------------------------------------------------------
 
@@ -504,45 +461,20 @@ class ClientProtocol:
         else:
             self._start_anew()
         self.has_session = True
-        waiting, self._exchanges_waiting = self._exchanges_waiting, []
-        for exchange in waiting:
-            self._begin_exchange(exchange)
+        self.exchanges.send_waiting()
 
     def _resume(self) -> None:
         """Go on where we were; what is to be repeated as PUBLISH follows from the outbox."""
         for pubrel in self.outbox.begin(self.capabilities):
             self._send(pubrel)
-        remade, self._exchanges_remade = self._exchanges_remade, []
-        self._remaking = len(remade)
-        for exchange in remade:
-            self._begin_exchange(exchange)
+        self.exchanges.resume(self.capabilities)
 
     def _start_anew(self) -> None:
         """The Session is lost, and so is all that the broker knew of it [MQTT5-3.2.2-5]: make it again."""
         self.outbox.forget_session()
         self.outbox.begin(self.capabilities)
         self.inbox.forget()
-        self._exchanges_remade = []
-        subscribes = list(dict.fromkeys(self.subscriptions.values()))
-        self._remaking = len(subscribes)
-        self._exchanges_waiting = [exchange for exchange in self._exchanges_waiting if not self._is_void(exchange)]
-        for exchange in subscribes:
-            standing = tuple(request for request in exchange.requests if self.subscriptions.get(request.filter) is exchange)
-            exchange.requests = standing
-            exchange.filters = tuple(request.filter for request in standing)
-            exchange.remade = True
-            self._begin_exchange(exchange)
-        if not subscribes:
-            self._events.append(Resubscribed())
-
-    def _is_void(self, exchange: Exchange) -> bool:
-        """An UNSUBSCRIBE that waited for a Session which is no more."""
-        if exchange.requests:
-            return False
-        exchange.reasons = (ReasonCode.NO_SUBSCRIPTION_EXISTED,) * len(exchange.filters)
-        exchange.done = True
-        self._events.append(ExchangeDone(exchange))
-        return True
+        self.exchanges.start_anew(self.capabilities)
 
     def _on_pingresp(self, packet: PingResp, now: float) -> None:
         self._ping_sent_at = None

@@ -19,7 +19,7 @@ from broker.wire.packets import MQTT_5, PubAck, PubComp, Publish, PubRec, PubRel
 
 
 class ClientInbox:
-    __slots__ = ("_aliases", "_options", "_queue", "_receiver", "_receiving", "_unsettled", "connection")
+    __slots__ = ("_aliases", "_options", "_queue", "_receiver", "_receiving", "_releasing", "_unsettled", "connection")
 
     def __init__(self, options: ClientOptions) -> None:
         self._options = options
@@ -28,6 +28,7 @@ class ClientInbox:
         self._unsettled: dict[int, Delivery] = {}  # QoS 1 and 2 by packet id; carried over a lost connection
         self._queue: deque[Delivery] = deque()  # the same of this connection in order of arrival
         self._receiving: set[int] = set()  # ids that count against our Receive Maximum
+        self._releasing: set[int] = set()  # of those, at QoS 2: PUBREC sent, PUBREL awaited
         self._aliases: dict[int, str] = {}
 
     def begin(self, connection: int) -> None:
@@ -35,6 +36,7 @@ class ClientInbox:
         self.connection = connection
         self._queue = deque()
         self._receiving = set()
+        self._releasing = set()
         self._aliases = {}
 
     def forget(self) -> None:
@@ -46,6 +48,11 @@ class ClientInbox:
     def unsettled_count(self) -> int:
         """Messages of this connection whose acknowledgement has not left."""
         return len(self._queue)
+
+    @property
+    def releasing_count(self) -> int:
+        """QoS 2 handshakes of this connection that only wait for the broker: PUBREC has been said, PUBREL has not come."""
+        return len(self._releasing)
 
     def settle(self, delivery: Delivery, reason: ReasonCode) -> None:
         """This message is done, or refused; the caller then sends what is `due`."""
@@ -70,6 +77,8 @@ class ClientInbox:
             if reason >= 0x80:  # the exchange ends here, and the id is free
                 self._receiving.discard(packet_id)
                 self._receiver.on_pubrel(packet_id)
+            else:
+                self._releasing.add(packet_id)
             acknowledgements.append(PubRec(packet_id, reason))
         return acknowledgements
 
@@ -134,4 +143,5 @@ class ClientInbox:
             del self._unsettled[packet_id]
         known = self._receiver.on_pubrel(packet_id)
         self._receiving.discard(packet_id)
+        self._releasing.discard(packet_id)
         return PubComp(packet_id, ReasonCode.SUCCESS if known else ReasonCode.PACKET_IDENTIFIER_NOT_FOUND)

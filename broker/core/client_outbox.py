@@ -7,8 +7,10 @@ repeated first; after a lost Session QoS 1 is new again, and QoS 2 that had left
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
+from heapq import heapify, heappop, heappush
 from typing import Literal
 
 from msgspec import structs
@@ -25,7 +27,20 @@ PAYLOAD_BYTES_MAX = 268_000_000
 class ClientOutbox:
     """send: takes a packet with its frame, and answers how many bytes wait to be sent. done: told of each that has ended."""
 
-    __slots__ = ("_aliases", "_batch", "_capabilities", "_done", "_released", "_send", "_sequence", "_version", "_waiting", "sender")
+    __slots__ = (
+        "_aliases",
+        "_batch",
+        "_capabilities",
+        "_done",
+        "_expiring",
+        "_released",
+        "_send",
+        "_sequence",
+        "_version",
+        "_waiting",
+        "now",
+        "sender",
+    )
 
     def __init__(self, version: int, send: Callable[[Packet, bytes], int], done: Callable[[Outgoing], None]) -> None:
         self.sender: Sender[Outgoing] = Sender()
@@ -38,6 +53,9 @@ class ClientOutbox:
         self._batch: list[Outgoing] = []  # QoS 0 in the bytes that are being sent
         self._aliases: dict[int, str] = {}
         self._sequence = 0
+        self._expiring: list[tuple[float, int, Outgoing]] = []  # a heap
+        self.now = 0.0
+        """The time of the verb that is being done."""
 
     # ---- for the program ---------------------------------------------------------------------------------------------
 
@@ -46,7 +64,46 @@ class ClientOutbox:
         self._sequence += 1
         outgoing = Outgoing(publish, self._sequence, offline=offline, topic_alias=topic_alias)
         self._waiting[1 if publish.qos else 0].append(outgoing)
+        if publish.properties.message_expiry_interval is not None:
+            outgoing.expires_at = self.now + publish.properties.message_expiry_interval
+            heappush(self._expiring, (outgoing.expires_at, outgoing.sequence, outgoing))
+            self._forget_expiries()
         return outgoing
+
+    # ---- expiry ------------------------------------------------------------------------------------------------------
+
+    def next_expiry(self) -> float:
+        """When the next message that waits will have waited too long."""
+        expiring = self._expiring
+        while expiring and (expiring[0][2].left or expiring[0][2].done):
+            heappop(expiring)
+        return expiring[0][0] if expiring else math.inf
+
+    def expire(self, now: float) -> None:
+        """End what expired before it was ever sent. What was sent goes on: its handshake has begun."""
+        self.now = now
+        self._expire_until(now)
+
+    def _expire_until(self, deadline: float) -> None:
+        while self.next_expiry() <= deadline:
+            outgoing = heappop(self._expiring)[2]
+            self._waiting[1 if outgoing.qos else 0].remove(outgoing)
+            self._finish(outgoing, "expired")
+
+    def _forget_expiries(self) -> None:
+        """Of those that have left, when they may be half: a stream of messages that live for a day would pile up."""
+        if len(self._expiring) > 64 and len(self._expiring) > 2 * (len(self._waiting[0]) + len(self._waiting[1])):
+            self._expiring = [entry for entry in self._expiring if not (entry[2].left or entry[2].done)]
+            heapify(self._expiring)
+
+    def _dated(self, outgoing: Outgoing, publish: Publish) -> Publish:
+        """With the seconds that are left, as a broker would say [MQTT5-3.3.2-6]; one at least for what is repeated and must be."""
+        if outgoing.expires_at == math.inf:
+            return publish
+        left = max(math.ceil(outgoing.expires_at - self.now), 1 if outgoing.left or publish.properties.message_expiry_interval else 0)
+        if left == publish.properties.message_expiry_interval:
+            return publish
+        return structs.replace(publish, properties=structs.replace(publish.properties, message_expiry_interval=left))
 
     def cancel(self, outgoing: Outgoing) -> bool:
         """True: its PUBLISH had not left, and nothing has happened. False: the handshake goes on."""
@@ -116,6 +173,8 @@ class ClientOutbox:
     def pump(self, waiting_bytes: int, limit: int) -> None:
         """Send what may go now, until `limit` bytes wait: first what is repeated, then in the order of the calls."""
         sender = self.sender
+        if self._expiring:
+            self._expire_until(math.nextafter(self.now, -math.inf))  # what may live for 0 s may still be sent at once
         while waiting_bytes < limit:
             again = sender.next_resend()
             if again is None:
@@ -143,7 +202,7 @@ class ClientOutbox:
         """How many bytes wait after it."""
         refusal = self.refusal(publish, alias)
         if refusal is None:
-            packet = publish
+            packet = publish = self._dated(outgoing, publish)
             if alias is not None:
                 known = self._aliases.get(alias) == publish.topic
                 packet = structs.replace(
@@ -168,7 +227,7 @@ class ClientOutbox:
         for outgoing in done:
             self._finish(outgoing, "acknowledged")
 
-    def _finish(self, outgoing: Outgoing, outcome: Literal["acknowledged", "refused", "unknown", "offline"]) -> None:
+    def _finish(self, outgoing: Outgoing, outcome: Literal["acknowledged", "refused", "unknown", "offline", "expired"]) -> None:
         outgoing.outcome = outcome
         outgoing.done = True
         self._done(outgoing)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Final, Literal, TypeAlias
 
@@ -37,6 +38,8 @@ class ClientOptions(Struct, frozen=True, kw_only=True):
     user_properties: tuple[tuple[str, str], ...] = ()
     connect_properties: Properties = NO_PROPERTIES
     """Put over the computed CONNECT properties, field by field."""
+    disconnect_properties: Properties = NO_PROPERTIES
+    """Of the DISCONNECT that ends it all in good order."""
     response_timeout_s: float = 10.0
     """How long the broker may be silent after a PINGREQ."""
     unsent_bytes_max: int = 1_048_576
@@ -46,7 +49,21 @@ class ClientOptions(Struct, frozen=True, kw_only=True):
 class Outgoing:
     """One publish under way. `publish` never has a packet id or DUP: those belong to one sending of it."""
 
-    __slots__ = ("abandoned", "done", "left", "offline", "outcome", "owner", "packet_id", "publish", "qos", "reason", "sequence", "topic_alias")
+    __slots__ = (
+        "abandoned",
+        "done",
+        "expires_at",
+        "left",
+        "offline",
+        "outcome",
+        "owner",
+        "packet_id",
+        "publish",
+        "qos",
+        "reason",
+        "sequence",
+        "topic_alias",
+    )
 
     def __init__(self, publish: Publish, sequence: int, *, offline: str = "wait", topic_alias: int | None = None) -> None:
         self.publish = publish
@@ -54,11 +71,12 @@ class Outgoing:
         self.sequence = sequence
         self.offline = offline
         self.topic_alias = topic_alias
+        self.expires_at = math.inf
         self.packet_id = 0
         self.left = False
         """Its PUBLISH may be on the wire: from here on it can no longer be taken back."""
         self.done = False
-        self.outcome: Literal["", "acknowledged", "refused", "unknown", "offline"] = ""
+        self.outcome: Literal["", "acknowledged", "refused", "unknown", "offline", "expired"] = ""
         self.reason = ReasonCode.SUCCESS
         self.abandoned = False
         """Nobody waits for it any more."""

@@ -1,0 +1,214 @@
+"""Our publishes: each takes a place in the window, goes into the core, and ends with an event of the core.
+
+A publish of QoS 0 is given to the kernel by the task that calls, if it takes it at once: that is all it waits for, and a writing task
+and two turns would cost five times as much. Whoever has many does not wait for each: `Pipeline`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import trio
+
+from broker.client.line import Line, Waiter
+from broker.core.client_state import Outgoing
+from broker.errors import DeliveryUnknown, MessageExpired, Offline, PublishRefused
+from broker.messages import Payload, UserProperties, check_qos, check_topic_name, message_properties, payload_bytes
+from broker.pace import Pace
+from broker.reasons import ReasonCode
+from broker.wire.packets import NO_PROPERTIES, Properties, Publish
+
+
+class Publisher:
+    def __init__(self, line: Line, outgoing_count_max: int) -> None:
+        self._line = line
+        self._window = trio.Semaphore(outgoing_count_max)
+        self._pace = Pace()
+        self.counts = dict.fromkeys(("published", "refused", "unknown", "expired", "dropped_offline"), 0)
+
+    async def publish(self, publish: Publish, offline: str, topic_alias: int | None) -> ReasonCode:
+        """Wait for the end of its handshake."""
+        line = self._line
+        line.check_open()
+        if publish.qos == 0 and offline != "wait" and not line.connected:
+            await trio.lowlevel.checkpoint()
+            if offline == "raise":
+                raise Offline(f"not connected to {line.address}, so {publish.topic!r} was not published")
+            self.counts["dropped_offline"] += 1
+            return ReasonCode.SUCCESS
+        outgoing = await self.begin(publish, offline=offline, topic_alias=topic_alias)
+        if outgoing.done:
+            return self.outcome(outgoing)
+        done = trio.Event()
+        self.wait_for(outgoing, done)
+        try:
+            await done.wait()
+        except trio.Cancelled:
+            self.give_up(outgoing)
+            raise
+        return self.outcome(outgoing)
+
+    async def begin(self, publish: Publish, *, offline: str = "wait", topic_alias: int | None = None, at_once: bool = True) -> Outgoing:
+        """Take a place in the window and put it on its way. Cancelled: nothing happened. The caller sets its owner, or looks at `done`."""
+        line = self._line
+        await self._pace.checkpoint()
+        if publish.qos:
+            try:
+                self._window.acquire_nowait()
+            except trio.WouldBlock:
+                await self._window.acquire()
+        try:
+            line.check_open()
+            outgoing = line.core.publish(publish, offline=offline, topic_alias=topic_alias, now=trio.current_time())
+        except BaseException:
+            if publish.qos:
+                self._window.release()
+            raise
+        # Others' publishes of QoS 1 and 2 wait for answers anyway: the writing task sends all of a turn's at once.
+        if at_once and (publish.qos == 0 or line.core.outgoing_count == 1):
+            line.send_now()
+        line.handle()
+        return outgoing
+
+    def wait_for(self, outgoing: Outgoing, owner: Waiter) -> None:
+        """`owner` is told when it has ended, or when no connection will come any more."""
+        outgoing.owner = owner
+        self._line.waiters.add(owner)
+
+    def give_up(self, outgoing: Outgoing) -> None:
+        """Nobody waits for it any more: take it back, or let it end in the background."""
+        if outgoing.owner is not None:
+            self._line.waiters.discard(outgoing.owner)
+        if self._line.core.cancel_publish(outgoing) and outgoing.qos:
+            self._window.release()
+
+    def on_done(self, outgoing: Outgoing) -> None:
+        """The core says that it has ended."""
+        outcome = outgoing.outcome
+        if outcome == "acknowledged":
+            self.counts["published"] += 1
+        else:
+            self.counts[outcome if outcome in self.counts else "refused"] += 1
+        if outgoing.qos:
+            self._window.release()
+        owner = outgoing.owner
+        if owner is not None:
+            self._line.waiters.discard(owner)
+            owner.set()
+
+    def outcome(self, outgoing: Outgoing) -> ReasonCode:
+        """What publish() returns or raises, once it is told that it need not wait any longer."""
+        if not outgoing.done:
+            self._line.check_open()
+        topic = outgoing.publish.topic
+        if outgoing.outcome == "acknowledged":
+            return outgoing.reason
+        if outgoing.outcome == "unknown":
+            raise DeliveryUnknown(f"the broker lost the session while {topic!r} was on its way at QoS 2: it may have been delivered, or not")
+        if outgoing.outcome == "offline":
+            raise Offline(f"the connection to {self._line.address} was lost before {topic!r} was sent")
+        if outgoing.outcome == "expired":
+            raise MessageExpired(
+                f"{topic!r} was not published: its {outgoing.publish.properties.message_expiry_interval} s ended before it could be sent"
+            )
+        raise PublishRefused(topic, outgoing.reason)
+
+
+def new_publish(topic: str, payload: Payload, qos: int, retain: bool, fields: dict[str, Any]) -> Publish:
+    """fields: of `Properties`. Raises InvalidTopic, ValueError, TypeError."""
+    check_topic_name(topic)
+    return Publish(topic, payload_bytes(payload), check_qos(qos), bool(retain), properties=Properties(**fields) if fields else NO_PROPERTIES)
+
+
+class Pipeline:
+    """Publishes that are not waited for one by one. `publish` returns when there is a place for the message; they leave in the order of the calls.
+
+    At most count_max messages and about bytes_max payload bytes are under way. The scope ends when all handshakes are complete. The first
+    message that failed raises what `Client.publish` would, from the next `publish` or from the end of the scope; what was under way goes on.
+    """
+
+    def __init__(self, publisher: Publisher, line: Line, count_max: int, bytes_max: int) -> None:
+        if count_max < 1 or bytes_max < 1:
+            raise ValueError("count_max and bytes_max must be at least 1")
+        self._publisher = publisher
+        self._line = line
+        self._count_max = count_max
+        self._bytes_max = bytes_max
+        self._bytes = 0
+        self._places: set[_Place] = set()
+        self._failed: Outgoing | None = None
+        self._changed = trio.lowlevel.ParkingLot()
+
+    async def publish(
+        self,
+        topic: str,
+        payload: Payload = b"",
+        *,
+        qos: int = 0,
+        retain: bool = False,
+        content_type: str | None = None,
+        response_topic: str | None = None,
+        correlation_data: bytes | None = None,
+        user_properties: UserProperties = (),
+        message_expiry_s: int | None = None,
+        payload_is_text: bool | None = None,
+        topic_alias: int | None = None,
+    ) -> None:
+        """Takes what `Client.publish` takes. Waits for a place; cancelled, nothing happened. What is away at QoS 0 waits for the connection."""
+        fields = message_properties(content_type, response_topic, correlation_data, user_properties, message_expiry_s, payload_is_text)
+        publish = new_publish(topic, payload, qos, retain, fields)
+        await self._wait_until(self._count_max - 1, self._bytes_max - len(publish.payload))
+        outgoing = await self._publisher.begin(publish, topic_alias=topic_alias, at_once=False)
+        if outgoing.done:
+            self._ended(outgoing)
+            return
+        self._bytes += len(publish.payload)
+        place = _Place(self, outgoing)
+        self._places.add(place)
+        self._publisher.wait_for(outgoing, place)
+
+    async def wait_done(self) -> None:
+        """Until all handshakes are complete. Raises what the first one that failed would have raised."""
+        await trio.lowlevel.checkpoint()
+        await self._wait_until(0, 0)
+        self._check()
+
+    async def _wait_until(self, count: int, size: int) -> None:
+        while True:
+            self._check()
+            if not self._places or (len(self._places) <= count and self._bytes <= size):
+                return
+            await self._changed.park()
+
+    def _check(self) -> None:
+        if self._failed is not None:
+            self._publisher.outcome(self._failed)
+
+    def ended(self, place: _Place) -> None:
+        self._places.discard(place)
+        self._bytes -= len(place.outgoing.publish.payload)
+        self._ended(place.outgoing)
+        self._changed.unpark_all()
+
+    def _ended(self, outgoing: Outgoing) -> None:
+        if outgoing.outcome != "acknowledged" and self._failed is None:
+            self._failed = outgoing
+
+    def abandon(self) -> None:
+        """Nobody waits any more: what has not left is taken back."""
+        for place in list(self._places):
+            self._publisher.give_up(place.outgoing)
+        self._places.clear()
+
+
+class _Place:
+    """One message under way in a pipeline."""
+
+    __slots__ = ("outgoing", "pipeline")
+
+    def __init__(self, pipeline: Pipeline, outgoing: Outgoing) -> None:
+        self.pipeline = pipeline
+        self.outgoing = outgoing
+
+    def set(self) -> None:
+        self.pipeline.ended(self)
