@@ -92,6 +92,8 @@ async def open_connection(settings: Connection, *, stay: bool) -> AsyncIterator[
         keywords["bind_address"] = settings.bind_address
     if "connect" in settings.properties:
         keywords["connect_properties"] = settings.properties["connect"]
+    if "disconnect" in settings.properties:
+        keywords["disconnect_properties"] = settings.properties["disconnect"]
     if settings.debug:
         keywords["on_packet"] = Tracer(with_bytes=settings.debug > 1)
     async with (

@@ -65,6 +65,7 @@ TABLE: Final[dict[str, dict[str, Reader]]] = {
         "session-expiry-interval": _SECONDS,
         "topic-alias-maximum": _whole_number(65_535),
     },
+    "disconnect": {"session-expiry-interval": _SECONDS},
     "publish": {**_MESSAGE, "topic-alias": _SHORT},
     "subscribe": {"subscription-identifier": _whole_number(268_435_455, 1)},
     "unsubscribe": {},
@@ -72,7 +73,7 @@ TABLE: Final[dict[str, dict[str, Reader]]] = {
 }
 """Besides these, every command takes user-property."""
 
-_UNSUPPORTED: Final = frozenset({"disconnect", "auth", "puback", "pubrec", "pubrel", "pubcomp"})  # Mosquitto's tools refuse all but the first, too
+_UNSUPPORTED: Final = frozenset({"auth", "puback", "pubrec", "pubrel", "pubcomp"})  # Mosquitto's tools refuse them, too
 
 
 def words_wanted(words: list[str]) -> int:

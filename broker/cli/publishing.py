@@ -17,7 +17,8 @@ from broker.cli.running import DONE, Failure, run_tool, timed_out
 from broker.cli.settings import Connection
 from broker.client import Client
 
-WINDOW_COUNT: Final = 20  # lines under way at QoS 1 and 2, as mosquitto_pub has
+WINDOW_COUNT: Final = 1000
+"""Lines under way, unless --max-inflight says another number; the broker's Receive Maximum counts besides."""
 _CHUNK_BYTES: Final = 65_536
 
 
@@ -65,28 +66,12 @@ async def _publish_repeatedly(client: Client, publication: Publication, meter: M
 
 
 async def _publish_lines(client: Client, publication: Publication, window_count: int, meter: Meter) -> None:
-    """A line a message, in order, at most `window_count` of them not yet acknowledged. The first one refused ends it all."""
+    """A line a message, in order, at most `window_count` of them under way. The first one refused ends it all."""
     keywords = message_keywords(publication)
-    if publication.qos == 0:
+    async with client.pipeline(count_max=window_count) as pipeline:
         async for line in _lines():
-            await client.publish(publication.topic, line, **keywords)
+            await pipeline.publish(publication.topic, line, **keywords)
             meter.count(len(line))
-        return
-    window = trio.Semaphore(window_count)
-
-    async def publish_one(line: bytes) -> None:
-        try:
-            await client.publish(publication.topic, line, **keywords)
-        finally:
-            window.release()
-        meter.count(len(line))
-
-    async with trio.open_nursery() as nursery:
-        async for line in _lines():
-            await window.acquire()
-            nursery.start_soon(publish_one, line)
-            # Trio starts tasks of one turn in any order. So each has a turn before the next is made, and lines leave in order.
-            await trio.lowlevel.checkpoint()
 
 
 async def _lines() -> AsyncIterator[bytes]:

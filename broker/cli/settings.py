@@ -77,7 +77,7 @@ class Connection:
 
 _PORTS: Final = {(False, False): 1883, (False, True): 8883, (True, False): 80, (True, True): 443}
 """(WebSocket, TLS)"""
-_USED_BY: Final = ("connect", "publish", "subscribe", "unsubscribe", "will")
+_USED_BY: Final = ("connect", "disconnect", "publish", "subscribe", "unsubscribe", "will")
 
 
 def connection_of(params: Mapping[str, Any]) -> Connection:
@@ -95,6 +95,7 @@ def connection_of(params: Mapping[str, Any]) -> Connection:
     if password is not None and username is None and version != "5.0":
         raise click.UsageError(f"-P needs -u: MQTT {version} has no password without a user name")
     client_id, expiry = _session_of(params, version)
+    _check_last_expiry(given, expiry)
     return Connection(
         host=url.host or params["host"] or "localhost",
         port=url.port or params["port"] or _PORTS[ws_path is not None, tls is not None],
@@ -125,6 +126,13 @@ def _properties_of(words: Iterable[str]) -> dict[str, Properties]:
         return properties.collect([given.split(PROPERTY_SEPARATOR) for given in words], _USED_BY)
     except properties.PropertyFault as fault:
         raise click.UsageError(f"-D: {values.printable(fault)}") from None
+
+
+def _check_last_expiry(given: Mapping[str, Properties], expiry_s: float) -> None:
+    first, last = given.get("connect", Properties()).session_expiry_interval, given.get("disconnect", Properties()).session_expiry_interval
+    if last and not (expiry_s if first is None else first):
+        # [MQTT5-3.14.2-2]
+        raise click.UsageError("-D disconnect session-expiry-interval needs -x (or -c): a session that ends with its connection cannot be kept")
 
 
 def _session_of(params: Mapping[str, Any], version: str) -> tuple[str, float]:

@@ -7,7 +7,7 @@ import pytest
 from broker.cli.properties import TABLE, PropertyFault, collect, words_wanted
 from broker.wire.packets import Properties
 
-ALL = ("connect", "publish", "subscribe", "unsubscribe", "will")
+ALL = ("connect", "disconnect", "publish", "subscribe", "unsubscribe", "will")
 
 GOOD = [
     (["publish", "content-type", "text/plain"], "publish", Properties(content_type="text/plain")),
@@ -47,7 +47,8 @@ BAD = [
     (["publish", "user-property", "a"], "wants 4 words"),
     (["pub", "content-type", "x"], "no such command: 'pub'"),
     (["puback", "user-property", "a", "b"], "not available"),
-    (["disconnect", "session-expiry-interval", "5"], "not available"),
+    (["auth", "authentication-method", "x"], "not available"),
+    (["disconnect", "reason-string", "bye"], "disconnect has no property 'reason-string'"),
     (["publish", "colour", "x"], "no property 'colour' (it has content-type"),
     (["connect", "content-type", "x"], "no property"),
     (["connect", "receive-maximum", "0"], "from 1 to 65,535"),
