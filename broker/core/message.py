@@ -93,7 +93,9 @@ class ApplicationMessage:
 
     def expiry_left_s(self, now: float) -> int:
         """What came less the whole seconds that it has waited [MQTT5-3.3.2-6]: at least 1 while it has not expired."""
-        return max(0, math.ceil(self.expires_at - now))
+        left_s = self.expires_at - now
+        # A sum of floats less one of them may be a little more than the other: 60 s must not go out as 61.
+        return max(1, math.ceil(left_s - 0.001)) if left_s > 0 else 0
 
     def plain_frame(self, version: int) -> bytes:
         """The frame at QoS 0, RETAIN 0, with nothing of one recipient in it; made once for each version."""
