@@ -45,6 +45,8 @@ def on_publish(state: State, link: Link, packet: Publish, now: float) -> None:
         if link.is_mqtt_5 and len(session.receiver.held) >= session.receiver.held_count_max:
             raise ProtocolError("more unfinished QoS 2 messages than the Receive Maximum", ReasonCode.RECEIVE_MAXIMUM_EXCEEDED)  # [MQTT5-3.3.4-7]
     reason = _refusal(state, link, packet, topic)
+    if reason is not None and (packet.qos == 0 or not link.is_mqtt_5):
+        state.count_dropped(session.client_id, "not-accepted")  # its publisher cannot be told
     if reason is None:
         interval = properties.message_expiry_interval
         message = ApplicationMessage(
@@ -96,13 +98,14 @@ def may_retain(state: State, topic: str, payload: bytes) -> bool:
     """Is there a place for one more retained message, or is none needed?"""
     if not payload:
         return True
-    if state.over_memory(len(payload)):
+    if state.over_memory(len(topic.encode()) + len(payload)):
         return False
     return len(state.retained) < state.limits.retained_count_max or state.retained.get(topic) is not None
 
 
 def may_publish(state: State, link: Link, topic: str) -> bool:
-    return state.access.allows_all or state.access.may(link.username, link.client_id, "publish", topic)
+    access = link.access
+    return access.allows_all or access.may(link.username, link.client_id, "publish", topic)
 
 
 def learn(state: State, link: Link, topic: str) -> None:
