@@ -1,0 +1,213 @@
+"""What happens in one simulated run: clients, limits and steps, made from a seed, written down so that it can be pasted into a test.
+
+A step is (what, client, how). Every step can be left out of a script and the rest still makes sense (a client that is not
+connected does not publish), so that a failing script can be made shorter by dropping steps.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from random import Random
+from typing import Any, Final, TypeAlias
+
+import msgspec
+
+from broker.wire.packets import MQTT_5, MQTT_31, MQTT_311
+
+Step: TypeAlias = tuple[str, int, dict[str, Any]]
+
+TOPICS: Final = ("a/1", "a/2", "b/1", "b/2/x", "c/1")
+"""c: only for staff, in runs with access rules."""
+GROUP_TOPICS: Final = ("g/1/x", "g/2/x")
+FILTERS: Final = ("a/1", "a/2", "a/+", "a/#", "b/1", "b/#", "+/1", "c/1", "b/+/x", "will/#")
+GROUP_FILTERS: Final = ("$share/team/g/#", "$share/team/g/#", "$share/crew/g/1/x")
+
+
+class ClientSpec(msgspec.Struct, frozen=True):
+    client_id: str
+    version: int = MQTT_5
+    username: str | None = None
+    keep_alive_s: int = 0
+    receive_maximum: int | None = None
+    packet_bytes_max: int | None = None
+    topic_alias_maximum: int | None = None
+
+
+class Script(msgspec.Struct, frozen=True):
+    seed: int
+    """For what is not a step: the order of what happens at the same instant, and how delays vary."""
+    clients: tuple[ClientSpec, ...]
+    steps: tuple[Step, ...]
+    limits: dict[str, Any] = {}
+    overflow: dict[str, str] = {}
+    access_rules: bool = False
+    asks_authentication: bool = False
+
+    def pasteable(self) -> str:
+        """Python text that makes this script."""
+        lines = ["Script(", f"    seed={self.seed},"]
+        lines.append(f"    clients=({', '.join(repr(client) for client in self.clients)},),")
+        lines.append(f"    limits={self.limits!r}, overflow={self.overflow!r},")
+        lines.append(f"    access_rules={self.access_rules}, asks_authentication={self.asks_authentication},")
+        lines.append("    steps=(")
+        lines += [f"        {step!r}," for step in self.steps]
+        return "\n".join([*lines, "    ),", ")"])
+
+
+def random_script(seed: int, steps_count: int = 60) -> Script:
+    """The same for the same seed, on every machine."""
+    random = Random(seed)
+    clients = tuple(_random_client(random, index) for index in range(random.randint(2, 5)))
+    limits: dict[str, Any] = {"session_expiry_s_max": 100_000}
+    overflow: dict[str, str] = {}
+    if random.random() < 0.6:
+        for name, values in _LIMITS.items():
+            if random.random() < 0.3:
+                limits[name] = random.choice(values)
+    if random.random() < 0.3:
+        overflow["#"] = random.choice(("drop-oldest", "drop-newest", "latest", "disconnect", "refuse"))
+    steps: list[Step] = []
+    for index in range(len(clients)):
+        if random.random() < 0.5:
+            steps.append(("network", index, _random_faults(random)))
+        steps.append(("connect", index, _random_connect(random)))
+    steps.append(("wait", 0, {"seconds": 5.0}))
+    for index in range(len(clients)):
+        steps.append(("subscribe", index, _random_subscribe(random)))
+    kinds, weights = zip(*_KINDS, strict=True)
+    cumulative = list(itertools.accumulate(weights))
+    for _ in range(steps_count):
+        kind = random.choices(kinds, cum_weights=cumulative)[0]
+        steps.append((kind, random.randrange(len(clients)), _MAKERS[kind](random)))
+    return Script(seed, clients, tuple(steps), limits, overflow, random.random() < 0.3, random.random() < 0.15)
+
+
+_LIMITS: Final[dict[str, tuple[Any, ...]]] = {
+    "inflight_count_max": (1, 2, 5),
+    "receive_maximum": (1, 2, 5),
+    "topic_alias_maximum": (0, 1, 2),
+    "queue_count_max": (0, 2, 5),
+    "queue_bytes_max": (100, 3000),
+    "outbox_bytes_high": (1024, 4096),
+    "outbox_bytes_max": (8192, 20_000),
+    "outbox_count_max": (1, 10),
+    "memory_bytes_max": (5_000, 50_000),
+    "work_per_turn_max": (1, 3, 20),
+    "slow_subscriber_grace_s": (0.0, 0.5, 5.0),
+    "retained_count_max": (1, 3),
+    "routes_count_max": (1, 2),
+    "maximum_qos": (1,),
+    "session_expiry_s_max": (20, 1000),
+    "keepalive_s_max": (60,),
+}
+
+_KINDS: Final = (
+    ("publish", 30), ("subscribe", 6), ("unsubscribe", 2), ("connect", 10), ("disconnect", 8), ("wait", 20), ("network", 3), ("read", 5),
+    ("hold", 4), ("ping", 2), ("kick", 1), ("server_publish", 2),
+)  # fmt: skip
+
+
+def _random_client(random: Random, index: int) -> ClientSpec:
+    version = random.choice((MQTT_5, MQTT_5, MQTT_311, MQTT_31))
+    is_5 = version == MQTT_5
+    return ClientSpec(
+        f"client{index}",
+        version,
+        random.choice((None, "guest", "staff")),
+        random.choice((0, 30, 600)),
+        random.choice((None, 1, 2, 10)) if is_5 else None,
+        random.choice((None, None, None, 200, 2000)) if is_5 else None,
+        random.choice((None, None, 2, 10)) if is_5 else None,
+    )
+
+
+def _random_faults(random: Random) -> dict[str, Any]:
+    return {
+        "delay_s": random.choice((0.0, 0.0, 0.01, 0.5, 2.0)),
+        "split_bytes": random.choice((0, 0, 1, 3, 50)),
+        "capacity_bytes": random.choice((65_536, 65_536, 2000, 100)),
+    }
+
+
+def _random_connect(random: Random) -> dict[str, Any]:
+    how: dict[str, Any] = {"clean": random.random() < 0.25, "expiry_s": random.choice((0, 0, 15, 500, 50_000))}
+    if random.random() < 0.5:
+        how["will"] = {"qos": random.randint(0, 2), "retain": random.random() < 0.3, "delay_s": random.choice((0, 0, 3, 20))}
+    return how
+
+
+def _random_subscribe(random: Random) -> dict[str, Any]:
+    shared = random.random() < 0.2
+    filters = random.sample(FILTERS, random.randint(1, 3)) if not shared else [random.choice(GROUP_FILTERS)]
+    return {
+        "filters": filters,
+        "qos": random.choice((0, 1, 1, 2, 2)),
+        "no_local": not shared and random.random() < 0.1,
+        "retain_as_published": random.random() < 0.2,
+        "retain_handling": random.choice((0, 0, 1, 2)),
+        "identifier": random.choice((0, 0, 0, 7)),
+    }
+
+
+def _random_publish(random: Random) -> dict[str, Any]:
+    return {
+        "topic": random.choice(TOPICS + GROUP_TOPICS),
+        "qos": random.choice((0, 1, 1, 2, 2)),
+        "retain": random.random() < 0.15,
+        "size": random.choice((0, 10, 10, 100, 1000, 5000)),
+        "count": random.choice((1, 1, 1, 2, 5, 30)),
+        "expiry_s": random.choice((None, None, None, None, 1, 60)),
+        "alias": random.random() < 0.2,
+        "clear": random.random() < 0.03,
+    }
+
+
+_MAKERS: Final[dict[str, Callable[[Random], dict[str, Any]]]] = {
+    "publish": _random_publish,
+    "subscribe": _random_subscribe,
+    "unsubscribe": lambda random: {"filter": random.choice(FILTERS + GROUP_FILTERS)},
+    "connect": _random_connect,
+    "disconnect": lambda random: {"how": random.choice(("clean", "cut", "cut", "end", "half-open"))},
+    "wait": lambda random: {"seconds": random.choice((0.0, 0.001, 0.1, 1.0, 5.0, 30.0, 300.0))},
+    "network": _random_faults,
+    "read": lambda random: {"on": random.random() < 0.6},
+    "hold": lambda random: {"on": random.random() < 0.5},
+    "ping": lambda random: {},
+    "kick": lambda random: {},
+    "server_publish": lambda random: {"topic": random.choice(TOPICS), "qos": random.randint(0, 2)},
+}
+
+
+def shorten(script: Script, fails: Callable[[Script], bool], runs_max: int = 400) -> Script:
+    """The shortest script found that still fails: halves of the steps are dropped, then quarters, down to single ones; then limits."""
+    runs = 0
+
+    def still(candidate: Script) -> bool:
+        nonlocal runs
+        runs += 1
+        return runs <= runs_max and fails(candidate)
+
+    size = max(1, len(script.steps) // 2)
+    while True:
+        start = 0
+        dropped = False
+        while start < len(script.steps):
+            candidate = msgspec.structs.replace(script, steps=script.steps[:start] + script.steps[start + size :])
+            if still(candidate):
+                script = candidate
+                dropped = True
+            else:
+                start += size
+        if runs > runs_max or (size == 1 and not dropped):
+            break
+        size = max(1, size // 2)
+    for name in list(script.limits):
+        candidate = msgspec.structs.replace(script, limits={key: value for key, value in script.limits.items() if key != name})
+        if still(candidate):
+            script = candidate
+    for plain in ({"overflow": {}}, {"access_rules": False}, {"asks_authentication": False}):
+        candidate = msgspec.structs.replace(script, **plain)
+        if candidate != script and still(candidate):
+            script = candidate
+    return script
