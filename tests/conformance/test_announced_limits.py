@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from broker import Config
+from broker.core.engine import Engine
 from broker.net.authentication import ConnectRequest
 from broker.reasons import CONNACK_CODES, ReasonCode
 from broker.wire.codec import decode, encode
@@ -268,6 +269,17 @@ async def test_no_response_information_unasked(options: dict[str, int]) -> None:
         peer = await scene.connect("c", **options)
         assert peer.connack is not None
         assert peer.connack.properties.response_information is None
+
+
+@pytest.mark.statement("MQTT5-3.1.2-28")
+def test_response_information_only_when_asked_for() -> None:
+    """No broker that is opened has any to give yet, so this asks the core, which would."""
+    for asked, told in ((None, None), (0, None), (1, "answers/")):
+        engine = Engine(new_client_id=lambda: "new", response_information="answers/")
+        link = engine.attach("test", 0)
+        engine.receive(link, encode(Connect("c", properties=Properties(request_response_information=asked)), V5), 0)
+        connack = bytes(engine.data_to_send(link))
+        assert peer_properties(connack).response_information == told
 
 
 @pytest.mark.statement("MQTT5-3.1.2-29")

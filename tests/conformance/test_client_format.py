@@ -261,6 +261,21 @@ def test_packet_identifiers_are_one_pool(version: int) -> None:
     assert not broker.client.closing
 
 
+@pytest.mark.statement("MQTT5-2.2.1-3", "MQTT311-2.3.1-2", side="client")
+def test_a_wrapped_packet_identifier_passes_over_a_subscribe_under_way() -> None:
+    broker = ready()
+    broker.client.subscribe((SubscriptionRequest("s"),))
+    (held,) = broker.sent()
+    assert body_of(held)[:2] == b"\x00\x01"
+    last = b""
+    for _ in range(65_535):
+        _, (one,) = broker.publish(qos=1)
+        last = body_of(one)[3:5]
+        assert last != b"\x00\x01"
+        broker.say(b"\x40\x02" + last)
+    assert last == b"\x00\x02"
+
+
 @VERSIONS
 @pytest.mark.statement("MQTT5-2.2.1-5", "MQTT311-2.3.1-6", "MQTT5-3.3.4-1", "MQTT311-3.3.4-1", side="client")
 @pytest.mark.parametrize("packet_id", [1, 255, 256, 65_535])

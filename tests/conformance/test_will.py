@@ -198,6 +198,22 @@ async def test_will_is_not_sent_when_the_client_is_back_before_the_delay_ends() 
         await watcher.expect_nothing()
 
 
+@pytest.mark.statement("MQTT5-3.1.3-9", "MQTT5-3.1.2-8")
+async def test_the_end_of_an_old_delay_does_not_publish_a_new_will() -> None:
+    async with Scene() as scene:
+        watcher = await scene.connect("watcher")
+        await watcher.subscribe("will")
+        peer = await scene.connect("c", will=delayed(5), session_expiry_interval=60)
+        await peer.drop()
+        await scene.advance(4)
+        peer = await scene.connect("c", clean_start=False, session_expiry_interval=60, will=delayed(5))
+        await scene.advance(100)
+        await watcher.expect_nothing()
+        await peer.drop()
+        await scene.advance(6)
+        assert await watcher.payloads() == [b"gone"]
+
+
 @pytest.mark.statement("MQTT5-3.1.2-8", "MQTT5-3.1.3-9")
 async def test_clean_start_ends_the_session_and_publishes_the_waiting_will() -> None:
     async with Scene() as scene:
