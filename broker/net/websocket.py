@@ -46,7 +46,7 @@ class HandshakeFailed(Exception):
 
 
 class _Protocol(WSConnection):
-    """wsproto, made to give each piece as a message of its own, and to keep what was wrong."""
+    """wsproto, made to give the bytes of each read as a message of their own, and to keep what was wrong."""
 
     def __init__(self, kind: ConnectionType) -> None:
         super().__init__(kind)
@@ -69,13 +69,16 @@ class _Protocol(WSConnection):
             raise RemoteProtocolError(self.fault, event_hint=None if self.client else hint) from error
 
     def events(self) -> Iterator[Event]:  # type: ignore[override]  # nobody sends into the generator
+        pieces: list[bytes] = []  # of one read; a peer that sends a frame a packet costs a handful of steps a frame less
         for event in super().events():
             if isinstance(event, BytesMessage):
-                if event.data:
-                    yield BytesMessage(data=event.data)
-            elif isinstance(event, TextMessage):
+                pieces.append(bytes(event.data))
+                continue
+            opened = self.state is ConnectionState.OPEN  # now: it may change while what was good is handed on
+            yield from _joined(pieces)
+            if isinstance(event, TextMessage):
                 yield from self._refuse(UNSUPPORTED_DATA, "MQTT travels in binary messages, and a text message came")
-            elif isinstance(event, CloseConnection) and self.state is ConnectionState.OPEN:
+            elif isinstance(event, CloseConnection) and opened:
                 self.deaf = True  # not the peer's word: wsproto's, for a frame that cannot be
                 text = event.code == INVALID_TEXT
                 yield from self._refuse(event.code, "a text message came, and no UTF-8 in it" if text else event.reason or "malformed frame")
@@ -83,12 +86,20 @@ class _Protocol(WSConnection):
                 yield RejectConnection(status_code=event.status_code, headers=event.headers)  # without a body of any length
             elif not isinstance(event, RejectData):
                 yield event
+        yield from _joined(pieces)
 
     def _refuse(self, code: int, reason: str) -> Iterator[Event]:
         """Put a mark behind what was good."""
         if self.refusal is None:
             self.refusal = code, reason
             yield TextMessage(data=reason)
+
+
+def _joined(pieces: list[bytes]) -> Iterator[Event]:
+    data = b"".join(pieces)
+    pieces.clear()
+    if data:
+        yield BytesMessage(data=data)
 
 
 class WebSocketStream(trio.abc.Stream):

@@ -59,6 +59,22 @@ async def test_a_packet_over_many_frames_byte_by_byte() -> None:
         assert engine.received == b"abcdefgh"
 
 
+async def test_the_frames_of_one_read_are_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that sends a frame a packet: 71 µs a message of the broker's time when each is handed on alone, 11 together."""
+    engine = RelayEngine(relays=False)
+    pieces: list[bytes] = []
+
+    def receive(link: object, data: bytes, now: float) -> bool:
+        pieces.append(data)
+        return False
+
+    monkeypatch.setattr(engine, "receive", receive)
+    async with served(engine) as (_, peer):
+        await peer.stream.send_all(frame(b"0123456789") * 1000)
+        await wait_all_tasks_blocked()
+        assert pieces == [b"0123456789" * 1000]
+
+
 async def test_an_unfinished_message_is_handed_on_as_it_comes() -> None:
     """A library that waits for the end of a message would hold whatever a peer likes to send before it."""
     engine = RelayEngine(relays=False)
@@ -491,7 +507,11 @@ async def test_the_clients_stream() -> None:
         assert await peer.receive() == (BINARY, b"hello")
         await peer.send(b"abcdef")
         await peer.send(b"gh", fin=False)
-        assert [await stream.receive_some(4), await stream.receive_some(4), await stream.receive_some()] == [b"abcd", b"ef", b"gh"]
+        found = [await stream.receive_some(5)]
+        while sum(map(len, found)) < 8:
+            found.append(await stream.receive_some(5))
+        assert b"".join(found) == b"abcdefgh"
+        assert found[0] == b"abcde"
         with pytest.raises(ValueError):
             await stream.receive_some(0)
         await peer.send((1000).to_bytes(2), CLOSE)
