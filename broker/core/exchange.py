@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Final
 from broker.core import pausing
 from broker.core.delivery import deliver, pump
 from broker.core.link import CONNECTED
-from broker.core.relay import RELAY_PACKET_BYTES_MAX
 from broker.core.waiting import PublishRun
 from broker.wire.packets import MQTT_5
 
@@ -122,11 +121,17 @@ def _publish_run(state: State, link: Link, session: Session, data: bytes, positi
     body = position + 2
     length = data[position + 1]
     if length >= 0x80:
-        high = data[position + 2]
-        if high >= 0x80 or high == 0:
-            return 0
-        length = (length & 0x7F) | high << 7
+        second = data[position + 2]
+        length = (length & 0x7F) | (second & 0x7F) << 7
         body += 1
+        if second >= 0x80:
+            third = data[position + 3]
+            if third >= 0x80 or third == 0:
+                return 0
+            length |= third << 14
+            body += 1
+        elif second == 0:
+            return 0
     size = body + length - position
     topic_stop = body + 2 + (data[body] << 8 | data[body + 1])
     id_at = topic_stop - position
@@ -202,7 +207,7 @@ def _give(state: State, link: Link, route: Route, run: PublishRun, ids: list[int
             or session.queue.count
             or sender.resend
             or recipient.aliases_out is not None
-            or recipient.packet_bytes_max < RELAY_PACKET_BYTES_MAX
+            or recipient.packet_bytes_max < run.size
             or (recipient.version >= MQTT_5) != is_mqtt_5
             or recipient.outbox.committed_bytes >= recipient.outbox_bytes_high
             or not sender.unacknowledged.keys().isdisjoint(ids)

@@ -23,10 +23,8 @@ if TYPE_CHECKING:
     from broker.core.state import State
     from broker.core.topic_table import Route
 
-RELAY_BODY_BYTES_MAX: Final = 16_383
-"""Frames with at most two bytes of Remaining Length; larger ones gain nothing here."""
-RELAY_PACKET_BYTES_MAX: Final = RELAY_BODY_BYTES_MAX + 4
-"""A client that accepts packets of this size gets relayed runs (the other form is at most one byte longer)."""
+OTHER_FORM_BYTES_MAX: Final = 2
+"""By how much a frame may grow in the other version: the zero after the topic, and a longer Remaining Length."""
 
 
 def relay(state: State, link: Link, now: float) -> bool:
@@ -45,11 +43,17 @@ def relay(state: State, link: Link, now: float) -> bool:
         body = position + 2
         length = data[position + 1]
         if length >= 0x80:
-            high = data[position + 2]
-            if high >= 0x80 or high == 0:
-                break
-            length = (length & 0x7F) | high << 7
+            second = data[position + 2]
+            length = (length & 0x7F) | (second & 0x7F) << 7
             body += 1
+            if second >= 0x80:  # up to 2 MiB; what is larger, or not in its shortest form, goes the general way
+                third = data[position + 3]
+                if third >= 0x80 or third == 0:
+                    break
+                length |= third << 14
+                body += 1
+            elif second == 0:
+                break
         stop = body + length
         topic_stop = key_stop = body + 2 + (data[body] << 8 | data[body + 1])
         if is_mqtt_5:
@@ -93,7 +97,7 @@ def _affordable(route: Route, count: int, work_left: int) -> int:
             recipient.outbox.waiting.count
             or recipient.outbox.committed_bytes >= recipient.outbox_bytes_high
             or recipient.aliases_out is not None
-            or recipient.packet_bytes_max < RELAY_PACKET_BYTES_MAX
+            or recipient.packet_bytes_max < size + OTHER_FORM_BYTES_MAX
         ):
             single += 1
     return min(count, max(1, work_left // single)) if single else count
@@ -117,7 +121,7 @@ def _relay_run(state: State, link: Link, route: Route, run: bytes, size: int, co
             outbox.waiting.count
             or outbox.committed_bytes >= recipient.outbox_bytes_high
             or recipient.aliases_out is not None
-            or recipient.packet_bytes_max < RELAY_PACKET_BYTES_MAX
+            or recipient.packet_bytes_max < size + OTHER_FORM_BYTES_MAX
         ):
             if messages is None:
                 messages = _messages(link, route.topic, run, size, key_stop)
