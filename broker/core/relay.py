@@ -77,7 +77,7 @@ def relay(state: State, link: Link, now: float) -> bool:
             stop += size
             count += 1
         if count * len(route.targets) > work_max:
-            count = _affordable(route, count, work_max - state.work)
+            count = _affordable(route, size, count, work_max - state.work)
             stop = start + count * size
         decoder.position = position = stop
         state.counters.packets_received += count
@@ -88,7 +88,7 @@ def relay(state: State, link: Link, now: float) -> bool:
     return True
 
 
-def _affordable(route: Route, count: int, work_left: int) -> int:
+def _affordable(route: Route, size: int, count: int, work_left: int) -> int:
     """How many of the run's frames to take now: what goes as one slice is cheap, but some recipients need it message by message."""
     single = 0
     for target in route.targets:
