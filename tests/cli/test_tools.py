@@ -286,6 +286,9 @@ URLS = [
     (["-h", "fe80::1%eth0"], "mqtt://[fe80::1%25eth0]:1883"),
     (["-L", "mqtts://user:secret@example.org/t"], "mqtts://example.org:8883"),
     (["--unix", "/run/a b"], "unix:///run/a%20b"),
+    (["-L", "ws://example.org/t"], "ws://example.org:80/mqtt"),
+    (["-L", "wss://example.org:8443/t", "--ws-path", "/a"], "wss://example.org:8443/a"),
+    (["--ws", "-h", "::1", "--cafile", "x"], "wss://[::1]:443/mqtt"),
 ]
 
 
