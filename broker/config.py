@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, Final, Literal, Self, TypeAlias, TypeVar, get_args, get_origin
@@ -17,10 +17,13 @@ from typing import Any, Final, Literal, Self, TypeAlias, TypeVar, get_args, get_
 import msgspec
 from msgspec import Struct
 
+from broker.auth.acl import May, load_rules
+from broker.auth.passwords import load_passwords
 from broker.core.limits import Limits
 from broker.errors import ConfigError
 from broker.net.listen import Listener, check
 from broker.net.settings import limit_faults
+from broker.net.tls import TlsFiles, make_context
 from broker.wire.topics import topic_filter_fault
 
 Overflow: TypeAlias = Literal["drop-oldest", "drop-newest", "latest", "disconnect", "refuse"]
@@ -29,11 +32,8 @@ Problems: TypeAlias = list[tuple[str, str]]
 ENV_PREFIX: Final = "BROKER__"
 
 _NOT_THERE_YET: Final = {
-    "password_file": "use open_broker(authenticate=...)",
-    "acl_file": "use open_broker(authorize=...)",
     "listeners.mount_point": "",
     "listeners.proxy_protocol_from": "",
-    "listeners.tls": "use open_broker(listeners=[Listener(tls=...)])",
     "listeners.limits": "[limits] holds for all listeners",
 }
 """Planned keys, and what to do meanwhile. Never ignored: whoever writes one relies on it."""
@@ -58,7 +58,11 @@ class ListenerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     unix_mode: str = "0660"
     protocol: Literal["mqtt", "websocket"] = "mqtt"
     path: str = "/mqtt"
+    tls: dict[str, Any] | None = None
+    """`net.tls.TlsFiles`."""
     allow_anonymous: bool | None = None
+    password_file: str | None = None
+    acl_file: str | None = None
     backlog: int = 1024
     nodelay: bool = True
     receive_buffer_bytes: int = 0
@@ -81,10 +85,20 @@ class OverflowConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     rule: Overflow
 
 
+class AccessConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A line of an ACL file. user: None means clients without a user name, or for a topic with %u or %c everybody."""
+
+    user: str | None = None
+    topic: str
+    may: May
+
+
 class _Top(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Keys above the first [table]."""
 
     allow_anonymous: bool | None = None
+    password_file: str | None = None
+    acl_file: str | None = None
     shutdown_grace_s: float = 5
     sys_interval_s: float = 10
 
@@ -97,13 +111,17 @@ DEFAULT_LISTENERS: Final = (Listener(host="localhost"),)
 
 class Config(Struct, frozen=True, kw_only=True):
     """All settings of a broker. listeners: none written means this machine only, port 1883. allow_anonymous: None allows clients
-    without authentication while every listener is loopback or Unix. overflow: (Topic Filter, rule), the first match counts."""
+    without authentication while every listener is loopback or Unix and there is no password file. password_file, acl_file: paths of
+    Mosquitto's. access: rules after those of acl_file. overflow: (Topic Filter, rule), the first match counts."""
 
     listeners: tuple[Listener, ...] = DEFAULT_LISTENERS
     limits: Limits = Limits()
     log: LogConfig = LogConfig()
     overflow: tuple[OverflowConfig, ...] = ()
+    access: tuple[AccessConfig, ...] = ()
     allow_anonymous: bool | None = None
+    password_file: str | None = None
+    acl_file: str | None = None
     shutdown_grace_s: float = 5
     sys_interval_s: float = 10
 
@@ -143,13 +161,18 @@ class Config(Struct, frozen=True, kw_only=True):
         log = _table(LogConfig, tables.pop("log", {}), "log", problems)
         listeners = _tables(ListenerConfig, tables.pop("listeners", []), "listeners", problems)
         overflow = _tables(OverflowConfig, tables.pop("overflow", []), "overflow", problems)
+        access = _tables(AccessConfig, tables.pop("access", []), "access", problems)
         top = _table(_Top, tables, "", problems)
         if limits is not None:
             problems += limit_faults(limits)
         if top is not None:
             _check_not_negative("", {"shutdown_grace_s": top.shutdown_grace_s, "sys_interval_s": top.sys_interval_s}, problems)
-        _check_overflow(overflow, problems)
+        _check_filters([(place, rule.filter) for place, rule in overflow], "filter", problems)
+        _check_filters([(place, rule.topic) for place, rule in access], "topic", problems)
         opened = _listeners(listeners, folder, problems)
+        if top is not None:
+            _check_file(load_passwords, _at(folder, top.password_file), "password_file", problems)
+            _check_file(load_rules, _at(folder, top.acl_file), "acl_file", problems)
         if problems or top is None or limits is None or log is None:
             raise ConfigError(problems, source)
         if folder is not None and log.target not in ("stderr", "syslog"):
@@ -159,7 +182,10 @@ class Config(Struct, frozen=True, kw_only=True):
             limits=limits,
             log=log,
             overflow=tuple(rule for _, rule in overflow),
+            access=tuple(rule for _, rule in access),
             allow_anonymous=top.allow_anonymous,
+            password_file=_at(folder, top.password_file),
+            acl_file=_at(folder, top.acl_file),
             shutdown_grace_s=top.shutdown_grace_s,
             sys_interval_s=top.sys_interval_s,
         )
@@ -211,7 +237,7 @@ def _siblings(path: str) -> list[str]:
     """What else may, or will, stand beside the keys of a struct."""
     room = path.partition("[")[0]
     later = [key.rpartition(".")[2] for key in _NOT_THERE_YET if key.rpartition(".")[0] == room]
-    return later if path else [*later, "listeners", "limits", "log", "overflow"]
+    return later if path else [*later, "listeners", "limits", "log", "overflow", "access"]
 
 
 def _unknown(key: str, known: Sequence[str]) -> str:
@@ -246,11 +272,44 @@ def _check_not_negative(path: str, values: Mapping[str, float], problems: Proble
     problems.extend((f"{path}{key}", f"expected 0 or more, got {value}") for key, value in values.items() if not value >= 0)
 
 
-def _check_overflow(rules: Sequence[tuple[str, OverflowConfig]], problems: Problems) -> None:
-    for place, rule in rules:
-        fault = topic_filter_fault(rule.filter)
+def _check_filters(filters: Sequence[tuple[str, str]], key: str, problems: Problems) -> None:
+    for place, filter in filters:
+        fault = topic_filter_fault(filter)
         if fault is not None:
-            problems.append((f"{place}.filter", fault))
+            problems.append((f"{place}.{key}", fault))
+
+
+def _at(folder: Path | None, path: str | None) -> str | None:
+    """Relative paths start at the file."""
+    return path if path is None or folder is None else str(folder / path)
+
+
+def _check_file(load: Callable[[str], object], path: str | None, place: str, problems: Problems) -> None:
+    """What the broker will read when it starts is a part of its configuration."""
+    if path is None:
+        return
+    try:
+        load(path)
+    except ConfigError as error:
+        problems += [(place, f"{path}: {where}: {expected}" if where else f"{path} {expected}") for where, expected in error.problems]
+
+
+def _tls(data: dict[str, Any] | None, folder: Path | None, protocol: str, place: str, problems: Problems) -> TlsFiles | None:
+    """None for none, and for one with a mistake."""
+    if data is None:
+        return None
+    files = _table(TlsFiles, data, place, problems)
+    if files is None or set(data) - set(files.__struct_fields__):
+        return None
+    paths = {name: _at(folder, getattr(files, name)) for name in ("certificate", "key", "client_ca")}
+    files = msgspec.structs.replace(files, **paths)
+    try:
+        make_context(files, protocol)
+    except ValueError as error:
+        key, _, text = str(error).partition(": ")
+        problems.append((f"{place}.{key}", text))
+        return None
+    return files
 
 
 def _listeners(found: Sequence[tuple[str, ListenerConfig]], folder: Path | None, problems: Problems) -> tuple[Listener, ...]:
@@ -259,7 +318,12 @@ def _listeners(found: Sequence[tuple[str, ListenerConfig]], folder: Path | None,
         unix = entry.unix
         if unix is not None and folder is not None:
             unix = str(folder / unix)
-        listener = Listener(**(msgspec.structs.asdict(entry) | {"unix": unix}))
+        passwords, rules = _at(folder, entry.password_file), _at(folder, entry.acl_file)
+        _check_file(load_passwords, passwords, f"{place}.password_file", problems)
+        _check_file(load_rules, rules, f"{place}.acl_file", problems)
+        tls = _tls(entry.tls, folder, entry.protocol, f"{place}.tls", problems)
+        files = {"unix": unix, "password_file": passwords, "acl_file": rules, "tls": tls}
+        listener = Listener(**(msgspec.structs.asdict(entry) | files))
         for fault in check(listener):
             key, _, text = fault.partition(": ")
             problems.append((f"{place}.{key}", text))
@@ -288,9 +352,12 @@ def _copied(value: Any) -> Any:
     return [_copied(inner) for inner in value] if isinstance(value, list) else value
 
 
-_TEXT_KEYS: Final = {
-    field.name for kind in (ListenerConfig, LogConfig, OverflowConfig) for field in msgspec.structs.fields(kind) if isinstance(field.default, str)
-} | {"unix", "filter", "rule"}
+_TEXT_KEYS: Final = {"unix", "filter", "rule", "password_file", "acl_file", "certificate", "key", "client_ca", "user", "topic", "may"} | {
+    field.name
+    for kind in (_Top, ListenerConfig, TlsFiles, LogConfig, OverflowConfig, AccessConfig)
+    for field in msgspec.structs.fields(kind)
+    if isinstance(field.default, str)
+}
 
 
 def _value(key: str, text: str) -> Any:

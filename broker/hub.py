@@ -29,6 +29,7 @@ from broker.messages import Message, Overflow, Payload, QoS, UserProperties, Ver
 from broker.metrics import SysTopics
 from broker.net.authentication import Authenticate
 from broker.net.connection import Connection
+from broker.net.doors import Doorkeeper, anonymous_at, is_locked, without_live
 from broker.net.listen import BoundSocket, Listener, adopted_is_private, bind_all, parse_listener
 from broker.net.observer import ClientLog
 from broker.net.server import Server
@@ -60,7 +61,16 @@ class ClientInfo(msgspec.Struct, frozen=True, kw_only=True):
 class Broker:
     """An open broker. Publishes and subscribes as itself: no access rules, $SYS allowed. Made by `open_broker`."""
 
-    def __init__(self, server: Server, bound: Sequence[BoundSocket], config: Settings | None, sys_topics: SysTopics, log: ClientLog) -> None:
+    def __init__(
+        self,
+        server: Server,
+        bound: Sequence[BoundSocket],
+        config: Settings | None,
+        sys_topics: SysTopics,
+        log: ClientLog,
+        doorkeeper: Doorkeeper,
+        overflow: Mapping[str, str],
+    ) -> None:
         self.urls = tuple(one.url for one in bound)
         """Where it listens, with real ports: "mqtt://127.0.0.1:49321"."""
         self._server = server
@@ -68,6 +78,8 @@ class Broker:
         self._config = config
         self._sys_topics = sys_topics
         self._log = log
+        self._doorkeeper = doorkeeper
+        self._overflow = overflow
         self._grace_s = SHUTDOWN_GRACE_S if config is None else config.shutdown_grace_s
         self._numbers = itertools.count(1)
         self._credit_s = server.limits.slow_subscriber_grace_s
@@ -202,22 +214,25 @@ class Broker:
     # ---- itself ----
 
     def reload(self, config: Settings) -> Sequence[str]:
-        """Take over what can change while running: limits (for what comes from now on), allow_anonymous, sys_interval_s,
-        shutdown_grace_s, log.connections. Returns the keys that differ and need a restart. ConfigError: nothing was changed.
-        (log.level is the process's, which owns its logging.)
+        """Take over what can change while running: limits and overflow (for what comes from now on), passwords, access rules,
+        certificates, allow_anonymous and the small keys of listeners, sys_interval_s, shutdown_grace_s, log.connections. The files are
+        read again. Clients stay connected, with what the new rules allow them. Returns the keys that differ and need a restart.
+        ConfigError: nothing was changed. (log.level is the process's, which owns its logging.)
         """
         faults = limit_faults(config.limits)
         if faults:
             raise ConfigError(faults)
         old = self._config
-        if old is not None and config.allow_anonymous != old.allow_anonymous:
-            _check_open(old.listeners, config.allow_anonymous, self._server.authenticate)
+        plan = self._doorkeeper.read(config)
+        _check_open(plan.listeners, config, self._doorkeeper.hook)
+        self._engine.set_overflow(_overflow_rules(self._overflow, config))
+        self._doorkeeper.use(plan)
         self._engine.set_limits(config.limits)
         self._server.limits = config.limits
-        self._server.allow_anonymous = config.allow_anonymous
         self._sys_topics.set_interval(config.sys_interval_s)
         self._grace_s = config.shutdown_grace_s
         self._log.connections = config.log.connections
+        self._server.flush()
         restart = [] if old is None else _needs_restart(old, config)
         if not restart or old is None:
             self._config = config
@@ -297,12 +312,10 @@ async def open_broker(
     faults = limit_faults(chosen)
     if faults:
         raise ConfigError(faults)
-    allow_anonymous = None if config is None else config.allow_anonymous
-    _check_open(wanted, allow_anonymous, authenticate)
+    _check_open(wanted, config, authenticate)
+    own = [listener for listener in wanted if isinstance(listener, Listener)]
+    doorkeeper = Doorkeeper(config, own, authenticate, authorized_by_hook=authorize is not None, fixed=listeners is not None)
     log = ClientLog(config is None or config.log.connections)
-    rules: dict[str, str] = dict(overflow or {})
-    for rule in () if config is None else config.overflow:
-        rules.setdefault(rule.filter, rule.rule)
     engine = Engine(
         chosen,
         new_client_id=_new_client_id,
@@ -310,16 +323,17 @@ async def open_broker(
         authorize=authorize,
         on_authorize_error=_log_authorize_error,
         observer=log,
-        overflow=rules,
+        overflow=_overflow_rules(overflow or {}, config),
     )
     sys_topics = SysTopics(0 if config is None else config.sys_interval_s)
-    server = Server(engine, chosen, authenticate=authenticate, allow_anonymous=allow_anonymous, chores=(sys_topics.run,))
+    server = Server(engine, chosen, chores=(sys_topics.run, doorkeeper.watch))
     bound = await bind_all(wanted)
+    doorkeeper.begin(server, bound)
     failure: BaseException | None = None
     caught: BaseExceptionGroup[BaseException] | None = None
     try:
         async with trio.open_nursery() as nursery:
-            hub = Broker(server, bound, config, sys_topics, log)
+            hub = Broker(server, bound, config, sys_topics, log, doorkeeper, overflow or {})
             try:
                 await nursery.start(server.run, bound)
                 yield hub
@@ -392,14 +406,24 @@ def _listeners(config: Settings | None, listeners: Sequence[Listener | str | tri
     return [parse_listener(listener) if isinstance(listener, str) else listener for listener in listeners]
 
 
-def _check_open(listeners: Sequence[Listener | trio.SocketListener], allow_anonymous: bool | None, authenticate: Authenticate | None) -> None:
+def _overflow_rules(first: Mapping[str, str], config: Settings | None) -> dict[str, str]:
+    """The embedder's, then the file's."""
+    rules = dict(first)
+    for rule in () if config is None else config.overflow:
+        rules.setdefault(rule.filter, rule.rule)
+    return rules
+
+
+def _check_open(listeners: Sequence[Listener | trio.SocketListener], config: Settings | None, authenticate: Authenticate | None) -> None:
     """Nobody opens a broker to the world by forgetting something."""
     if authenticate is not None:
         return
     problems = []
     for index, listener in enumerate(listeners):
-        own = listener.allow_anonymous if isinstance(listener, Listener) else None
-        allowed = allow_anonymous if own is None else own
+        own = listener if isinstance(listener, Listener) else None
+        if is_locked(own, config):
+            continue
+        allowed = anonymous_at(own, config, None)
         private = listener.is_private if isinstance(listener, Listener) else adopted_is_private(listener)
         if allowed is False:
             problems.append((f"listeners[{index}]", "allow_anonymous = false, and no authentication is configured: nobody could come in"))
@@ -407,8 +431,8 @@ def _check_open(listeners: Sequence[Listener | trio.SocketListener], allow_anony
             where = listener.url if isinstance(listener, Listener) else "this socket"
             problems.append((
                 f"listeners[{index}]",
-                f"{where} can be reached from other machines: configure authentication (open_broker(authenticate=...); password_file is not "
-                "there yet), or write allow_anonymous = true (--allow-anonymous) to let everybody in",
+                f"{where} can be reached from other machines: set password_file (broker passwd -c FILE USER makes one) or "
+                "open_broker(authenticate=...), or write allow_anonymous = true (--allow-anonymous) to let everybody in",
             ))  # fmt: skip
     if problems:
         raise ConfigError(problems)
@@ -416,9 +440,7 @@ def _check_open(listeners: Sequence[Listener | trio.SocketListener], allow_anony
 
 def _needs_restart(old: Settings, new: Settings) -> list[str]:
     keys = []
-    if list(old.listeners) != list(new.listeners):
+    if [without_live(one) for one in old.listeners] != [without_live(one) for one in new.listeners]:
         keys.append("listeners")
-    if [(rule.filter, rule.rule) for rule in old.overflow] != [(rule.filter, rule.rule) for rule in new.overflow]:
-        keys.append("overflow")
     keys += [f"log.{name}" for name in ("format", "target") if getattr(old.log, name) != getattr(new.log, name)]
     return keys

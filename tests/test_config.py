@@ -11,10 +11,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from broker.config import DEFAULT_LISTENERS, Config, ListenerConfig, LogConfig, OverflowConfig
+from broker.config import DEFAULT_LISTENERS, AccessConfig, Config, ListenerConfig, LogConfig, OverflowConfig
 from broker.core.limits import Limits
 from broker.errors import ConfigError
 from broker.net.listen import Listener, parse_listener
+from broker.net.tls import TlsFiles
 
 EXAMPLE = Path(__file__).parent.parent / "config" / "broker.toml"
 
@@ -36,12 +37,12 @@ def test_example_loads_and_is_the_default() -> None:
 
 def uncommented(text: str) -> dict[str, Any]:
     """The example with its commented keys switched on."""
-    return tomllib.loads(re.sub(r"(?m)^# (?=[a-z_]+ = )", "", text))
+    return tomllib.loads(re.sub(r"(?m)^# (?=[a-z_]+ = |\[)", "", text))
 
 
 @pytest.mark.parametrize(
     ("table", "kind"),
-    [("limits", Limits), ("log", LogConfig), ("listeners", ListenerConfig), ("overflow", OverflowConfig), ("", Config)],
+    [("limits", Limits), ("log", LogConfig), ("listeners", ListenerConfig), ("overflow", OverflowConfig), ("access", AccessConfig), ("", Config)],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_example_has_every_key_with_its_default(table: str, kind: Any) -> None:
@@ -55,6 +56,12 @@ def test_example_has_every_key_with_its_default(table: str, kind: Any) -> None:
         # Keys whose default is "not said" are shown commented out, with an example; tables have their own turn.
         if default not in (None, msgspec.NODEFAULT) and not isinstance(value, (dict, list)):
             assert value == default, name
+
+
+def test_example_has_every_key_of_tls_with_its_default() -> None:
+    written = uncommented(EXAMPLE.read_text("utf-8"))["listeners"][0]["tls"]
+    assert set(written) == set(TlsFiles.__struct_fields__)
+    assert (written["require_certificate"], written["identity"]) == (False, "none")
 
 
 # ---- mistakes ------------------------------------------------------------------------------------------------------------
@@ -88,9 +95,6 @@ def test_every_mistake_is_told() -> None:
 @pytest.mark.parametrize(
     ("data", "key"),
     [
-        ({"password_file": "passwords"}, "password_file"),
-        ({"acl_file": "acl"}, "acl_file"),
-        ({"listeners": [{"tls": {"certificate": "x"}}]}, "listeners[0].tls"),
         ({"listeners": [{"mount_point": ""}]}, "listeners[0].mount_point"),
         ({"listeners": [{"proxy_protocol_from": []}]}, "listeners[0].proxy_protocol_from"),
         ({"listeners": [{"limits": {}}]}, "listeners[0].limits"),
@@ -101,6 +105,24 @@ def test_what_is_planned_says_so(data: dict[str, Any], key: str) -> None:
     found = problems_of(data)
     assert list(found) == [key]
     assert "not there yet" in found[key]
+
+
+def test_mistakes_in_the_files_are_told_too(tmp_path: Path) -> None:
+    (tmp_path / "acl").write_text("topic read a\ntopic raed b\nusers x\n")
+    (tmp_path / "passwords").write_text("ann\n")
+    (tmp_path / "broker.toml").write_text(
+        'acl_file = "acl"\npassword_file = "passwords"\n[[listeners]]\nacl_file = "none"\n'
+        '[listeners.tls]\ncertificate = "none.pem"\nkye = "x"\n[[access]]\ntopic = "a#"\nmay = "publish"\n'
+    )
+    with pytest.raises(ConfigError) as caught:
+        Config.load(tmp_path / "broker.toml", env={})
+    found = [f"{key}: {text}" for key, text in caught.value.problems]
+    assert f"acl_file: {tmp_path}/acl: line 2: expected read, write, readwrite or deny before the filter, got 'raed'" in found
+    assert f"acl_file: {tmp_path}/acl: line 3: expected topic, user or pattern and a space, got 'users'" in found
+    assert f"password_file: {tmp_path}/passwords: line 1: expected name:hash" in found
+    assert f"listeners[0].acl_file: {tmp_path}/none cannot be read: no such file or directory" in found
+    assert "listeners[0].tls.kye: unknown key; did you mean key?" in found
+    assert 'access[0].may: expected read, write, readwrite, deny, got "publish"' in found
 
 
 @pytest.mark.parametrize(

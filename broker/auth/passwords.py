@@ -112,13 +112,15 @@ def name_fault(name: str) -> str | None:
 class Passwords:
     """The users of one file."""
 
-    __slots__ = ("_key", "_others", "_users")
+    __slots__ = ("_key", "_others", "_proofs", "_users")
 
     def __init__(self, users: Mapping[str, PasswordHash]) -> None:
         self._users = dict(users)
         # Nobody's password: only its cost counts. Where users cost differently, so do strangers, each name always the same.
         self._others = list(self._users.values()) or [PasswordHash(bytes(SALT_BYTES), bytes(DIGEST_BYTES), ITERATIONS)]
         self._key = secrets.token_bytes(32)
+        self._proofs: dict[str, bytes] = {}
+        """Users whose password was right, and its keyed digest; at most one each, and gone with this object and its key."""
 
     def __len__(self) -> int:
         return len(self._users)
@@ -135,6 +137,19 @@ class Passwords:
         mark = hmac.digest(self._key, name.encode("utf-8", "surrogatepass"), "sha256")  # for everybody, so that it tells nobody anything
         other = self._others[int.from_bytes(mark[:8], "big") % len(self._others)]
         return (other, False) if known is None else (known, True)
+
+    def is_proven(self, name: str, password: bytes) -> bool:
+        """Was this the right password before? Quick, and False says nothing."""
+        proof = self._proofs.get(name)
+        return proof is not None and hmac.compare_digest(proof, self._proof(name, password))
+
+    def prove(self, name: str, password: bytes) -> None:
+        """It was right."""
+        if name in self._users:
+            self._proofs[name] = self._proof(name, password)
+
+    def _proof(self, name: str, password: bytes) -> bytes:
+        return hmac.digest(self._key, name.encode("utf-8", "surrogatepass") + b"\0" + password, "sha256")
 
 
 def read_text(path: str | Path) -> str:

@@ -5,7 +5,9 @@ The table is bounded: it forgets whoever has been quiet the longest, so that a t
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
+from ipaddress import IPv6Address
 from typing import Final
 
 ADDRESSES_COUNT_MAX: Final = 10_000
@@ -35,7 +37,7 @@ class Throttle:
         self._failures.move_to_end(address)
         if len(self._failures) > self.addresses_count_max:
             self._failures.popitem(last=False)
-        return min(DELAY_S_MAX, DELAY_S_MIN * 2.0 ** (min(count, 30.0) - 1))
+        return min(DELAY_S_MAX, DELAY_S_MIN * math.pow(2.0, min(count, 30.0) - 1))
 
     def is_suspect(self, address: str, now: float) -> bool:
         """Has it failed lately, more often than a person at a keyboard does?"""
@@ -55,8 +57,6 @@ def address_of(peer: str) -> str:
     if not separator:
         return ""
     if host.startswith("["):
-        from ipaddress import IPv6Address
-
         try:
             number = IPv6Address(host.strip("[]").partition("%")[0])
         except ValueError:

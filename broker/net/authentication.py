@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import trio
@@ -67,15 +68,20 @@ Authenticate: TypeAlias = Callable[[ConnectRequest], Awaitable[str | None]]
 """The user name by which the client is known from now on; None refuses it (0x86)."""
 
 
-async def ask(connection: Connection, question: AuthRequest, authenticate: Authenticate, limiter: trio.CapacityLimiter, deadline: float) -> None:
-    """Run the hook and give the core its verdict; nothing if the client has gone, or the core no longer wants to know."""
+async def ask(
+    connection: Connection, question: AuthRequest, authenticate: Authenticate, limiter: trio.CapacityLimiter | None, deadline: float
+) -> None:
+    """Run the hook and give the core its verdict; nothing if the client has gone, or the core no longer wants to know.
+
+    limiter: None for one that limits itself.
+    """
     request = ConnectRequest(connection, question)
     username: str | None = None
     refused: ReasonCode | None = ReasonCode.NOT_AUTHORIZED if question.reauthentication else ReasonCode.SERVER_UNAVAILABLE
     with trio.CancelScope(deadline=deadline) as scope:
         connection.question_scope = scope
         try:
-            async with limiter:
+            async with limiter or nullcontext():
                 username = await authenticate(request)
         except Exception:  # somebody else's code: whatever it raises refuses this client and touches no other
             logger.exception("the authenticate hook failed for client %r at %s; refused", question.client_id, connection.peer)

@@ -168,7 +168,8 @@ class Connection:
 
     def _attach(self) -> None:
         # Counted from accept: a slow handshake leaves less for CONNECT.
-        self.link = self.server.engine.attach(self.peer, self._attached_at, listener=self.listener, transport=self)
+        access = None if self.bound is None else self.bound.access
+        self.link = self.server.engine.attach(self.peer, self._attached_at, listener=self.listener, transport=self, access=access)
         self.server.flush()
 
     def _detach(self) -> None:
@@ -314,16 +315,15 @@ class Connection:
         self._question = question
         assert self._nursery is not None
         assert self.link is not None
-        if server.authenticate is None or (self._anonymous(question) and not server.may_be_anonymous(self.bound)):
-            self._settle(None, ReasonCode.NOT_AUTHORIZED, None)
+        lock = server.lock_of(self.bound)
+        verdict = lock.verdict(question, self.certificate)
+        if verdict is not None:
+            self._settle(*verdict, None)
             return
         begun = trio.current_time() if question.reauthentication else self._attached_at
         deadline = begun + server.limits.connect_timeout_s
-        self._nursery.start_soon(authentication.ask, self, question, server.authenticate, server.limiter, deadline)
-
-    @staticmethod
-    def _anonymous(question: AuthRequest) -> bool:
-        return question.username is None and question.method is None
+        limiter = None if lock.hook is None else server.limiter
+        self._nursery.start_soon(authentication.ask, self, question, lock.authenticate, limiter, deadline)
 
     def _look_at_question(self, question: AuthRequest) -> None:
         if question.done:

@@ -16,14 +16,19 @@ import ssl
 import stat
 import sys
 from collections.abc import Sequence
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import unquote, urlsplit
 
 import trio
 from msgspec import Struct
 
 from broker.errors import ConfigError, ListenError
+from broker.net.tls import TlsFiles
 from broker.net.transport import strerror
+
+if TYPE_CHECKING:
+    from broker.core.access import Access
+    from broker.net.locks import Lock
 
 PORT_ZERO_ATTEMPTS_MAX: Final = 50
 _HAS_UNIX: Final = hasattr(socket, "AF_UNIX")
@@ -34,10 +39,10 @@ class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     host: a name or address; "localhost" is 127.0.0.1, and ::1 where the machine has it; "*" is every interface. port: 0
     asks for a free one, the same on every address of the host. unix: a path, instead of host and port. unix_mode: the
-    permissions of that path, "0660". protocol, path: MQTT over WebSocket, at this path of the URL. tls: trio's TLS over the
-    socket. allow_anonymous: overrides the broker's; False
-    refuses a CONNECT without user name before anybody is asked. backlog is capped by the system. receive_buffer_bytes,
-    send_buffer_bytes, tcp_keepalive_s: 0 leaves the system's. connections_count_max: more are closed at once.
+    permissions of that path, "0660". protocol, path: MQTT over WebSocket, at this path of the URL. tls: over the socket;
+    from `TlsFiles` the certificates are read anew when they change. allow_anonymous: overrides the broker's; False refuses a CONNECT
+    without user name before anybody is asked. password_file, acl_file: Mosquitto's, instead of the broker's. backlog is capped by
+    the system. receive_buffer_bytes, send_buffer_bytes, tcp_keepalive_s: 0 leaves the system's. connections_count_max: more are closed at once.
     """
 
     host: str = "127.0.0.1"
@@ -46,8 +51,10 @@ class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     unix_mode: str = "0660"
     protocol: Literal["mqtt", "websocket"] = "mqtt"
     path: str = "/mqtt"
-    tls: ssl.SSLContext | None = None
+    tls: ssl.SSLContext | TlsFiles | None = None
     allow_anonymous: bool | None = None
+    password_file: str | None = None
+    acl_file: str | None = None
     backlog: int = 1024
     nodelay: bool = True
     receive_buffer_bytes: int = 0
@@ -77,7 +84,7 @@ class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class BoundSocket:
     """A listening, non-blocking socket of one Listener, and how many of its connections are open."""
 
-    __slots__ = ("address", "connections_count", "inode", "listener", "socket", "url")
+    __slots__ = ("access", "address", "connections_count", "inode", "listener", "lock", "socket", "tls", "url")
 
     def __init__(self, listening: socket.socket, listener: Listener, url: str, inode: tuple[int, int] | None = None) -> None:
         self.socket = listening
@@ -87,6 +94,11 @@ class BoundSocket:
         self.inode = inode
         """Device and inode of the Unix path that we made."""
         self.connections_count = 0
+        # Given by whoever knows the configuration, and anew when it changes.
+        self.tls = listener.tls if isinstance(listener.tls, ssl.SSLContext) else None
+        self.lock: Lock | None = None
+        self.access: Access | None = None
+        """None: what holds for all."""
 
     def close(self) -> None:
         """Stop listening; a Unix path goes too, unless somebody has put another there since."""

@@ -19,13 +19,13 @@ import trio
 
 from broker.net.authentication import QUESTIONS_COUNT_MAX
 from broker.net.connection import Connection
+from broker.net.locks import Guard, Lock
 from broker.net.transport import ReadSizes, SocketTransport, StreamTransport, Transport, peer_name, set_options, strerror
 
 if TYPE_CHECKING:
     from broker.core.engine import Engine
     from broker.core.limits import Limits
     from broker.core.link import Link
-    from broker.net.authentication import Authenticate
     from broker.net.listen import BoundSocket
 
 FLUSH_COUNT_MAX: Final = 256
@@ -50,15 +50,13 @@ class Server:
         engine: Engine,
         limits: Limits,
         *,
-        authenticate: Authenticate | None = None,
-        allow_anonymous: bool | None = None,
+        lock: Lock | None = None,
         chores: Sequence[Callable[[Server], Awaitable[None]]] = (),
     ) -> None:
-        """chores: tasks that live exactly as long as clients are served."""
+        """lock: who may come in where a listener has none of its own. chores: tasks that live exactly as long as clients are served."""
         self.engine = engine
         self.limits = limits
-        self.authenticate = authenticate
-        self.allow_anonymous = allow_anonymous
+        self.lock = lock or Lock(Guard(), None, None, None, "none")
         self.limiter = trio.CapacityLimiter(QUESTIONS_COUNT_MAX)
         self.connections: set[Connection] = set()
         self.bound: Sequence[BoundSocket] = ()
@@ -153,11 +151,9 @@ class Server:
             connection.bound.connections_count -= 1
         self._freed.set()
 
-    def may_be_anonymous(self, bound: BoundSocket | None) -> bool:
-        """Is a client without a user name worth a question? A listener's word comes before the broker's."""
-        if bound is not None and bound.listener.allow_anonymous is not None:
-            return bound.listener.allow_anonymous
-        return self.allow_anonymous is not False
+    def lock_of(self, bound: BoundSocket | None) -> Lock:
+        """A listener's own, or that of all."""
+        return self.lock if bound is None or bound.lock is None else bound.lock
 
     def drop_all(self) -> None:
         """Cut every connection without a goodbye."""
@@ -199,11 +195,11 @@ class Server:
             return
         set_options(connected, nodelay=listener.nodelay, tcp_keepalive_s=listener.tcp_keepalive_s)
         transport: Transport = SocketTransport(connected, self._sizes)
-        if listener.tls is not None or listener.protocol == "websocket":
+        if bound.tls is not None or listener.protocol == "websocket":
             stream: trio.abc.Stream = trio.SocketStream(trio.socket.from_stdlib_socket(connected))
-            if listener.tls is not None:
+            if bound.tls is not None:
                 # https_compatible: many clients leave without close_notify, and MQTT frames need no mark of their end.
-                stream = trio.SSLStream(stream, listener.tls, server_side=True, https_compatible=True)
+                stream = trio.SSLStream(stream, bound.tls, server_side=True, https_compatible=True)
             transport = StreamTransport(stream)  # `Connection` makes both handshakes
         if self.admit(transport, peer_name(address, connected.family), bound.url, bound) is None:
             connected.close()

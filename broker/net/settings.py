@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Final, Protocol
 
+from broker.auth.acl import May
 from broker.core.limits import Limits
 from broker.net.listen import Listener
 
@@ -15,6 +16,15 @@ class OverflowRule(Protocol):
     def filter(self) -> str: ...
     @property
     def rule(self) -> str: ...
+
+
+class AccessRule(Protocol):
+    @property
+    def user(self) -> str | None: ...
+    @property
+    def topic(self) -> str: ...
+    @property
+    def may(self) -> May: ...
 
 
 class LogSettings(Protocol):
@@ -41,6 +51,12 @@ class Settings(Protocol):
     def overflow(self) -> Sequence[OverflowRule]: ...
     @property
     def allow_anonymous(self) -> bool | None: ...
+    @property
+    def password_file(self) -> str | None: ...
+    @property
+    def acl_file(self) -> str | None: ...
+    @property
+    def access(self) -> Sequence[AccessRule]: ...
     @property
     def shutdown_grace_s(self) -> float: ...
     @property

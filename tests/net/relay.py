@@ -21,6 +21,7 @@ from broker.core.auth import AuthRequest
 from broker.core.engine import Engine
 from broker.core.limits import Limits
 from broker.net.listen import Listener, bind_all
+from broker.net.locks import Guard, Lock
 from broker.net.memory import MemoryStream, memory_stream_pair
 from broker.net.server import Server
 from broker.net.transport import StreamTransport
@@ -60,7 +61,7 @@ class RelayEngine:
             link.ready = True
             self._ready.append(link)
 
-    def attach(self, peer: str, now: float, *, listener: str = "", transport: object = None) -> RelayLink:
+    def attach(self, peer: str, now: float, *, listener: str = "", transport: object = None, access: object = None) -> RelayLink:
         link = RelayLink(peer, transport)
         self.links.append(link)
         return link
@@ -141,7 +142,7 @@ class RelayEngine:
 
 
 def make_server(engine: RelayEngine, *, authenticate: Any = None, **limits: Any) -> Server:
-    return Server(cast("Engine", engine), Limits(**limits), authenticate=authenticate)
+    return Server(cast("Engine", engine), Limits(**limits), lock=Lock(Guard(), authenticate, None, None, "none"))
 
 
 _peers: dict[Server, list[trio.abc.Stream]] = {}

@@ -1,0 +1,287 @@
+"""What each listener needs of files (certificates, passwords, access rules), read as a whole and put into use as a whole.
+
+Everything is read before anything is changed, so a file with a mistake leaves all as it was. Files are looked at every two seconds:
+whoever renews a certificate or sets a password need not know how to tell a broker. Nobody who is connected notices, but for what
+they may do.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import ssl
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+
+import msgspec
+import trio
+
+from broker.auth.acl import AccessRules, Rule, load_rules, table_rules
+from broker.auth.passwords import Passwords, load_passwords
+from broker.core.access import Access
+from broker.errors import ConfigError
+from broker.net.listen import BoundSocket, Listener
+from broker.net.locks import Guard, Lock
+from broker.net.tls import TlsFiles, make_context
+
+if TYPE_CHECKING:
+    from broker.net.authentication import Authenticate
+    from broker.net.server import Server
+    from broker.net.settings import Settings
+
+WATCH_INTERVAL_S: Final = 2.0
+
+LIVE: Final = (
+    "allow_anonymous", "password_file", "acl_file", "nodelay", "tcp_keepalive_s", "connections_count_max",
+)  # fmt: skip
+"""Of a Listener, what can change while it listens. The files of its TLS too, but not whether it has any."""
+
+logger = logging.getLogger("broker.auth")
+T = TypeVar("T")
+
+
+class Door:
+    """What one listener needs. rules: None leaves it to those of all; tls: None is none."""
+
+    __slots__ = ("lock", "rules", "tls")
+
+    def __init__(self, lock: Lock, rules: AccessRules | None, tls: ssl.SSLContext | None) -> None:
+        self.lock = lock
+        self.rules = rules
+        self.tls = tls
+
+
+class Doors:
+    """All that was read for one configuration: of each listener, and of those that have none (an adopted socket, a stream)."""
+
+    __slots__ = ("default", "of")
+
+    def __init__(self, default: Door, of: dict[Listener, Door]) -> None:
+        self.default = default
+        self.of = of
+
+    @property
+    def asks(self) -> bool:
+        return self.default.lock.asks or any(door.lock.asks for door in self.of.values())
+
+
+def read_doors(guard: Guard, settings: Settings | None, listeners: Sequence[Listener], hook: Authenticate | None) -> Doors:
+    """ConfigError names every mistake in every file; nothing was changed."""
+    problems: list[tuple[str, str]] = []
+    passwords: dict[str, Passwords | None] = {}
+    rules: dict[str, list[Rule]] = {}
+
+    def passwords_of(path: str | None, place: str) -> Passwords | None:
+        if path is not None and path not in passwords:
+            passwords[path] = _read(load_passwords, path, place, problems)
+        return None if path is None else passwords[path]
+
+    def rules_of(path: str | None, place: str) -> list[Rule]:
+        if path is not None and path not in rules:
+            rules[path] = _read(load_rules, path, place, problems) or []
+        return [] if path is None else rules[path]
+
+    top_passwords = settings.password_file if settings is not None else None
+    top_rules = rules_of(settings.acl_file, "acl_file") if settings is not None else []
+    tables = table_rules([(rule.user, rule.topic, rule.may) for rule in settings.access], "config") if settings is not None else []
+    top = None
+    if settings is not None and (settings.acl_file is not None or settings.access):
+        top = AccessRules([*top_rules, *tables])
+    known = passwords_of(top_passwords, "password_file")
+    default = Door(Lock(guard, hook, known, anonymous_at(None, settings, hook), "none"), top, None)
+    of: dict[Listener, Door] = {}
+    for index, listener in enumerate(listeners):
+        place = f"listeners[{index}]"
+        own = passwords_of(listener.password_file, f"{place}.password_file") if listener.password_file is not None else known
+        identity = listener.tls.identity if isinstance(listener.tls, TlsFiles) else "none"
+        found = rules_of(listener.acl_file, f"{place}.acl_file")
+        context = listener.tls if not isinstance(listener.tls, TlsFiles) else None
+        if isinstance(listener.tls, TlsFiles):
+            try:
+                context = make_context(listener.tls, listener.protocol)
+            except ValueError as error:
+                key, _, text = str(error).partition(": ")
+                problems.append((f"{place}.tls.{key}", text))
+        lock = Lock(guard, hook, own, anonymous_at(listener, settings, hook), identity)
+        of[listener] = Door(lock, None if listener.acl_file is None else AccessRules(found), context)
+    if problems:
+        raise ConfigError(problems)
+    return Doors(default, of)
+
+
+def anonymous_at(listener: Listener | None, settings: Settings | None, hook: Authenticate | None) -> bool | None:
+    """May a client without user name come in there? None: nothing says so, and nothing that could tell people apart is there either.
+
+    A listener's word comes first. One with a password file of its own decides for itself; so does one that takes names from certificates.
+    """
+    if listener is not None and listener.allow_anonymous is not None:
+        return listener.allow_anonymous
+    if listener is not None and hook is None and (listener.password_file is not None or _takes_identity(listener)):
+        return False
+    if settings is not None and settings.allow_anonymous is not None:
+        return settings.allow_anonymous
+    return False if settings is not None and settings.password_file is not None and hook is None else None
+
+
+def is_locked(listener: Listener | None, settings: Settings | None) -> bool:
+    """Is there a file that says who a client is?"""
+    if listener is not None and (listener.password_file is not None or _takes_identity(listener)):
+        return True
+    return settings is not None and settings.password_file is not None
+
+
+def _takes_identity(listener: Listener) -> bool:
+    return isinstance(listener.tls, TlsFiles) and listener.tls.identity != "none"
+
+
+def _read(load: Callable[[str], T], path: str, place: str, problems: list[tuple[str, str]]) -> T | None:
+    try:
+        return load(path)
+    except ConfigError as error:
+        problems.extend((place, f"{path}: {where}: {expected}" if where else f"{path} {expected}") for where, expected in error.problems)
+        return None
+
+
+# ---- in use ----------------------------------------------------------------------------------------------------------------
+
+
+class Plan(NamedTuple):
+    """What `Doorkeeper.use` would put into use."""
+
+    settings: Settings | None
+    listeners: list[Listener]
+    doors: Doors
+
+
+class Doorkeeper:
+    """Puts what was read into use, and watches the files. Made before anything listens, so that no listener stands open for a moment."""
+
+    def __init__(
+        self, settings: Settings | None, listeners: Sequence[Listener], hook: Authenticate | None, *, authorized_by_hook: bool, fixed: bool
+    ) -> None:
+        """ConfigError names every mistake in every file. authorized_by_hook: an embedder's `authorize` decides, and no file does.
+        fixed: the listeners are not those of the settings, and new settings say nothing about them."""
+        self._settings = settings
+        self._listeners = list(listeners)
+        self.hook = hook
+        self._authorized_by_hook = authorized_by_hook
+        self._fixed = fixed
+        self._guard = Guard()
+        self._server: Server | None = None
+        self._bound: Sequence[BoundSocket] = ()
+        self._paths_changed = trio.Event()
+        self._seen = self._signatures()
+        self._doors = read_doors(self._guard, settings, self._listeners, hook)
+
+    def begin(self, server: Server, bound: Sequence[BoundSocket]) -> None:
+        self._server = server
+        self._bound = bound
+        self._use(self._doors)
+
+    def read(self, settings: Settings | None) -> Plan:
+        """New settings, or the old ones with what is in their files now; nothing was changed. ConfigError."""
+        listeners = list(self._listeners)
+        if settings is not None and not self._fixed:
+            listeners = _matched(listeners, settings.listeners)
+        return Plan(settings, listeners, read_doors(self._guard, settings, listeners, self.hook))
+
+    def use(self, plan: Plan) -> None:
+        """From the next handshake, CONNECT and message on."""
+        changed = dict(zip(self._listeners, plan.listeners, strict=True))
+        for one in self._bound:
+            one.listener = changed.get(one.listener, one.listener)
+        self._settings = plan.settings
+        self._listeners = plan.listeners
+        self._seen = self._signatures()
+        self._use(plan.doors)
+        self._paths_changed.set()
+        self._paths_changed = trio.Event()
+
+    def _use(self, doors: Doors) -> None:
+        server = self._server
+        assert server is not None
+        self._doors = doors
+        server.lock = doors.default.lock
+        for one in self._bound:
+            door = doors.of.get(one.listener, doors.default)
+            one.lock = door.lock
+            one.tls = door.tls
+            if not self._authorized_by_hook:
+                rules = doors.default.rules if door.rules is None else door.rules
+                if one.access is None:
+                    one.access = Access(rules, refuses_wills=False)
+                else:  # clients and sessions hold it
+                    one.access.use(rules, refuses_wills=False)
+        server.engine.set_authentication(doors.asks)
+        if not self._authorized_by_hook:
+            server.engine.set_authorize(doors.default.rules, refuses_wills=False)
+
+    async def watch(self, server: Server) -> None:
+        """A chore of the server: read the files again when they have changed and hold still."""
+        changed: dict[str, tuple[int, ...]] | None = None
+        while True:
+            if not self._seen:
+                await self._paths_changed.wait()
+                continue
+            await trio.sleep(WATCH_INTERVAL_S)
+            found = self._signatures()
+            if found == self._seen:
+                changed = None
+            elif found != changed:
+                changed = found  # somebody may still be writing, or has yet to bring the key that belongs to the certificate
+            else:
+                changed = None
+                names = ", ".join(sorted(path for path in found if found[path] != self._seen.get(path)))
+                try:
+                    self.use(self.read(self._settings))
+                    server.flush()
+                    logger.info("read again: %s", names)
+                except ConfigError as error:
+                    self._seen = found  # told once
+                    logger.error("%s changed and is not used: %s", names, error)
+
+    def _signatures(self) -> dict[str, tuple[int, ...]]:
+        """What tells each file's content from another, as far as the file system knows."""
+        settings = self._settings
+        paths = set() if settings is None else {settings.password_file, settings.acl_file}
+        for listener in self._listeners:
+            paths |= {listener.password_file, listener.acl_file}
+            if isinstance(listener.tls, TlsFiles):
+                paths.update(listener.tls.paths)
+        found: dict[str, tuple[int, ...]] = {}
+        for path in paths:
+            if path is not None:
+                try:
+                    status = os.stat(path)
+                    found[path] = (status.st_mtime_ns, status.st_size, status.st_ino)
+                except OSError:
+                    found[path] = ()
+        return found
+
+
+def _matched(old: Sequence[Listener], new: Sequence[Listener]) -> list[Listener]:
+    """Those that listen, each with what its successor at the same place says anew, as far as that can change while it listens."""
+    left = list(new)
+    found = []
+    for listener in old:
+        successor = next((one for one in left if _place(one) == _place(listener)), None)
+        if successor is None:
+            found.append(listener)
+            continue
+        left.remove(successor)
+        changes = {name: getattr(successor, name) for name in LIVE}
+        if (successor.tls is None) == (listener.tls is None):
+            changes["tls"] = successor.tls
+        found.append(msgspec.structs.replace(listener, **changes))
+    return found
+
+
+def without_live(listener: Listener) -> Listener:
+    """What needs a restart, to be compared."""
+    defaults = Listener()
+    changes = {name: getattr(defaults, name) for name in LIVE}
+    return msgspec.structs.replace(listener, **changes, tls=None if listener.tls is None else TlsFiles(certificate=""))
+
+
+def _place(listener: Listener) -> tuple[str, int, str | None]:
+    return listener.host, listener.port, listener.unix
