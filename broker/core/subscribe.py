@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from broker.core.delivery import pump
 from broker.core.replay import Replay
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from broker.core.session import Session
     from broker.core.state import State
 
+GRANTED: Final = (ReasonCode.SUCCESS, ReasonCode.GRANTED_QOS_1, ReasonCode.GRANTED_QOS_2)
+"""The reason code for each QoS; calling the enum took a tenth of a subscription's time."""
+
 
 def on_subscribe(state: State, link: Link, packet: Subscribe, now: float) -> None:
     session = link.session
@@ -29,7 +32,7 @@ def on_subscribe(state: State, link: Link, packet: Subscribe, now: float) -> Non
     _refuse_unanswerable(link, len(packet.subscriptions))
     identifier = identifiers[0] if identifiers else 0
     # As if each came in a packet of its own [MQTT5-3.8.4-5], with one combined answer [MQTT5-3.8.4-6] before anything that follows from it.
-    reasons = tuple(_subscribe(state, link, session, request, identifier) for request in packet.subscriptions)
+    reasons = tuple([_subscribe(state, link, session, request, identifier) for request in packet.subscriptions])
     state.work += len(reasons)
     state.send(link, encode(SubAck(packet.packet_id, reasons), link.version))
     if session.replays:
@@ -80,7 +83,7 @@ def _subscribe(state: State, link: Link, session: Session, request: Subscription
     state.topics.add(subscription)
     if owed and len(state.retained):
         session.replays[filter] = Replay(state.retained.cursor(filter), subscription)
-    return ReasonCode(qos)
+    return GRANTED[qos]
 
 
 def on_unsubscribe(state: State, link: Link, packet: Unsubscribe, now: float) -> None:

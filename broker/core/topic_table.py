@@ -238,12 +238,15 @@ class TopicTable:
     # ---- look-ups ----
 
     def route(self, topic: str) -> Route:
-        """The fresh route of a topic; kept for the next message, the oldest ones giving way."""
+        """The fresh route of a topic; kept for the next message, the oldest ones giving way.
+
+        One that leads to nobody is not kept: a million retained topics that are only looked up would cost as much again.
+        """
         route = self._routes.get(topic)
         if route is None:
-            if len(topic) > KEPT_TOPIC_LENGTH_MAX:
-                route = Route(topic, _Bucket())
-                self._resolve(route)
+            route = Route(topic, _Bucket())
+            self._resolve(route)
+            if len(topic) > KEPT_TOPIC_LENGTH_MAX or not (route.targets or route.groups):
                 self._targets_count -= len(route.targets)
                 route.stale = True  # nothing touches it: whoever keeps it must look again
                 return route
@@ -254,11 +257,12 @@ class TopicTable:
             if bucket is None:
                 bucket = self._buckets[first] = _Bucket()
             bucket.routes_count += 1
-            route = self._routes[topic] = Route(topic, bucket)
+            route.bucket = bucket
+            route.bucket_version = bucket.version
+            self._routes[topic] = route
             self._route_topics.append(topic)
-        elif self.is_fresh(route):
-            return route
-        self._resolve(route)
+        elif not self.is_fresh(route):
+            self._resolve(route)
         return route
 
     def is_fresh(self, route: Route) -> bool:

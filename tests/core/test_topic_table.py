@@ -160,7 +160,9 @@ def test_the_trie_gives_back_its_branches() -> None:
 
 
 def test_a_literal_subscription_makes_one_route_stale_and_a_wildcard_those_of_its_first_level() -> None:
-    table, one = TopicTable(10), session()
+    table, one, other = TopicTable(10), session(), session("other")
+    for topic in ("a/b", "a/c", "z/b"):
+        table.add(subscription(other, topic))
     near, sibling, far = table.route("a/b"), table.route("a/c"), table.route("z/b")
     table.add(subscription(one, "a/b"))
     assert [table.is_fresh(route) for route in (near, sibling, far)] == [False, True, True]
@@ -172,15 +174,26 @@ def test_a_literal_subscription_makes_one_route_stale_and_a_wildcard_those_of_it
 
 
 def test_an_evicted_route_is_stale_for_whoever_still_holds_it() -> None:
-    table, one = TopicTable(2), session()
+    table, one, other = TopicTable(2), session(), session("other")
+    for topic in ("a", "b", "c"):
+        table.add(subscription(other, topic))
     held = table.route("a")
     table.route("b")
     table.route("c")
     assert not table.is_fresh(held)
     assert len(table._routes) == 2
     table.add(subscription(one, "a"))
-    assert [target.session for target in table.route("a").targets] == [one]
+    assert {target.session for target in table.route("a").targets} == {one, other}
     assert set(table._buckets) == {"a", "c"}
+
+
+def test_a_route_to_nobody_is_not_kept() -> None:
+    table, one = TopicTable(2), session()
+    nowhere = table.route("a")
+    assert (nowhere.targets, nowhere.groups, table._routes, table._buckets) == ([], [], {}, {})
+    assert not table.is_fresh(nowhere)  # whoever holds it looks again, and so sees who comes
+    table.add(subscription(one, "a"))
+    assert [target.session for target in table.route("a").targets] == [one]
 
 
 def test_routes_together_hold_a_bounded_number_of_targets() -> None:
