@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 from broker.client import Client, Reconnect, connect
-from broker.errors import ConnectionLost, DeliveryUnknown, InvalidTopic, NotSupported, Offline, PublishRefused
+from broker.errors import ConnectionLost, DeliveryUnknown, InvalidTopic, MessageExpired, NotSupported, Offline, PublishRefused
 from broker.reasons import ReasonCode
 from broker.wire.packets import Connect, Disconnect, Properties, PubAck, PubComp, Publish, PubRec, PubRel, SubAck, Subscribe, UnsubAck, Unsubscribe
 from tests.client.scripted import Peer, ScriptedBroker, connected
@@ -478,3 +478,17 @@ async def test_the_whole_client_cancelled_at_each_step(autojump_clock: trio.test
                 await trio.sleep_forever()
         assert trio.current_time() <= 5.1
     assert trio.lowlevel.current_statistics().tasks_living == tasks
+
+
+async def test_expired_while_away(autojump_clock: trio.testing.MockClock) -> None:
+    with trio.fail_after(100):
+        async with connected(reconnect=Reconnect(delay_s=100, delay_s_max=100)) as (client, peer, _):
+            await away(client, peer)
+            began = trio.current_time()
+            with pytest.raises(MessageExpired, match="its 7 s ended"):
+                await client.publish("a", qos=1, message_expiry_s=7)
+            assert trio.current_time() - began == pytest.approx(7)
+            assert client.statistics()["expired"] == 1
+            assert client.statistics()["outgoing"] == 0
+            with trio.move_on_after(1):
+                await client.disconnect()

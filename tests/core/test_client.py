@@ -421,3 +421,80 @@ def test_any_input_in_any_state(version: int, script: list[Any]) -> None:
     made.core.connection_lost(made.now)
     assert made.core.state == "away"
     assert made.core.next_deadline() == math.inf
+
+
+# ---- expiry ------------------------------------------------------------------------------------------------------------
+
+
+def lasting(seconds: int, qos: int = 1, topic: str = "a") -> Publish:
+    return Publish(topic, b"", qos, properties=Properties(message_expiry_interval=seconds))
+
+
+def seconds_left(packet: Packet) -> int | None:
+    assert isinstance(packet, Publish)
+    return packet.properties.message_expiry_interval
+
+
+@pytest.mark.parametrize("qos", [0, 1, 2])
+def test_what_is_left_of_its_life_is_sent(qos: int) -> None:
+    made = Bench()
+    made.core.publish(lasting(60, qos), now=made.now)
+    made.now += 20.5
+    (sent,) = made.connect()
+    assert seconds_left(sent) == 40
+
+
+def test_at_once_it_is_what_was_said() -> None:
+    made = bench()
+    for seconds in (0, 1, 60):
+        made.core.publish(lasting(seconds), now=made.now)
+    assert [seconds_left(packet) for packet in made.sent()] == [0, 1, 60]
+
+
+@pytest.mark.parametrize("qos", [0, 1, 2])
+def test_what_expires_before_it_is_sent_never_is(qos: int) -> None:
+    made = Bench()
+    short, long = made.core.publish(lasting(5, qos), now=made.now), made.core.publish(lasting(50, qos), now=made.now)
+    assert made.core.next_deadline() == made.now + 5
+    made.now += 5
+    made.core.tick(made.now)
+    assert made.core.take_events() == [PublishDone(short)]
+    assert (short.outcome, short.done) == ("expired", True)
+    assert made.core.next_deadline() == made.now + 45
+    assert len(made.connect()) == 1
+    assert not long.done or long.outcome == "acknowledged"
+
+
+def test_it_expires_while_the_window_is_full_too() -> None:
+    made = Bench()
+    made.connect(Properties(receive_maximum=1))
+    made.core.publish(Publish("first", b"", 1), now=made.now)
+    waits = made.core.publish(lasting(5), now=made.now)
+    made.sent()
+    made.now += 6
+    made.hear(PubAck(1))
+    assert made.sent() == []
+    assert waits.outcome == "expired"
+
+
+def test_what_was_sent_is_repeated_though_it_has_expired() -> None:
+    made = Bench(session_expiry_s=100)
+    made.connect()
+    outgoing = made.core.publish(lasting(5, 2), now=made.now)
+    made.sent()
+    made.core.connection_lost(made.now)
+    made.now += 10
+    made.core.tick(made.now)
+    assert not outgoing.done
+    (again,) = made.connect(session_present=True)
+    assert seconds_left(again) == 1
+    assert isinstance(again, Publish)
+    assert again.dup
+
+
+def test_a_stream_of_lasting_messages_does_not_pile_up() -> None:
+    made = bench()
+    for _ in range(1000):
+        made.core.publish(lasting(86_400, 0), now=made.now)
+        made.sent()
+    assert len(made.core.outbox._expiring) < 100
