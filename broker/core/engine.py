@@ -98,7 +98,7 @@ class Engine:
         """A byte stream has come. access: what its client may do, if not the rule of all."""
         state = self.state
         link = Link(peer, listener, transport, state.limits, state.waiting, access or state.access, now)
-        state.links.add(link)
+        state.links[link] = None
         state.counters.connections_count += 1
         if state.shutting_down:
             refuse(state, link, ReasonCode.SERVER_UNAVAILABLE, "the broker is shutting down", now)
@@ -236,7 +236,7 @@ class Engine:
                 state.observer.violation(link, cause)
             leave(state, link, now, cause, error=True, keep_waiting=True)
         link.attached = False
-        state.links.discard(link)
+        state.links.pop(link, None)
         pump(state, link, now)
         self._finish(now)
 

@@ -65,7 +65,7 @@ class State:
         self.retained = RetainedStore()
         self.deadlines = Deadlines()
         self.sessions: dict[str, Session] = {}
-        self.links: set[Link] = set()
+        self.links: dict[Link, None] = {}  # not a set: its order would change from run to run, and shutdown's goodbyes with it
         self.connected_count = 0
         self.counters = Counters()
         self.dropped: dict[str, int] = {}
