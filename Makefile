@@ -4,6 +4,7 @@
 # make conformance   the table of statements, and docs/conformance.md
 # make bench   codec and engine figures   make clean   forget the environments
 # make bench-check   instructions of the hot paths, against what is committed (needs valgrind)
+# make simulate      random clients in virtual time, SEEDS=100000 of them
 # make compare       this broker beside mosquitto and nats-server (needs them, and cc)
 #
 # Needs make and Python 3.11 or newer, nothing else: each goal installs what it needs, once, and again when
@@ -21,9 +22,11 @@ SERVE_ARGS ?=
 # Two workers: the suite waits for sockets and subprocesses about half of its time.
 TEST_ARGS ?= -n 2
 COMPARE_ARGS ?=
+SEEDS ?= 10000
+SIMULATE_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test conformance lint format bench bench-check compare clean
+.PHONY: help serve test conformance lint format bench bench-check simulate compare clean
 .DELETE_ON_ERROR:
 
 help:
@@ -53,6 +56,9 @@ bench: $(VENV)/.stamp-dev
 
 bench-check: $(VENV)/.stamp-dev
 	@$(VENV)/bin/python -m benchmarks.instructions
+
+simulate: $(VENV)/.stamp-serve
+	@$(VENV)/bin/python -m broker.testing --seeds $(SEEDS) $(SIMULATE_ARGS)
 
 compare: $(VENV)/.stamp-serve
 	@$(VENV)/bin/python -m benchmarks.compare --ours $(VENV)/bin/broker $(COMPARE_ARGS)

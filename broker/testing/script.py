@@ -169,7 +169,7 @@ _MAKERS: Final[dict[str, Callable[[Random], dict[str, Any]]]] = {
     "unsubscribe": lambda random: {"filter": random.choice(FILTERS + GROUP_FILTERS)},
     "connect": _random_connect,
     "disconnect": lambda random: {"how": random.choice(("clean", "cut", "cut", "end", "half-open"))},
-    "wait": lambda random: {"seconds": random.choice((0.0, 0.001, 0.1, 1.0, 5.0, 30.0, 300.0))},
+    "wait": lambda random: {"seconds": random.choice((0.0, 0.00101, 0.1013, 1.0307, 5.0709, 30.1103, 300.1301))},
     "network": _random_faults,
     "read": lambda random: {"on": random.random() < 0.6},
     "hold": lambda random: {"on": random.random() < 0.5},
@@ -206,8 +206,12 @@ def shorten(script: Script, fails: Callable[[Script], bool], runs_max: int = 400
         candidate = msgspec.structs.replace(script, limits={key: value for key, value in script.limits.items() if key != name})
         if still(candidate):
             script = candidate
-    for plain in ({"overflow": {}}, {"access_rules": False}, {"asks_authentication": False}):
-        candidate = msgspec.structs.replace(script, **plain)
+    for candidate in (
+        msgspec.structs.replace(script, overflow={}),
+        msgspec.structs.replace(script, access_rules=False),
+        msgspec.structs.replace(script, asks_authentication=False),
+        msgspec.structs.replace(script, overflow={}, access_rules=False, asks_authentication=False),
+    ):
         if candidate != script and still(candidate):
             script = candidate
     return script

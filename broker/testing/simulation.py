@@ -286,6 +286,13 @@ class Simulation:
     def _check_account(self) -> None:
         """What all queues come to, added up anew."""
         state = self.engine.state
+        limits = self.limits
+        for session in state.sessions.values():
+            if session.queue.count > limits.queue_count_max or session.queue.bytes > limits.queue_bytes_max:
+                self.fail(f"{session.client_id} has {session.queue.count} messages waiting, {session.queue.bytes} bytes")
+        for link in state.links:
+            if link.outbox.waiting.count > limits.outbox_count_max or link.outbox.waiting.bytes > limits.outbox_bytes_max:
+                self.fail(f"{link.client_id} has {link.outbox.waiting.count} QoS 0 messages waiting, {link.outbox.waiting.bytes} bytes")
         queues = [session.queue for session in state.sessions.values()] + [link.outbox.waiting for link in state.links if link.phase != ENDED]
         for queue in queues:
             deliveries = list(queue._deliveries or ())
@@ -349,9 +356,7 @@ class Simulation:
         will.settled = True
         if known.said_goodbye is None:
             will.expected = None
-        elif known.said_goodbye:
-            will.expected = 0
-        elif resumed and self.now < will.due_at:
+        elif known.said_goodbye or (resumed and self.now < will.due_at):
             will.expected = 0
         elif self.now == will.due_at and will.delay_s:
             will.expected = None
@@ -532,7 +537,7 @@ class Simulation:
             if client.line is not None:
                 client.line.up.faults = client.line.down.faults = PERFECT
             self._read(client, True)
-        self.timeline.run_until(self.now + 10)
+        self.timeline.run_until(self.now + 10.0171)
         for client in self.clients:
             known = self.incarnations.get(client.client_id)
             if client.connected:

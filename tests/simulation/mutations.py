@@ -1,0 +1,173 @@
+"""Planted faults: each takes away one thing that the broker does to keep a promise. The simulation has to notice every one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from broker.core import delivery, ending, engine, publish
+from broker.core.inflight import Receiver, Sender
+from broker.core.message import ApplicationMessage
+from broker.core.retained import RetainedStore
+from broker.core.topic_table import SharedGroup, TopicTable
+from broker.core.waiting import Delivery, WaitingQueue
+
+Mutation = Callable[[pytest.MonkeyPatch], None]
+
+
+def general_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything by the general way, so that what is broken there is not passed by."""
+    monkeypatch.setattr(engine, "exchange", lambda state, link, session, now: True)
+    monkeypatch.setattr(engine, "relay", lambda state, link, now: True)
+
+
+def resend_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was not acknowledged is not repeated when the session resumes."""
+    begin = Sender.begin
+
+    def lossy(self: Sender[Any], quota_max: int) -> None:
+        begin(self, quota_max)
+        self.resend = None
+
+    monkeypatch.setattr(Sender, "begin", lossy)
+
+
+def pubrel_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A PUBREC is noted and not answered."""
+    general_way(monkeypatch)
+    handlers = list(engine._HANDLERS)
+    handlers[5] = lambda state, link, packet, now: link.session.sender.on_pubrec(packet.packet_id, False) and None
+    monkeypatch.setattr(engine, "_HANDLERS", handlers)
+
+
+def quota_not_restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    general_way(monkeypatch)
+    monkeypatch.setattr(Sender, "_restore_quota", lambda self: None)
+
+
+def order_swapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A queue gives its newest message first."""
+    pop = WaitingQueue.pop
+
+    def newest(self: WaitingQueue) -> Delivery:
+        assert self._deliveries is not None
+        self._deliveries.rotate(1)
+        return pop(self)
+
+    monkeypatch.setattr(WaitingQueue, "pop", newest)
+
+
+def waiting_bytes_leaked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A queue that is cleared stays in the account of all."""
+
+    def clear(self: WaitingQueue) -> int:
+        count, self.count, self.bytes, self._deliveries = self.count, 0, 0, None
+        return count
+
+    monkeypatch.setattr(WaitingQueue, "clear", clear)
+    monkeypatch.setattr(WaitingQueue, "leave_account", lambda self: None)
+
+
+def will_published_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = ending.publish_will
+
+    def twice(state: Any, session: Any, now: float) -> None:
+        will = session.will
+        real(state, session, now)
+        if will is not None:
+            state.wills.append(ending.will_message(will, session.client_id, now))
+
+    monkeypatch.setattr(ending, "publish_will", twice)
+
+
+def will_not_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Will goes out after a proper DISCONNECT too."""
+    settle = ending._settle_will
+    monkeypatch.setattr(ending, "_settle_will", lambda state, session, now, discard: settle(state, session, now, False))
+
+
+def qos_2_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A repeated QoS 2 PUBLISH is taken for a new one."""
+    general_way(monkeypatch)
+    monkeypatch.setattr(Receiver, "on_publish", lambda self, packet_id: True)
+
+
+def drop_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine.State, "count_dropped", lambda self, client_id, reason, count=1: None)
+
+
+def access_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever subscribed gets everything."""
+    monkeypatch.setattr("broker.core.session.Session.may_receive", lambda self, topic: True)
+
+
+def receive_maximum_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = Sender.begin
+    monkeypatch.setattr(Sender, "begin", lambda self, quota_max: begin(self, 65_535))
+
+
+def subscription_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """UNSUBSCRIBE is answered and not done."""
+    real = TopicTable.remove
+
+    def remove(self: TopicTable, session: Any, filter: str) -> bool:
+        return real(self, session, filter) if session.ended else filter in session.subscriptions
+
+    monkeypatch.setattr(TopicTable, "remove", remove)
+
+
+def retained_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = RetainedStore.set
+
+    def set(self: RetainedStore, message: ApplicationMessage) -> ApplicationMessage | None:
+        return None if self.get(message.topic) is not None else real(self, message)
+
+    monkeypatch.setattr(RetainedStore, "set", set)
+
+
+def stale_routes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kept route is believed for ever."""
+    monkeypatch.setattr(TopicTable, "is_fresh", lambda self, route: True)
+
+
+def ids_reused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A packet id is taken without looking whether it is free."""
+
+    def take_id(self: Sender[Any]) -> int:
+        self._last_id = self._last_id % 3 + 1
+        return self._last_id
+
+    monkeypatch.setattr(Sender, "take_id", take_id)
+
+
+def whole_group_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shared message goes to the first member, and again to the next."""
+    deliver = publish.deliver
+
+    def both(state: Any, session: Any, message: Any, qos: int, retain: bool, identifiers: Any, group: SharedGroup | None, *rest: Any) -> bool:
+        if group is not None:
+            for member in group.members:
+                deliver(state, member.session, message, qos, retain, identifiers, group, *rest)
+            return True
+        return deliver(state, session, message, qos, retain, identifiers, group, *rest)
+
+    monkeypatch.setattr(publish, "deliver", both)
+
+
+def bounds_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is always a place in a queue."""
+    monkeypatch.setattr(delivery, "_has_place", lambda state, queue, size, count_max, bytes_max: True)
+
+
+def expiry_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session whose time has run out goes on."""
+    monkeypatch.setattr(engine, "end_session", lambda state, session, now: None)
+
+
+MUTATIONS: list[Mutation] = [
+    resend_lost, pubrel_forgotten, quota_not_restored, order_swapped, waiting_bytes_leaked, will_published_twice, will_not_cancelled, qos_2_not_held,
+    drop_not_counted, access_not_asked, receive_maximum_ignored, subscription_kept, retained_not_replaced, stale_routes, ids_reused,
+    whole_group_gets_it, bounds_ignored, expiry_ignored,
+]  # fmt: skip
