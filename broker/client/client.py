@@ -123,7 +123,9 @@ class Client:
         window (outgoing_count_max; waits when full), are sent after the reconnection, and QoS 1 is sent anew if the session was
         lost. Cancelled: before the PUBLISH has left, nothing happened; after, the handshake ends in the background and its
         packet id is freed then. topic_alias: set for the topic with this message, or used if it is set on this connection.
-        Raises PublishRefused, Offline, DeliveryUnknown, InvalidTopic, NotSupported, ConnectionLost.
+        message_expiry_s counts from the call: what is left of it is sent, and what ends before the message could be sent raises MessageExpired.
+        Each call honours cancellation; other tasks get their turn when there is something to wait for, after 256 calls, or a millisecond.
+        Raises PublishRefused, Offline, DeliveryUnknown, MessageExpired, InvalidTopic, NotSupported, ConnectionLost.
         """
         fields = message_properties(content_type, response_topic, correlation_data, user_properties, message_expiry_s, payload_is_text)
         if offline not in ("wait", "raise", "drop"):

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 
 from msgspec import structs
 
+from broker.core.client_connect import connect_packet
 from broker.core.client_exchanges import ClientExchanges
 from broker.core.client_inbox import ClientInbox
 from broker.core.client_outbox import PAYLOAD_BYTES_MAX, ClientOutbox
@@ -137,35 +138,13 @@ class ClientProtocol:
         self._ping_sent_at = None
         self._connack_deadline = connack_deadline
         self._last_sent_at = self._last_received_at = now
-        self._send(self._connect_packet())
+        self._send(connect_packet(self.options, self.client_id, self._says_clean_start))
+        self._limits_problem_information = self.options.connect_properties.request_problem_information == 0
 
-    def _connect_packet(self) -> Connect:
-        options = self.options
+    @property
+    def _says_clean_start(self) -> bool:
         # A 3.1.1 Clean Session flag rules how long the Session lives, not only how it starts: it is the same each time.
-        clean_start = options.clean_start and not (self.has_session and self.version >= MQTT_5)
-        properties = NO_PROPERTIES
-        if self.version >= MQTT_5:
-            properties = Properties(
-                session_expiry_interval=options.session_expiry_s or None,
-                receive_maximum=options.receive_maximum if options.receive_maximum != 65_535 else None,
-                maximum_packet_size=options.packet_bytes_max,
-                topic_alias_maximum=options.topic_alias_maximum or None,
-                request_response_information=1,
-                user_properties=options.user_properties,
-            )
-            given = {name: value for name, value in structs.asdict(options.connect_properties).items() if value not in (None, ())}
-            properties = structs.replace(properties, **given)
-            self._limits_problem_information = properties.request_problem_information == 0
-        return Connect(
-            client_id=self.client_id,
-            version=self.version,
-            clean_start=clean_start,
-            keep_alive_s=options.keep_alive_s,
-            will=options.will,
-            username=options.username,
-            password=options.password,
-            properties=properties,
-        )
+        return self.options.clean_start and not (self.has_session and self.version >= MQTT_5)
 
     def receive(self, data: bytes, now: float, packet_count_max: int = PACKET_COUNT_MAX) -> bool:
         """Act on any bytes, at most `packet_count_max` packets of them. True: more is here, call again with b"".
@@ -442,8 +421,7 @@ class ClientProtocol:
             self._events.append(Refused(packet.reason, int(code or packet.reason), properties.reason_string))
             self.abandon(f"connection refused: {packet.reason.describe()}")
             return
-        sent_clean = self.options.clean_start and not (self.has_session and self.version >= MQTT_5)
-        if packet.session_present and sent_clean:
+        if packet.session_present and self._says_clean_start:
             raise ProtocolError("Session Present after Clean Start")  # [MQTT5-3.2.2-2, -4]
         if properties.assigned_client_identifier is not None:
             self.client_id = properties.assigned_client_identifier

@@ -161,6 +161,26 @@ def test_properties_arrive(port: str, topic: str, run_here: Run) -> None:
     assert json.loads(shown.stdout)["properties"]["subscription-identifier"] == 9
 
 
+def test_the_goodbye_carries_what_it_is_given(port: str, topic: str, run_here: Run) -> None:
+    given = ("-D", "disconnect", "user-property", "k", "v", "-D", "disconnect", "session-expiry-interval", "5")
+    done = run_here("pub", "-p", port, "-t", topic, "-m", "x", "-i", topic[-12:], "-x", "60", "-dd", *given)
+    assert done.returncode == 0
+    assert "11 00 00 00 05" in done.stderr.decode().partition("sending DISCONNECT")[2]
+    assert "26 00 01 6b 00 01 76" in done.stderr.decode().partition("sending DISCONNECT")[2]
+    refused = run_here("pub", "-p", port, "-t", topic, "-m", "x", *given)
+    assert refused.returncode == 2
+    assert "needs -x" in only_line(refused.stderr)
+
+
+def test_the_last_message_is_acknowledged_in_full_before_the_goodbye(start: Start, port: str, topic: str) -> None:
+    listening = start("sub", "-p", port, "-t", topic, "-q", "2", "-C", "1", "-d")
+    listening.wait("SUBACK")
+    run("pub", "-p", port, "-t", topic, "-q", "2", "-m", "x")
+    listening.stop(None)
+    words = [line.split("sending ")[1].split()[0] for line in listening.log if "sending " in line]
+    assert words == ["CONNECT", "SUBSCRIBE", "PUBREC", "PUBCOMP", "DISCONNECT"]
+
+
 def test_a_request_gets_its_answer_and_not_anothers(start: Start, port: str, topic: str) -> None:
     listening = start("sub", "-p", port, "-t", f"{topic}/ask", "-C", "1", "-F", "%R %D %p", "-d")
     listening.wait("SUBACK")
