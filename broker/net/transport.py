@@ -172,11 +172,13 @@ class StreamTransport:
             return
         if isinstance(stream, trio.SSLStream):
             below, _ = await stream.unwrap()
-            if isinstance(below, trio.abc.HalfCloseableStream):
-                await below.send_eof()
-                while await below.receive_some(READ_BYTES):
-                    pass
-            await below.aclose()
+            try:  # it is nobody's now, so that `aclose` would not close it if this is cancelled
+                if isinstance(below, trio.abc.HalfCloseableStream):
+                    await below.send_eof()
+                    while await below.receive_some(READ_BYTES):
+                        pass
+            finally:
+                await trio.aclose_forcefully(below)
             return
         await stream.aclose()
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -123,13 +124,9 @@ async def test_mistakes_in_files_open_nothing(tmp_path: Path) -> None:
 # ---- the cost of being wrong -----------------------------------------------------------------------------------------------
 
 
-class Request:
+def asking(username: str, password: bytes, peer: str = "192.0.2.1:1") -> Any:
     """What `Guard.check` looks at."""
-
-    def __init__(self, username: str, password: bytes, peer: str = "192.0.2.1:1") -> None:
-        self.username = username
-        self.password = password
-        self.peer = peer
+    return SimpleNamespace(username=username, password=password, peer=peer)
 
 
 async def verify_here(work: Any, *arguments: Any, limiter: Any = None) -> Any:
@@ -149,11 +146,11 @@ async def test_a_failure_waits_longer_each_time(users: Passwords, autojump_clock
     waits = []
     for name in ("ann", "nobody", "ann"):
         began = trio.current_time()
-        assert await guard.check(users, Request(name, b"wrong")) is None  # type: ignore[arg-type]
+        assert await guard.check(users, asking(name, b"wrong")) is None
         waits.append(trio.current_time() - began)
     assert waits == [pytest.approx(seconds, rel=0.02) for seconds in (0.25, 0.5, 1.0)]  # a little is forgiven meanwhile
     began = trio.current_time()
-    assert await guard.check(users, Request("ann", b"geheim", "198.51.100.1:1")) == "ann"  # type: ignore[arg-type]
+    assert await guard.check(users, asking("ann", b"geheim", "198.51.100.1:1")) == "ann"
     assert trio.current_time() == began
 
 
@@ -163,15 +160,15 @@ async def test_attempts_from_an_address_that_fails_queue_and_known_users_pass(
     monkeypatch.setattr("broker.auth.throttle.DELAY_S_MIN", 4.0)
     monkeypatch.setattr("trio.to_thread.run_sync", verify_here)
     guard = Guard()
-    assert await guard.check(users, Request("ann", b"geheim")) == "ann"  # type: ignore[arg-type]
+    assert await guard.check(users, asking("ann", b"geheim")) == "ann"
     for _ in range(4):
         guard.throttle.failed("192.0.2.1", trio.current_time())
     began = trio.current_time()
     async with trio.open_nursery() as nursery:
         for number in range(10):
-            nursery.start_soon(guard.check, users, Request("ann", b"%d" % number))
+            nursery.start_soon(guard.check, users, asking("ann", b"%d" % number))
         await trio.testing.wait_all_tasks_blocked()
-        assert await guard.check(users, Request("ann", b"geheim")) == "ann"  # type: ignore[arg-type]
+        assert await guard.check(users, asking("ann", b"geheim")) == "ann"
         assert trio.current_time() == began
     assert trio.current_time() - began >= 40
     assert guard._turns == {}
@@ -200,7 +197,7 @@ async def test_hashing_keeps_the_loop_free_and_is_limited(users: Passwords, monk
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
             for number in range(6):
-                nursery.start_soon(guard.check, users, Request("ann", b"%d" % number))
+                nursery.start_soon(guard.check, users, asking("ann", b"%d" % number))
             while most < 2:
                 await trio.lowlevel.checkpoint()
             for _ in range(100):
@@ -220,7 +217,7 @@ async def test_unknown_names_cost_the_same_work(users: Passwords, monkeypatch: p
     monkeypatch.setattr(PasswordHash, "verifies", verifies)
     guard = Guard()
     for name in ("ann", "nobody", ""):
-        assert await guard.check(users, Request(name, b"x", "unix")) is None  # type: ignore[arg-type]
+        assert await guard.check(users, asking(name, b"x", "unix")) is None
     assert seen == [QUICK] * 3
 
 

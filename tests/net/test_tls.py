@@ -1,0 +1,331 @@
+"""TLS from files: real certificates, OpenSSL's and Mosquitto's and paho's clients, names from certificates, renewal under a live connection."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import paho.mqtt.client as paho
+import pytest
+import trio
+import trustme
+from paho.mqtt.enums import CallbackAPIVersion
+
+from broker import Broker, Config, ConfigError, open_broker
+from broker import connect as connect_client
+from broker.net.doors import WATCH_INTERVAL_S
+from broker.net.listen import Listener
+from broker.net.tls import TlsFiles, identity_of
+from broker.reasons import ReasonCode
+from broker.wire.packets import ConnAck, Connect
+from tests.conftest import find_program
+from tests.net.mqtt import Client
+
+SECONDS_MAX = 15
+
+
+class Pki:
+    """A certificate authority, and its files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.ca = trustme.CA()
+        self.ca_path = folder / "ca.pem"
+        self.ca.cert_pem.write_to_path(str(self.ca_path))
+        self.renew()
+
+    def renew(self) -> None:
+        """A new certificate and key in the same files."""
+        self.issue("server", self.ca.issue_cert("127.0.0.1", "localhost"))
+
+    def issue(self, name: str, certificate: trustme.LeafCert) -> TlsFiles:
+        paths = self.folder / f"{name}.pem", self.folder / f"{name}.key"
+        paths[0].write_bytes(b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
+        paths[1].write_bytes(certificate.private_key_pem.bytes())
+        return TlsFiles(certificate=str(paths[0]), key=str(paths[1]))
+
+    @property
+    def files(self) -> TlsFiles:
+        return TlsFiles(certificate=str(self.folder / "server.pem"), key=str(self.folder / "server.key"))
+
+    def context(self, certificate: trustme.LeafCert | None = None) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=str(self.ca_path))
+        if certificate is not None:
+            certificate.configure_cert(context)
+        return context
+
+
+@pytest.fixture
+def pki(tmp_path: Path) -> Pki:
+    return Pki(tmp_path)
+
+
+@asynccontextmanager
+async def tls_client(hub: Broker, context: ssl.SSLContext) -> AsyncIterator[Client]:
+    stream = await trio.open_ssl_over_tcp_stream("127.0.0.1", port_of(hub), ssl_context=context, https_compatible=True)
+    try:
+        yield Client(stream)
+    finally:
+        await trio.aclose_forcefully(stream)
+
+
+async def refused(hub: Broker, context: ssl.SSLContext) -> None:
+    """In TLS 1.3 a client learns only when it reads that its certificate did not please."""
+    async with tls_client(hub, context) as client:
+        with contextlib.suppress(trio.BrokenResourceError):
+            await client.send(Connect("c", 5))
+            assert await client.receive() is None
+
+
+def port_of(hub: Broker) -> int:
+    return int(hub.urls[0].rpartition(":")[2])
+
+
+def serial_of(port: int, ca: Path) -> int:
+    """The certificate that a new client is shown."""
+    context = ssl.create_default_context(cafile=str(ca))
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=SECONDS_MAX) as plain,
+        context.wrap_socket(plain, server_hostname="127.0.0.1") as wrapped,
+    ):
+        certificate = wrapped.getpeercert()
+        assert certificate is not None
+        return int(str(certificate["serialNumber"]), 16)
+
+
+def config_of(files: TlsFiles) -> Config:
+    return Config(listeners=(Listener(port=0, tls=files),), sys_interval_s=0)
+
+
+# ---- from the config file ------------------------------------------------------------------------------------------------
+
+
+async def test_a_config_file_opens_a_tls_port(pki: Pki, tmp_path: Path) -> None:
+    (tmp_path / "broker.toml").write_text('[[listeners]]\nport = 0\n[listeners.tls]\ncertificate = "server.pem"\nkey = "server.key"\n')
+    async with open_broker(Config.load(tmp_path / "broker.toml", env={})) as hub:
+        assert hub.urls[0].startswith("mqtts://127.0.0.1:")
+        async with connect_client(hub.urls[0], tls=pki.context()) as client:
+            await client.publish("a", b"x", qos=1)
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ('certificate = "none.pem"', "listeners[0].tls.certificate"),
+        ('certificate = "ca.pem"\nkey = "server.key"', "does not belong to the certificate"),
+        ('certificate = "server.pem"', "expected"),
+        ('certificate = "server.pem"\nkey = "garbage"', "listeners[0].tls."),
+        ('certificate = "server.pem"\nkey = "server.key"\nclient_ca = "garbage"', "client_ca: expected certificates"),
+        ('certificate = "server.pem"\nkey = "server.key"\nrequire_certificate = true', "client_ca: is missing"),
+        ('certificate = "server.pem"\nkey = "server.key"\nidentity = "cn"', "require_certificate: expected true"),
+        ('key = "server.key"', "listeners[0].tls.certificate: is missing"),
+    ],
+)
+def test_mistakes(pki: Pki, tmp_path: Path, lines: str, expected: str) -> None:
+    (tmp_path / "garbage").write_text("garbage")
+    (tmp_path / "broker.toml").write_text(f"[[listeners]]\n[listeners.tls]\n{lines}\n")
+    with pytest.raises(ConfigError) as caught:
+        Config.load(tmp_path / "broker.toml", env={})
+    assert expected in str(caught.value)
+
+
+def test_a_key_with_a_passphrase_is_a_mistake_and_asks_nobody(pki: Pki, tmp_path: Path) -> None:
+    openssl = find_program("openssl", "openssl")
+    subprocess.run(
+        [openssl, "ec", "-aes256", "-passout", "pass:x", "-in", str(tmp_path / "server.key"), "-out", str(tmp_path / "locked.key")],
+        check=True,
+        capture_output=True,
+    )
+    (tmp_path / "broker.toml").write_text('[[listeners]]\n[listeners.tls]\ncertificate = "server.pem"\nkey = "locked.key"\n')
+    with pytest.raises(ConfigError, match="passphrase"):
+        Config.load(tmp_path / "broker.toml", env={})
+
+
+# ---- handshakes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "served"),
+    [(["-tls1_3"], True), (["-tls1_2"], True), (["-tls1_1", "-cipher", "ALL:@SECLEVEL=0"], False), (["-alpn", "mqtt"], True), (["-alpn", "x"], True)],
+)
+async def test_s_client(pki: Pki, words: list[str], served: bool) -> None:
+    openssl = find_program("openssl", "openssl")
+    async with open_broker(config_of(pki.files)) as hub:
+        # -quit is not there in every version: the end of stdin ends it.
+        done = await trio.run_process(
+            [openssl, "s_client", "-connect", f"127.0.0.1:{port_of(hub)}", "-CAfile", str(pki.ca_path), "-verify_return_error", *words],
+            stdin=b"Q\n",
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
+        )
+    printed = done.stdout.decode("utf-8", "replace")
+    assert ("Verify return code: 0 (ok)" in printed and "Cipher is (NONE)" not in printed) is served, printed
+    if words[0] == "-alpn":
+        assert ("ALPN protocol: mqtt" in printed) is (words[1] == "mqtt")
+
+
+async def test_garbage_and_plain_mqtt_at_the_tls_port_end_their_own_connection(pki: Pki) -> None:
+    async with open_broker(config_of(pki.files)) as hub, tls_client(hub, pki.context()) as bystander:
+        await bystander.connect("bystander")
+        for data in (b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x00\x00\x00", b"GET / HTTP/1.1\r\n\r\n", bytes(range(256)) * 100, b"\x16\x03\x01\xff\xff"):
+            stream = await trio.open_tcp_stream("127.0.0.1", port_of(hub))
+            async with stream:
+                await stream.send_all(data)
+                await stream.send_eof()
+                with trio.fail_after(SECONDS_MAX):
+                    try:
+                        while await stream.receive_some():
+                            pass
+                    except trio.BrokenResourceError:
+                        pass
+        await bystander.subscribe("a")
+
+
+@pytest.mark.parametrize("version", ["mqttv5", "mqttv311"])
+async def test_mosquitto_pub(pki: Pki, mosquitto_pub: str, version: str) -> None:
+    async with open_broker(config_of(pki.files)) as hub, hub.subscribe("a") as messages:
+        words = [mosquitto_pub, "-h", "127.0.0.1", "-p", str(port_of(hub)), "-V", version, "-t", "a", "-m", "x", "-q", "1"]
+        await trio.run_process([*words, "--cafile", str(pki.ca_path)])
+        with trio.fail_after(SECONDS_MAX):
+            assert (await anext(aiter(messages))).payload == b"x"
+
+
+async def test_paho_with_its_certificate(pki: Pki) -> None:
+    mine = pki.issue("mine", pki.ca.issue_cert("device-7", common_name="device seven"))
+    files = TlsFiles(certificate=pki.files.certificate, key=pki.files.key, client_ca=str(pki.ca_path), require_certificate=True, identity="cn")
+    async with open_broker(config_of(files)) as hub:
+        done = threading.Event()
+        client = paho.Client(CallbackAPIVersion.VERSION2, client_id="p")
+        client.tls_set(str(pki.ca_path), mine.certificate, mine.key)
+        client.on_connect = lambda *arguments: done.set()
+        await trio.to_thread.run_sync(client.connect, "127.0.0.1", port_of(hub))
+        client.loop_start()
+        try:
+            assert await trio.to_thread.run_sync(done.wait, SECONDS_MAX)
+            assert [found.username for found in hub.clients()] == ["device seven"]
+        finally:
+            client.disconnect()
+            await trio.to_thread.run_sync(client.loop_stop)
+
+
+# ---- who a client is -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def required(pki: Pki) -> TlsFiles:
+    return TlsFiles(certificate=pki.files.certificate, key=pki.files.key, client_ca=str(pki.ca_path), require_certificate=True, identity="san")
+
+
+async def test_the_name_is_the_certificates_and_no_password_is_asked_for(pki: Pki, required: TlsFiles) -> None:
+    async with open_broker(config_of(required)) as hub, tls_client(hub, pki.context(pki.ca.issue_cert("device-7"))) as client:
+        assert (await client.connect("c", username="somebody else")).reason == ReasonCode.SUCCESS
+        assert [found.username for found in hub.clients()] == ["device-7"]
+
+
+async def test_without_a_certificate_or_with_a_strangers_there_is_no_connection(pki: Pki, required: TlsFiles) -> None:
+    async with open_broker(config_of(required)) as hub:
+        for certificate in (None, trustme.CA().issue_cert("device-7")):
+            await refused(hub, pki.context(certificate))
+        assert hub.clients() == []
+
+
+async def test_a_certificate_that_is_not_required_may_be_missing(pki: Pki) -> None:
+    files = TlsFiles(certificate=pki.files.certificate, key=pki.files.key, client_ca=str(pki.ca_path))
+    async with open_broker(config_of(files)) as hub, tls_client(hub, pki.context()) as client:
+        assert (await client.connect("c")).reason == ReasonCode.SUCCESS
+
+
+def test_names_in_certificates() -> None:
+    certificate = {
+        "subject": ((("organizationName", "x"),), (("commonName", "ann"),)),
+        "subjectAltName": (("email", "a@b"), ("DNS", "first"), ("DNS", "second")),
+    }
+    assert identity_of(certificate, "cn") == "ann"
+    assert identity_of(certificate, "san") == "first"
+    assert identity_of({"subject": ()}, "cn") is None
+    assert identity_of({"subjectAltName": (("email", "a@b"),)}, "san") == "a@b"
+    assert identity_of(None, "cn") is None
+
+
+# ---- renewal ---------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_renewed_certificate_is_shown_and_nobody_is_dropped(pki: Pki) -> None:
+    config = config_of(pki.files)
+    async with open_broker(config) as hub, tls_client(hub, pki.context()) as client:
+        await client.connect("c")
+        old = await trio.to_thread.run_sync(serial_of, port_of(hub), pki.ca_path)
+        pki.renew()
+        assert hub.reload(config) == []
+        assert await trio.to_thread.run_sync(serial_of, port_of(hub), pki.ca_path) != old
+        await client.subscribe("still here")
+
+
+async def test_half_a_renewal_changes_nothing(pki: Pki, caplog: pytest.LogCaptureFixture) -> None:
+    """A new certificate whose key has not come yet: the old pair goes on serving."""
+    config = config_of(pki.files)
+    async with open_broker(config) as hub:
+        old = await trio.to_thread.run_sync(serial_of, port_of(hub), pki.ca_path)
+        Path(pki.files.certificate).write_bytes(pki.ca.issue_cert("127.0.0.1").cert_chain_pems[0].bytes())
+        with pytest.raises(ConfigError, match="does not belong"):
+            hub.reload(config)
+        assert await trio.to_thread.run_sync(serial_of, port_of(hub), pki.ca_path) == old
+
+
+async def test_files_are_watched(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert WATCH_INTERVAL_S <= 5
+    monkeypatch.setattr("broker.net.doors.WATCH_INTERVAL_S", 0.01)
+    async with open_broker(config_of(pki.files)) as hub:
+        port = port_of(hub)
+        old = await trio.to_thread.run_sync(serial_of, port, pki.ca_path)
+        pki.renew()
+        with trio.fail_after(SECONDS_MAX):
+            while await trio.to_thread.run_sync(serial_of, port, pki.ca_path) == old:
+                await trio.lowlevel.checkpoint()
+
+
+async def test_an_authority_that_was_taken_away_lets_nobody_in(pki: Pki, required: TlsFiles, tmp_path: Path) -> None:
+    certificate = pki.ca.issue_cert("device-7")
+    (tmp_path / "clients.pem").write_bytes(pki.ca.cert_pem.bytes())
+    files = TlsFiles(
+        certificate=required.certificate, key=required.key, client_ca=str(tmp_path / "clients.pem"), require_certificate=True, identity="san"
+    )
+    async with open_broker(config_of(files)) as hub:
+        async with tls_client(hub, pki.context(certificate)) as client:
+            assert isinstance(await client.connect("c"), ConnAck)
+            trustme.CA().cert_pem.write_to_path(str(tmp_path / "clients.pem"))
+            assert hub.reload(config_of(files)) == []
+            await client.subscribe("who is in, stays")
+        await refused(hub, pki.context(certificate))
+
+
+async def test_reload_under_load_loses_no_client(pki: Pki) -> None:
+    """Clients publish while certificates, limits and all else are taken over again and again."""
+    config = config_of(pki.files)
+    counts = [0] * 8
+    async with open_broker(config) as hub, trio.open_nursery() as nursery:
+
+        async def publisher(number: int) -> None:
+            async with connect_client(hub.urls[0], tls=pki.context(), reconnect=None) as client:
+                while True:
+                    await client.publish("load", b"x", qos=1)
+                    counts[number] += 1
+
+        for number in range(len(counts)):
+            nursery.start_soon(publisher, number)
+        with trio.fail_after(SECONDS_MAX):
+            for _ in range(10):
+                pki.renew()
+                assert hub.reload(config) == []
+                before = list(counts)
+                while any(now < then + 3 for now, then in zip(counts, before, strict=True)):
+                    await trio.lowlevel.checkpoint()
+        assert len(hub.clients()) == len(counts)
+        nursery.cancel_scope.cancel()
