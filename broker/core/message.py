@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 _SHARED_PAYLOAD_BYTES_MIN: Final = 4096
 """From here on a payload is a chunk of its own in the outbox, not copied into a frame for each recipient."""
 
+_KEPT_COUNT_MAX: Final = 256
+_KEPT_BYTES_MAX: Final = 256
+_encodings: dict[int, tuple[Properties, bytes]] = {}
+"""The newest property sets and what they are encoded, by identity; emptied when it is full."""
+
 
 class ApplicationMessage:
     """topic, payload, qos and retain as published; origin: the publisher's Client Identifier ("" for the broker itself);
@@ -80,14 +85,7 @@ class ApplicationMessage:
         """The forwarded properties, encoded, without their length."""
         fixed = self._fixed_properties
         if fixed is None:
-            if self.properties is NO_PROPERTIES:
-                fixed = b""
-            else:
-                encoded = encode_properties(self.properties)
-                start = 0
-                while encoded[start] & 0x80:
-                    start += 1
-                fixed = encoded[start + 1 :]
+            fixed = b"" if self.properties is NO_PROPERTIES else _encoded(self.properties)
             self._fixed_properties = fixed
         return fixed
 
@@ -125,6 +123,23 @@ class ApplicationMessage:
         if len(payload) < _SHARED_PAYLOAD_BYTES_MIN:
             return b"".join((bytes((first_byte,)), encode_varint(remaining), topic_field, packet_id, properties, payload)), b""
         return b"".join((bytes((first_byte,)), encode_varint(remaining), topic_field, packet_id, properties)), payload
+
+
+def _encoded(properties: Properties) -> bytes:
+    """A set encoded without its length. Sets that come again are the same object (`wire.properties`), so its identity is the key."""
+    known = _encodings.get(id(properties))
+    if known is not None and known[0] is properties:
+        return known[1]
+    encoded = encode_properties(properties)
+    start = 0
+    while encoded[start] & 0x80:
+        start += 1
+    fixed = encoded[start + 1 :]
+    if len(fixed) <= _KEPT_BYTES_MAX:
+        if len(_encodings) >= _KEPT_COUNT_MAX:
+            _encodings.clear()
+        _encodings[id(properties)] = (properties, fixed)
+    return fixed
 
 
 def forwarded(properties: Properties) -> Properties:

@@ -148,6 +148,14 @@ for _row in PROPERTIES:
     _BY_ID[_row.id] = _row
 
 
+# Most publishers send the same few property sets again and again: reading and writing two of them took
+# 14 of a message's 26 µs.
+_PUBLISHED_COUNT_MAX: Final = 256
+_PUBLISHED_BYTES_MAX: Final = 256
+_published: dict[bytes, Properties] = {}
+"""What the newest property sets of PUBLISH packets came to, by their bytes; emptied when it is full."""
+
+
 def decode_properties(body: bytes, position: int, kind: int) -> tuple[Properties, int]:
     """The property set of a packet of type `kind` (or WILL) that starts with its length at `position`, and where it ends.
 
@@ -160,6 +168,10 @@ def decode_properties(body: bytes, position: int, kind: int) -> tuple[Properties
     if end > len(body):
         raise MalformedPacket("the properties run past the end of the packet")
     section = body[position:end]  # so that no value can reach past the set
+    if kind == PUBLISH:
+        known = _published.get(section)
+        if known is not None:
+            return known, end
     values: dict[str, _Value] = {}
     position = 0
     while position < length:
@@ -190,6 +202,10 @@ def decode_properties(body: bytes, position: int, kind: int) -> tuple[Properties
     properties = Properties(**values)
     if properties.authentication_data is not None and properties.authentication_method is None:
         raise ProtocolError("authentication data without an authentication method")
+    if kind == PUBLISH and length <= _PUBLISHED_BYTES_MAX:
+        if len(_published) >= _PUBLISHED_COUNT_MAX:
+            _published.clear()
+        _published[section] = properties
     return properties, end
 
 
