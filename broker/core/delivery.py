@@ -227,10 +227,10 @@ def _wait(state: State, session: Session, queue: WaitingQueue, delivery: Deliver
             return False
         if rule == "latest" and queue.conflate(delivery):
             state.count_dropped(session.client_id, reason)
-            while queue.count > 1 and (queue.bytes > bytes_max or state.over_memory(0)):
+            while queue.count and (queue.bytes > bytes_max or state.over_memory(0)):
                 queue.pop()  # the newcomer was the larger one
                 state.count_dropped(session.client_id, reason)
-            return True
+            return queue.count > 0
         while queue.count and not _has_place(state, queue, size, count_max, bytes_max):
             queue.pop()
             state.count_dropped(session.client_id, reason)
