@@ -4,6 +4,7 @@ same bytes are split, the same comes out."""
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -265,7 +266,7 @@ def test_however_the_bytes_are_split_the_same_comes_out(version: int, packets: l
     opening = [Connect("a", version), Subscribe(1, (SubscriptionRequest("t/#", 2), SubscriptionRequest("t", 1)))]
     data = b"".join(encoded(packet, version) for packet in [*opening, *packets, *(packets if again else ())]) + tail
 
-    def run(pieces: list[bytes]) -> tuple[list[Packet], list[Packet], bool, str, list[bytes], Any]:
+    def run(pieces: list[bytes]) -> tuple[Sequence[Packet], Sequence[Packet], bool, str, list[bytes], Any]:
         world = World()
         watcher = world.client("w", topic_alias_maximum=3)
         watcher.subscribe("#")
