@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import time
 from functools import partial
@@ -23,8 +22,6 @@ from broker.wire.topics import matches
 
 BUFFER_COUNT_MAX: Final = 100_000
 """Messages of QoS 0 held while the reader of stdout is busy; the oldest go first, and how many went is told at the end."""
-
-PER_TURN_COUNT_MAX: Final = 10_000
 
 
 def listen(connection: Connection, listening: Listening) -> int:
@@ -106,19 +103,10 @@ class Receiver:
             nursery.start_soon(until_end, self.client.unclaimed)
 
     async def _receive_from(self, source: Subscription) -> None:
-        """Until the last message wanted. All that is here goes in one turn: one read brings thousands of small messages, and would
-        outrun a loop that takes one a turn."""
-        in_turn = 0
-        with contextlib.suppress(trio.EndOfChannel):
-            while True:
-                try:
-                    message = source.receive_nowait() if 0 < in_turn < PER_TURN_COUNT_MAX else await source.receive()
-                except trio.WouldBlock:
-                    in_turn = 0
-                    continue
-                in_turn = in_turn % PER_TURN_COUNT_MAX + 1
-                if await self._take(message):
-                    return
+        """Until the last message wanted."""
+        async for message in source:
+            if await self._take(message):
+                return
 
     async def _take(self, message: Message) -> bool:
         """One message; True if it was the last one wanted."""
