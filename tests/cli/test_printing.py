@@ -46,7 +46,7 @@ def filled(*messages: Message) -> Subscription:
 
 
 async def test_a_burst_costs_few_turns_of_the_loop(mock_clock: trio.testing.MockClock) -> None:
-    """One read brings thousands of small messages: taken one a turn, they would outrun the loop and be dropped."""  # no time passes: only the count acts
+    """One read brings thousands of small messages: taken one a turn, they would outrun the loop and be dropped."""
     messages_count = 25_000
     turns = 0
 
