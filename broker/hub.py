@@ -301,7 +301,8 @@ async def open_broker(
     """A broker that lives as long as the body. Entered when all listeners are bound; else ListenError, and none is left open.
 
     config: a `Config`. listeners: None means the config's; without a config **none**: in-process only, so that a test never takes port
-    1883. A SocketListener becomes the broker's own. overflow: Topic Filter to rule, asked before the config's. limits: keys of the
+    1883. authenticate decides instead of password files and certificates' names, authorize instead of ACL files and [[access]]; what
+    comes in by `Broker.attach` is asked as others are. A SocketListener becomes the broker's own. overflow: Topic Filter to rule, asked before the config's. limits: keys of the
     TOML's [limits]. $SYS is published when a config says how often (Config's default: 10 s), not otherwise.
 
     Left normally: `shutdown(shutdown_grace_s)`. Cancelled, or left by an exception: the same goodbye, with the same deadline; the

@@ -14,7 +14,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from broker import Broker, Config, ConfigError, open_broker
+from broker import Broker, Config, ConfigError, ConnectRequest, open_broker
 from broker.auth.passwords import PasswordHash, Passwords, hash_password
 from broker.net import doors, locks
 from broker.net.listen import Listener
@@ -112,6 +112,23 @@ async def test_a_password_file_is_enough_to_listen_for_others(tmp_path: Path) ->
     config = Config(listeners=(Listener(host="0.0.0.0", port=0),), password_file=write_users(tmp_path / "p", ann="x"))
     async with open_broker(config):
         pass
+
+
+async def test_a_programs_own_hooks_decide_alone(tmp_path: Path) -> None:
+    (tmp_path / "acl").write_text("topic deny #\n")
+    config = Config(listeners=(Listener(port=0),), password_file=write_users(tmp_path / "p", ann="x"), acl_file=str(tmp_path / "acl"))
+
+    async def authenticate(request: ConnectRequest) -> str | None:
+        return "known" if request.password == b"hook" else None
+
+    async with open_broker(config, authenticate=authenticate, authorize=lambda user, client_id, action, topic: topic == user) as hub:
+        assert await answer_to(hub, "ann", "x") == BAD
+        async with client_of(hub) as client:
+            assert isinstance(await connect(client, "ann", "hook"), ConnAck)
+            await client.send(Publish("known", b"", qos=1, packet_id=1))
+            packet = await client.receive()
+            assert isinstance(packet, PubAck)
+            assert packet.reason == ReasonCode.NO_MATCHING_SUBSCRIBERS
 
 
 async def test_mistakes_in_files_open_nothing(tmp_path: Path) -> None:
