@@ -50,6 +50,7 @@ from broker.wire.packets import (
     Disconnect,
     PingReq,
 )  # fmt: skip
+from broker.wire.primitives import read_varint
 from broker.wire.topics import topic_filter_fault, topic_name_fault
 
 if TYPE_CHECKING:
@@ -154,6 +155,8 @@ class Engine:
                 return False
             elif phase == AWAITING_CONNECT and decoder.position < len(decoder.data) and decoder.data[decoder.position] >> 4 != CONNECT:
                 raise ProtocolError("the first packet is not CONNECT")  # [MQTT5-3.1.0-1], seen before the rest of it is waited for
+            if link.outbox.committed_bytes > link.outbox_bytes_high + state.limits.outbox_bytes_max:
+                raise ProtocolError("it asks for more answers than it reads", ReasonCode.QUOTA_EXCEEDED)
             frame = decoder.next_frame()
             if frame is None:
                 return False
@@ -171,6 +174,12 @@ class Engine:
             raise MalformedPacket("Remaining Length is not in its shortest form")  # [MQTT5-1.5.5-1]
         if phase == AUTHENTICATING and kind not in (AUTH, DISCONNECT):
             raise ProtocolError("only AUTH and DISCONNECT may come before CONNACK")  # [MQTT5-3.1.2-30]
+        limits = self.state.limits
+        if kind != PUBLISH:
+            if len(body) > limits.control_bytes_max:
+                raise ProtocolError(f"a packet of {len(body)} bytes that is no PUBLISH", ReasonCode.PACKET_TOO_LARGE)
+        elif len(body) > limits.properties_bytes_max and link.version >= MQTT_5:
+            _check_properties_length(first_byte, body, limits.properties_bytes_max)
         packet = decode(first_byte, body, link.version)
         handler = _HANDLERS[kind]
         if handler is None:
@@ -452,6 +461,17 @@ class Engine:
                 identifiers = (member.identifier,) if member.identifier else ()
                 retain = message.retain and member.retain_as_published  # [MQTT5-3.3.1-13]
                 deliver(state, member.session, message, min(message.qos, member.qos), retain, identifiers, group, None, False, now)
+
+
+def _check_properties_length(first_byte: int, body: bytes, bytes_max: int) -> None:
+    """Of a PUBLISH, read where it stands; what is malformed there is the decoder's to say."""
+    position = 2 + (body[0] << 8 | body[1]) + (2 if first_byte & 0x06 else 0)
+    try:
+        length = read_varint(body, position)[0]
+    except MalformedPacket:
+        return
+    if length > bytes_max:
+        raise ProtocolError(f"a PUBLISH with {length} bytes of properties", ReasonCode.PACKET_TOO_LARGE)
 
 
 def _announced_version(body: bytes) -> int:

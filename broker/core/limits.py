@@ -17,6 +17,10 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Told as Server Keep Alive to a client that asks for more (or for none, when this is below 65,535)."""
     packet_bytes_max: int = 16_777_216
     """Largest packet accepted, fixed header included; refused at the header with 0x95."""
+    control_bytes_max: int = 524_288
+    """Largest packet that is no PUBLISH, refused with 0x95 before it is decoded: a filter of four bytes becomes an object of a hundred."""
+    properties_bytes_max: int = 262_144
+    """Properties of one PUBLISH, refused with 0x95 before they are decoded, for the same reason."""
     unauthenticated_bytes_max: int = 65_536
     """What a client may send ahead while its CONNECT is being decided."""
     session_expiry_s_max: int = 1_209_600

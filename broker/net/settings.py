@@ -67,6 +67,7 @@ class Settings(Protocol):
 RANGES: Final[dict[str, tuple[float, float]]] = {
     "keepalive_s_max": (1, 65_535),
     "packet_bytes_max": (128, 268_435_460),
+    "control_bytes_max": (128, 268_435_460),
     "client_id_bytes_max": (1, 65_535),
     "inflight_count_max": (1, 65_535),
     "receive_maximum": (1, 65_535),
