@@ -173,7 +173,8 @@ class BrokerThread:
 
     def clear(self) -> None:
         """Forget what was seen, and all retained messages."""
-        self._call(_clear_retained)
+        if self._hub is not None:  # while it is stopped nothing is retained
+            self._call(_clear_retained)
         with self._arrived:
             self._seen.clear()
 

@@ -169,6 +169,7 @@ class SimulatedClient:
         if note.qos == 0:
             self._mark_sent(note)
             self._send_publish(note, 0, False, alias)
+            note.refused = not self.simulation.ledger.may_use(self.spec.username, note.topic)
             self._unproven.append(note)
         else:
             self.waiting.append((note, alias))
@@ -193,7 +194,7 @@ class SimulatedClient:
         properties = NO_PROPERTIES
         topic = note.topic
         if self.version >= MQTT_5:
-            expiry_s = None if note.expires_at > 1e12 else int(note.expires_at - note.at)
+            expiry_s = None if note.expires_at > 1e12 else round(note.expires_at - note.at)
             number = self._aliases_out.get(topic)
             alias = None
             if use_alias and number is None and len(self._aliases_out) < self._alias_maximum:
@@ -365,7 +366,7 @@ class SimulatedClient:
                 self.held[packet_id] = receipt
             self.simulation.ledger.check_receipt(self, receipt, self.simulation.now)
             expiry_s = packet.properties.message_expiry_interval
-            if expiry_s is not None and (note.expires_at > 1e12 or not (0 if packet.dup else 1) <= expiry_s <= note.expires_at - note.at):
+            if expiry_s is not None and (note.expires_at > 1e12 or not (0 if packet.dup else 1) <= expiry_s <= round(note.expires_at - note.at)):
                 raise BrokenPromise(f"{note.key} came with {expiry_s} s to live, of {note.expires_at - note.at}")
             self.receipts.append(receipt)
         elif packet.qos == 2 and not repeated:
