@@ -303,7 +303,8 @@ async def open_broker(
     config: a `Config`. listeners: None means the config's; without a config **none**: in-process only, so that a test never takes port
     1883. authenticate decides instead of password files and certificates' names, authorize instead of ACL files and [[access]]; what
     comes in by `Broker.attach` is asked as others are. A SocketListener becomes the broker's own. overflow: Topic Filter to
-    rule, asked before the config's. limits: keys of the TOML's [limits]. $SYS is published when a config says how often (Config's default: 10 s), not otherwise.
+    rule, asked before the config's. limits: keys of the TOML's [limits]. $SYS is published when a config says how
+    often (Config's default: 10 s), not otherwise.
 
     Left normally: `shutdown(shutdown_grace_s)`. Cancelled, or left by an exception: the same goodbye, with the same deadline; the
     body's own exception comes out bare. ConfigError for a listener that is not loopback or Unix while nothing says who may come in.
