@@ -7,7 +7,7 @@ asks for a fixture. The fixtures are one for each test: a broker starts in milli
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -25,7 +25,7 @@ def mqtt_broker(request: pytest.FixtureRequest) -> Iterator[BrokerThread]:
     """A broker on a free port of 127.0.0.1: .url .host .port .publish() .wait_for() .clear() .drop_clients() .stop() .start()."""
     from broker.thread import broker_thread
 
-    limits: dict[str, int | float] = {}
+    limits: dict[str, Any] = {}
     for marker in request.node.iter_markers("mqtt_broker"):
         if marker.args:
             raise pytest.UsageError("@pytest.mark.mqtt_broker takes limits by name: mqtt_broker(queue_count_max=10)")
@@ -36,7 +36,7 @@ def mqtt_broker(request: pytest.FixtureRequest) -> Iterator[BrokerThread]:
 
 @pytest.fixture
 def mqtt_network() -> Network:
-    """For Trio tests, with pytest-trio's `autojump_clock`: `connect(mqtt_network.to(hub))`, and .delay_s .split_bytes .bytes_per_s .cut() .silence()."""
+    """`connect(mqtt_network.to(hub))` in Trio tests, under `autojump_clock`: .delay_s .split_bytes .bytes_per_s .cut() .silence()."""
     from broker.testing.network import Network
 
     return Network()

@@ -9,10 +9,13 @@ import pytest
 
 from broker.core import delivery, ending, engine, publish
 from broker.core.inflight import Receiver, Sender
+from broker.core.link import Link
 from broker.core.message import ApplicationMessage
 from broker.core.retained import RetainedStore
+from broker.core.state import State
 from broker.core.topic_table import SharedGroup, TopicTable
 from broker.core.waiting import Delivery, WaitingQueue
+from broker.wire.packets import PUBREC, PubRec
 
 Mutation = Callable[[pytest.MonkeyPatch], None]
 
@@ -37,8 +40,13 @@ def resend_lost(monkeypatch: pytest.MonkeyPatch) -> None:
 def pubrel_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """A PUBREC is noted and not answered."""
     general_way(monkeypatch)
+
+    def forgetful(state: State, link: Link, packet: PubRec, now: float) -> None:
+        assert link.session is not None
+        link.session.sender.on_pubrec(packet.packet_id, False)
+
     handlers = list(engine._HANDLERS)
-    handlers[5] = lambda state, link, packet, now: link.session.sender.on_pubrec(packet.packet_id, False) and None
+    handlers[PUBREC] = forgetful
     monkeypatch.setattr(engine, "_HANDLERS", handlers)
 
 
@@ -95,7 +103,7 @@ def qos_2_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def drop_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine.State, "count_dropped", lambda self, client_id, reason, count=1: None)
+    monkeypatch.setattr(State, "count_dropped", lambda self, client_id, reason, count=1: None)
 
 
 def access_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +152,7 @@ def ids_reused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def whole_group_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """A shared message goes to the first member, and again to the next."""
-    deliver = publish.deliver
+    deliver = delivery.deliver
 
     def both(state: Any, session: Any, message: Any, qos: int, retain: bool, identifiers: Any, group: SharedGroup | None, *rest: Any) -> bool:
         if group is not None:
