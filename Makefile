@@ -5,6 +5,7 @@
 # make bench   codec and engine figures   make clean   forget the environments
 # make bench-check   instructions of the hot paths, against what is committed (needs valgrind)
 # make simulate      random clients in virtual time, SEEDS=100000 of them
+# make fuzz          atheris on the decoder and the engine, SECONDS=60 each
 # make compare       this broker beside mosquitto and nats-server (needs them, and cc)
 #
 # Needs make and Python 3.11 or newer, nothing else: each goal installs what it needs, once, and again when
@@ -16,6 +17,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 
 VENV := .venv
 LINT := .venv-lint
+FUZZ := .venv-fuzz
 INSTALL = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 SOURCES := pyproject.toml constraints.txt
 SERVE_ARGS ?=
@@ -23,10 +25,11 @@ SERVE_ARGS ?=
 TEST_ARGS ?= -n 2
 COMPARE_ARGS ?=
 SEEDS ?= 10000
+SECONDS ?= 60
 SIMULATE_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test conformance lint format bench bench-check simulate compare clean
+.PHONY: help serve test conformance lint format bench bench-check simulate fuzz compare clean
 .DELETE_ON_ERROR:
 
 help:
@@ -60,11 +63,16 @@ bench-check: $(VENV)/.stamp-dev
 simulate: $(VENV)/.stamp-serve
 	@$(VENV)/bin/python -m broker.testing --seeds $(SEEDS) $(SIMULATE_ARGS)
 
+fuzz: $(FUZZ)/.stamp
+	@mkdir -p $(FUZZ)/found-decoder $(FUZZ)/found-engine
+	@for target in decoder engine; do PYTHONPATH=. $(FUZZ)/bin/python fuzz/targets.py $$target $(FUZZ)/found-$$target fuzz/corpus \
+		-max_total_time=$(SECONDS) -artifact_prefix=$(FUZZ)/$$target- -verbosity=0 -print_final_stats=1 || exit 1; done
+
 compare: $(VENV)/.stamp-serve
 	@$(VENV)/bin/python -m benchmarks.compare --ours $(VENV)/bin/broker $(COMPARE_ARGS)
 
 clean:
-	rm -rf $(VENV) $(LINT) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(LINT) $(FUZZ) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # The check comes before the environment, so that nothing half made is left behind.
 define make_environment
@@ -90,4 +98,10 @@ $(LINT)/.stamp: $(SOURCES)
 	$(call make_environment,$(LINT))
 	@echo "installing ruff and mypy into $(LINT) ..."
 	@$(LINT)/bin/python $(INSTALL) '.[lint]'
+	@touch $@
+
+$(FUZZ)/.stamp: $(SOURCES)
+	$(call make_environment,$(FUZZ))
+	@echo "installing atheris into $(FUZZ) ..."
+	@$(FUZZ)/bin/python -m pip install --quiet --disable-pip-version-check 'atheris>=2.3' 'msgspec>=0.19'
 	@touch $@

@@ -15,6 +15,7 @@ import os
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -46,8 +47,11 @@ class Load:
         """Stays away now and then, so that its queue fills; every third one reads slowly."""
         while True:
             try:
-                options = {"client_id": f"subscriber-{number}", "session_expiry_s": 60, "clean_start": False, "reconnect": None}
-                async with connect(self.url, **options) as client, client.subscribe("load/#" if number < 3 else f"load/{number}", qos=number % 3) as messages:
+                options: dict[str, Any] = {"client_id": f"subscriber-{number}", "session_expiry_s": 60, "clean_start": False, "reconnect": None}
+                async with (
+                    connect(self.url, **options) as client,
+                    client.subscribe("load/#" if number < 3 else f"load/{number}", qos=number % 3) as messages,
+                ):
                     self.counts["connects"] += 1
                     left = self.random.randint(100, 2000)
                     async for _ in messages:
@@ -86,7 +90,10 @@ def figures(hub: Broker) -> dict[str, int | float]:
         "rss_kib": int(status.partition("VmRSS:")[2].split()[0]),
         "tasks": trio.lowlevel.current_statistics().tasks_living,
         "file_descriptors": len(os.listdir("/proc/self/fd")),
-        **{name: statistics[name] for name in ("clients_total", "links_count", "subscriptions_count", "queued_count", "queued_bytes", "deadlines_count")},
+        **{
+            name: statistics[name]
+            for name in ("clients_total", "links_count", "subscriptions_count", "queued_count", "queued_bytes", "deadlines_count")
+        },
         "retained_count": statistics["retained_count"],
         "dropped": statistics["publish_dropped"],
     }

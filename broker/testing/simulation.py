@@ -428,7 +428,7 @@ class Simulation:
     def _abandon(self, client: SimulatedClient, line: Line) -> None:
         """The client has forgotten this connection; the other side may find out for itself."""
         if not client.connected:
-            line.up.kill()  # or its CONNECT might overtake the next one's, and the two connections would be in each other's way for ever
+            self.detach(line)  # or its CONNECT might be accepted after the next one's, when somebody has to be asked who it is
         line.down.frozen = True
         client.disconnected()
 
