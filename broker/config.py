@@ -58,6 +58,7 @@ class ListenerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     unix_mode: str = "0660"
     protocol: Literal["mqtt", "websocket"] = "mqtt"
     path: str = "/mqtt"
+    origins: tuple[str, ...] | None = None
     tls: dict[str, Any] | None = None
     """`net.tls.TlsFiles`."""
     allow_anonymous: bool | None = None
@@ -251,6 +252,8 @@ def _expected(text: str, wanted: Any, value: Any) -> str:
         return f"expected {', '.join(get_args(wanted))}, got {_kind_of(value)}"
     if text.startswith("Expected `"):
         names = [_NAMES.get(name, name) for name in text.split("`")[1].split(" | ") if name != "null"]
+        if "`$[" in text:
+            return f"expected a list of nothing but {' or '.join(names)}"
         return f"expected {' or '.join(names)}, got {_kind_of(value)}"
     return text[:1].lower() + text[1:].replace("`", "")
 

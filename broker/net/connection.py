@@ -138,7 +138,7 @@ class Connection:
                     return False
             if self.bound is not None and self.bound.listener.protocol == "websocket":
                 kind = "WebSocket"
-                if not await self._handshake_websocket(transport.stream, self.bound.listener.path):
+                if not await self._handshake_websocket(transport.stream, self.bound):
                     return False
         if scope.cancelled_caught:
             logger.info("%s handshake timed out with %s", kind, self.peer)
@@ -154,12 +154,13 @@ class Connection:
         self.certificate = stream.getpeercert() or None
         return True
 
-    async def _handshake_websocket(self, stream: trio.abc.Stream, path: str) -> bool:
+    async def _handshake_websocket(self, stream: trio.abc.Stream, bound: BoundSocket) -> bool:
         from broker.net import websocket  # late: see there
 
         assert self._nursery is not None
         try:
-            upgraded = await websocket.accept(self._nursery, stream, path, close_timeout_s=self.server.limits.close_timeout_s)
+            path, close_timeout_s = bound.listener.path, self.server.limits.close_timeout_s
+            upgraded = await websocket.accept(self._nursery, stream, path, bound.origins, close_timeout_s=close_timeout_s)
         except websocket.HandshakeFailed as error:
             logger.info("WebSocket handshake failed with %s: %s", self.peer, error)
             return False

@@ -22,6 +22,7 @@ from broker.core.access import Access
 from broker.errors import ConfigError
 from broker.net.listen import BoundSocket, Listener
 from broker.net.locks import Guard, Lock
+from broker.net.origins import ANY
 from broker.net.tls import TlsFiles, make_context
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 WATCH_INTERVAL_S: Final = 2.0
 
 LIVE: Final = (
-    "allow_anonymous", "password_file", "acl_file", "nodelay", "tcp_keepalive_s", "connections_count_max",
+    "allow_anonymous", "password_file", "acl_file", "origins", "nodelay", "tcp_keepalive_s", "connections_count_max",
 )  # fmt: skip
 """Of a Listener, what can change while it listens. The files of its TLS too, but not whether it has any."""
 
@@ -41,14 +42,15 @@ T = TypeVar("T")
 
 
 class Door:
-    """What one listener needs. rules: None leaves it to those of all; tls: None is none."""
+    """What one listener needs. rules: None leaves it to those of all; tls: None is none; origins: None is pages of this machine."""
 
-    __slots__ = ("lock", "rules", "tls")
+    __slots__ = ("lock", "origins", "rules", "tls")
 
-    def __init__(self, lock: Lock, rules: AccessRules | None, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, lock: Lock, rules: AccessRules | None, tls: ssl.SSLContext | None, origins: tuple[str, ...] | None) -> None:
         self.lock = lock
         self.rules = rules
         self.tls = tls
+        self.origins = origins
 
 
 class Doors:
@@ -88,7 +90,7 @@ def read_doors(guard: Guard, settings: Settings | None, listeners: Sequence[List
     if settings is not None and (settings.acl_file is not None or settings.access):
         top = AccessRules([*top_rules, *tables])
     known = passwords_of(top_passwords, "password_file")
-    default = Door(Lock(guard, hook, known, anonymous_at(None, settings, hook), "none"), top, None)
+    default = Door(Lock(guard, hook, known, anonymous_at(None, settings, hook), "none"), top, None, None)
     of: dict[Listener, Door] = {}
     for index, listener in enumerate(listeners):
         place = f"listeners[{index}]"
@@ -103,7 +105,8 @@ def read_doors(guard: Guard, settings: Settings | None, listeners: Sequence[List
                 key, _, text = str(error).partition(": ")
                 problems.append((f"{place}.tls.{key}", text))
         lock = Lock(guard, hook, own, anonymous_at(listener, settings, hook), identity)
-        of[listener] = Door(lock, None if listener.acl_file is None else AccessRules(found), context)
+        own_rules = None if listener.acl_file is None else AccessRules(found)
+        of[listener] = Door(lock, own_rules, context, origins_at(listener, settings, hook, context))
     if problems:
         raise ConfigError(problems)
     return Doors(default, of)
@@ -121,6 +124,21 @@ def anonymous_at(listener: Listener | None, settings: Settings | None, hook: Aut
     if settings is not None and settings.allow_anonymous is not None:
         return settings.allow_anonymous
     return False if settings is not None and settings.password_file is not None and hook is None else None
+
+
+def origins_at(listener: Listener, settings: Settings | None, hook: Authenticate | None, context: ssl.SSLContext | None) -> tuple[str, ...] | None:
+    """Whose pages may use it? Its own word; else any, where a page would have to know a password, or where it is written that everybody
+    may come in; else those of this machine, for which alone it is meant.
+
+    A client certificate proves the browser, which shows it for any page, so it opens nothing to all pages.
+    """
+    if listener.origins is not None:
+        return listener.origins
+    if context is not None and context.verify_mode is not ssl.CERT_NONE:
+        return None
+    if hook is not None or is_locked(listener, settings) or anonymous_at(listener, settings, hook):
+        return (ANY,)
+    return None
 
 
 def is_locked(listener: Listener | None, settings: Settings | None) -> bool:
@@ -206,6 +224,7 @@ class Doorkeeper:
             door = doors.of.get(one.listener, doors.default)
             one.lock = door.lock
             one.tls = door.tls
+            one.origins = door.origins
             if not self._authorized_by_hook:
                 rules = doors.default.rules if door.rules is None else door.rules
                 if one.access is None:

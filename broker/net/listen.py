@@ -23,6 +23,7 @@ import trio
 from msgspec import Struct
 
 from broker.errors import ConfigError, ListenError
+from broker.net.origins import origin_fault
 from broker.net.tls import TlsFiles
 from broker.net.transport import strerror
 
@@ -39,7 +40,9 @@ class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     host: a name or address; "localhost" is 127.0.0.1, and ::1 where the machine has it; "*" is every interface. port: 0
     asks for a free one, the same on every address of the host. unix: a path, instead of host and port. unix_mode: the
-    permissions of that path, "0660". protocol, path: MQTT over WebSocket, at this path of the URL. tls: over the socket;
+    permissions of that path, "0660". protocol, path: MQTT over WebSocket, at this path of the URL. origins: of the web pages that may use it,
+    as browsers write them, ("https://dashboard.example",), "*" is any; None: any where there are passwords or allow_anonymous is written,
+    else those of this machine. tls: over the socket;
     from `TlsFiles` the certificates are read anew when they change. allow_anonymous: overrides the broker's; False refuses a CONNECT
     without user name before anybody is asked. password_file, acl_file: Mosquitto's, instead of the broker's. backlog is capped by
     the system. receive_buffer_bytes, send_buffer_bytes, tcp_keepalive_s: 0 leaves the system's. connections_count_max: more are closed at once.
@@ -51,6 +54,7 @@ class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     unix_mode: str = "0660"
     protocol: Literal["mqtt", "websocket"] = "mqtt"
     path: str = "/mqtt"
+    origins: tuple[str, ...] | None = None
     tls: ssl.SSLContext | TlsFiles | None = None
     allow_anonymous: bool | None = None
     password_file: str | None = None
@@ -61,6 +65,10 @@ class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     send_buffer_bytes: int = 0
     tcp_keepalive_s: float = 0
     connections_count_max: int = 100_000
+
+    def __post_init__(self) -> None:
+        if self.origins is not None and not isinstance(self.origins, tuple):  # a text would be a list of letters, and a list has no hash
+            raise TypeError('origins is a tuple: origins=("https://dashboard.example",)')
 
     @property
     def url(self) -> str:
@@ -84,7 +92,7 @@ class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class BoundSocket:
     """A listening, non-blocking socket of one Listener, and how many of its connections are open."""
 
-    __slots__ = ("access", "address", "connections_count", "inode", "listener", "lock", "socket", "tls", "url")
+    __slots__ = ("access", "address", "connections_count", "inode", "listener", "lock", "origins", "socket", "tls", "url")
 
     def __init__(self, listening: socket.socket, listener: Listener, url: str, inode: tuple[int, int] | None = None) -> None:
         self.socket = listening
@@ -97,6 +105,8 @@ class BoundSocket:
         # Given by whoever knows the configuration, and anew when it changes.
         self.tls = listener.tls if isinstance(listener.tls, ssl.SSLContext) else None
         self.lock: Lock | None = None
+        self.origins = listener.origins
+        """None: pages of this machine."""
         self.access: Access | None = None
         """None: what holds for all."""
 
@@ -159,6 +169,9 @@ def check(listener: Listener) -> list[str]:
     faults = []
     if not re.fullmatch(r"/[!$%-.0-;=@-Z_a-z~/]*", listener.path):
         faults.append(f"path: expected the path of a URL, as /mqtt, got {listener.path!r}")
+    if listener.origins is not None and listener.protocol != "websocket":
+        faults.append('origins: means something only with protocol = "websocket"')
+    faults += [f"origins: {fault}" for fault in map(origin_fault, listener.origins or ()) if fault is not None]
     if listener.unix is None and not 0 <= listener.port <= 65_535:
         faults.append(f"port: expected 0 to 65535, got {listener.port}")
     if listener.unix is not None:

@@ -10,7 +10,7 @@ Nothing imports this file before somebody asks for WebSocket: the library costs 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 from urllib.parse import quote
 
@@ -21,6 +21,8 @@ from wsproto import ConnectionType, WSConnection
 from wsproto.connection import ConnectionState
 from wsproto.events import BytesMessage, CloseConnection, Event, RejectConnection, RejectData, TextMessage
 from wsproto.utilities import ProtocolError, RemoteProtocolError
+
+from broker.net.origins import allows
 
 SUBPROTOCOL: Final = "mqtt"
 SUBPROTOCOLS: Final = (SUBPROTOCOL, "mqttv3.1")
@@ -190,11 +192,13 @@ class WebSocketStream(trio.abc.Stream):
 # ---- both handshakes; the caller's scope bounds them ------------------------------------------------------------------
 
 
-async def accept(nursery: trio.Nursery, below: trio.abc.Stream, path: str, *, close_timeout_s: float = CLOSE_TIMEOUT_S) -> WebSocketStream:
+async def accept(
+    nursery: trio.Nursery, below: trio.abc.Stream, path: str, origins: Sequence[str] | None, *, close_timeout_s: float = CLOSE_TIMEOUT_S
+) -> WebSocketStream:
     """The server's side, on a connected stream, which is closed unless this succeeds. HandshakeFailed; the peer got an HTTP status.
 
     A client has to ask for `path`, and to offer MQTT, which is then chosen [MQTT5-6.0.0-4, MQTT311-6.0.0-4]: another protocol that happens to come
-    by is turned away before it takes our bytes for its own.
+    by is turned away before it takes our bytes for its own. origins: see `origins.allows`.
     """
     protocol = _Protocol(ConnectionType.SERVER)
     stream = WebSocketStream(below, _connection(below, protocol), protocol, close_timeout_s)
@@ -204,7 +208,11 @@ async def accept(nursery: trio.Nursery, below: trio.abc.Stream, path: str, *, cl
             nursery.start_soon(stream.read, waiting.cancel)
             request = await stream.connection._get_request()
             chosen = next((one for one in SUBPROTOCOLS if one in request.proposed_subprotocols), None)
-            if request.path.partition("?")[0] != path:
+            stranger = next((one for one in _origins(request) if not allows(origins, one)), None)
+            if stranger is not None:  # before all else: it need not learn what is here
+                why_not = f"pages of {stranger[:100]!r} may not use this listener; `origins` says which may"
+                await _reject(request, 403, "pages of this origin may not use this listener\n")
+            elif request.path.partition("?")[0] != path:
                 why_not = f"it asked for {request.path[:100]!r}, and MQTT is at {path!r}"
                 await _reject(request, 404, f"MQTT is at {path}\n")
             elif chosen is None:
@@ -223,6 +231,11 @@ async def accept(nursery: trio.Nursery, below: trio.abc.Stream, path: str, *, cl
     except BaseException:
         await trio.aclose_forcefully(stream)
         raise
+
+
+def _origins(request: WebSocketRequest) -> list[str]:
+    """Each, should there be several: then all have to be allowed."""
+    return [value.decode("ascii", "replace") for name, value in request.headers if name.lower() == b"origin"]
 
 
 async def _reject(request: WebSocketRequest, status: int, text: str) -> None:

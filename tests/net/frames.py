@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Sequence
 
 import trio
 
@@ -25,7 +26,7 @@ def frame(payload: bytes, opcode: int = BINARY, *, fin: bool = True, masked: boo
     return bytes([opcode | 0x80 * fin]) + size + (mask + hidden if masked else payload)
 
 
-def request(path: str = "/mqtt", subprotocols: str | None = "mqtt", *, host: str = "localhost") -> bytes:
+def request(path: str = "/mqtt", subprotocols: str | None = "mqtt", *, host: str = "localhost", origins: Sequence[str] = ()) -> bytes:
     lines = [
         f"GET {path} HTTP/1.1",
         f"Host: {host}",
@@ -36,6 +37,7 @@ def request(path: str = "/mqtt", subprotocols: str | None = "mqtt", *, host: str
     ]
     if subprotocols is not None:
         lines.append(f"Sec-WebSocket-Protocol: {subprotocols}")
+    lines += [f"Origin: {origin}" for origin in origins]
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 

@@ -188,6 +188,16 @@ async def attach(server: Server, buffer_bytes_max: int = 65_536) -> MemoryStream
     return ours
 
 
+async def admit(server: Server, buffer_bytes_max: int = 65_536) -> MemoryStream:
+    """A connection that came in by the server's first listener, over memory, so that time can be virtual."""
+    ours, theirs = memory_stream_pair(buffer_bytes_max)
+    bound = server.bound[0]
+    bound.connections_count += 1
+    assert server.admit(StreamTransport(theirs), "192.0.2.7:50123", bound.url, bound) is not None
+    await wait_all_tasks_blocked()
+    return ours
+
+
 async def wait_until_gone(server: Server) -> None:
     """Until the only connection's task is over."""
     (connection,) = server.connections

@@ -17,23 +17,13 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from broker import ConnectError, connect, open_broker
 from broker.net import websocket
 from broker.net.listen import Listener, bind_all
-from broker.net.memory import MemoryStream, memory_stream_pair
+from broker.net.memory import memory_stream_pair
 from broker.net.server import Server
 from broker.net.transport import StreamTransport
 from tests.net.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Peer, frame, request, response
-from tests.net.relay import RelayEngine, port_of, receive_all, running, wait_until_gone
+from tests.net.relay import RelayEngine, admit, port_of, receive_all, running, wait_until_gone
 
 WS = Listener(port=0, protocol="websocket")
-
-
-async def admit(server: Server, buffer_bytes_max: int = 65_536) -> MemoryStream:
-    """A connection that came in by the server's first listener, over memory, so that time can be virtual."""
-    ours, theirs = memory_stream_pair(buffer_bytes_max)
-    bound = server.bound[0]
-    bound.connections_count += 1
-    assert server.admit(StreamTransport(theirs), "192.0.2.7:50123", bound.url, bound) is not None
-    await wait_all_tasks_blocked()
-    return ours
 
 
 @asynccontextmanager
