@@ -93,12 +93,12 @@ def test_a_peer_that_asks_and_never_reads_its_answers(version: int) -> None:
     world = World(outbox_bytes_high=4096, outbox_bytes_max=8192)
     peer = world.client("mute", version)
     peer.takes = 0
-    for _ in range(50):
+    for _ in range(200):
         peer.give(encode(PingReq(), version) * 1000)
         if peer.link.closing:
             break
     assert peer.link.closing
-    assert peer.link.outbox.committed_bytes < 100_000
+    assert peer.link.outbox.committed_bytes < 200_000
     check_served(world)
 
 
