@@ -21,8 +21,8 @@ from broker.bench.report import Interval, Result
 from broker.errors import ConnectError
 from broker.net.transport import BROKEN, SocketTransport, StreamTransport, Transport
 
-Dial = Callable[[], Awaitable[trio.abc.Stream]]
-"""A connected stream to the broker. Raises ConnectError."""
+Dial = Callable[[trio.Nursery], Awaitable[trio.abc.Stream]]
+"""A connected stream to the broker; what it needs to live runs in the nursery given. Raises ConnectError."""
 DRAIN_S_MAX: Final = 60.0
 GOODBYE_S: Final = 2.0
 PINGREQ_BYTES: Final = b"\xc0\x00"
@@ -66,7 +66,7 @@ class Load:
         """Raises ConnectError, ConnectRefused, SubscribeRefused, ConnectionLost, NotSupported, LoadStalled."""
         try:
             async with trio.open_nursery() as readers:
-                await self._connect_all()
+                await self._connect_all(readers)
                 for endpoint in self.endpoints:
                     readers.start_soon(endpoint.read)
                 readers.start_soon(self._ping)
@@ -89,21 +89,23 @@ class Load:
 
     # ---- connecting ----
 
-    async def _connect_all(self) -> None:
+    async def _connect_all(self, keeper: trio.Nursery) -> None:
         """Subscribers first, so that nothing is published before all of them listen."""
         prefix = self.plan.client_id or f"bench-{self.token.hex()}"
         limiter = trio.CapacityLimiter(DIALS_COUNT_MAX)
         for kind, count in ((Subscriber, self.plan.subscribers_count), (Publisher, self.plan.publishers_count)):
             async with trio.open_nursery() as nursery:
                 for number in range(count):
-                    nursery.start_soon(self._connect, kind, number, f"{prefix}-{kind.letter}{number}", limiter)
+                    nursery.start_soon(self._connect, kind, number, f"{prefix}-{kind.letter}{number}", limiter, keeper)
         self.subscribers.sort(key=lambda one: one.number)
         self.publishers.sort(key=lambda one: one.number)
 
-    async def _connect(self, kind: type[Subscriber] | type[Publisher], number: int, client_id: str, limiter: trio.CapacityLimiter) -> None:
+    async def _connect(
+        self, kind: type[Subscriber] | type[Publisher], number: int, client_id: str, limiter: trio.CapacityLimiter, keeper: trio.Nursery
+    ) -> None:
         async with limiter:
             with trio.move_on_after(CONNECT_TIMEOUT_S) as scope:
-                transport = transport_over(await self._dial())
+                transport = transport_over(await self._dial(keeper))
                 endpoint = kind(self, number, client_id, transport)
                 self._keep(endpoint)
                 try:

@@ -44,7 +44,11 @@ def _allow_descriptors(count: int) -> None:
 async def _bench(connection: Connection, plan: Plan, as_json: bool) -> int:
     tls = None if connection.tls is None else tls_context(connection.tls)
     target = parse_url(url_of(connection))
-    load = Load(plan, partial(dial, target, tls=tls, bind_address=connection.bind_address), connection.address)
+
+    async def dial_one(keeper: trio.Nursery) -> trio.abc.Stream:
+        return await dial(target, tls=tls, bind_address=connection.bind_address, keeper=keeper)
+
+    load = Load(plan, dial_one, connection.address)
     with trio.move_on_after(connection.timeout_s) as scope:
         async with trio.open_nursery() as nursery:
             if sys.stderr.isatty() and not connection.quiet:

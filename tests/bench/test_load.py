@@ -14,6 +14,7 @@ from broker.bench.load import Dial, Load
 from broker.bench.plan import Plan
 from broker.bench.report import Result, figures, lines
 from broker.errors import BrokerError, ConnectError, ConnectionLost, NotSupported, SubscribeRefused
+from broker.net.dial import dial, parse_url
 from broker.net.memory import MemoryStream, memory_stream_pair
 from broker.net.transport import BROKEN
 from broker.reasons import ReasonCode
@@ -45,7 +46,7 @@ COUNTED = Plan(count=200, warmup_s=0, window=50, drain_s=1)
 async def run_against_ours(plan: Plan) -> Result:
     async with open_broker() as hub, trio.open_nursery() as nursery:
 
-        async def dial() -> trio.abc.Stream:
+        async def dial(_: trio.Nursery) -> trio.abc.Stream:
             ours, theirs = memory_stream_pair()
             nursery.start_soon(hub.attach, theirs)
             await trio.lowlevel.checkpoint()
@@ -115,6 +116,37 @@ async def test_a_long_quiet_load_pings(autojump_clock: trio.testing.MockClock) -
     assert result.published_count == 10
 
 
+@pytest.mark.parametrize("qos", [0, 1, 2])
+async def test_over_websocket(qos: int) -> None:
+    """Real sockets, and the tasks of the streams end with the load."""
+    async with open_broker(listeners=["ws://127.0.0.1:0/mqtt"]) as hub:
+
+        async def dial_one(keeper: trio.Nursery) -> trio.abc.Stream:
+            return await dial(parse_url(hub.urls[0]), keeper=keeper)
+
+        plan = replace(COUNTED, qos=qos, publishers_count=2, subscribers_count=3, drain_s=10)
+        with trio.fail_after(20):
+            result = await Load(plan, dial_one, hub.urls[0]).run()
+        nothing_wrong(result)
+        assert (result.published_count, result.delivered_count, result.effective_qos) == (400, 1200, qos)
+
+
+async def test_over_websocket_the_broker_goes_away() -> None:
+    async with open_broker(listeners=["ws://127.0.0.1:0/mqtt"]) as hub, trio.open_nursery() as nursery:
+        connected = 0
+
+        async def dial_one(keeper: trio.Nursery) -> trio.abc.Stream:
+            nonlocal connected
+            stream = await dial(parse_url(hub.urls[0]), keeper=keeper)
+            connected += 1
+            if connected == 2:
+                nursery.start_soon(hub.shutdown)
+            return stream
+
+        with trio.fail_after(20), pytest.RaisesGroup(pytest.RaisesExc(BrokerError), flatten_subgroups=True):
+            await Load(replace(COUNTED, rate=10), dial_one, hub.urls[0]).run()
+
+
 # ---- brokers with faults ------------------------------------------------------------------------------------------
 
 Mangle = Callable[[int, Publish], list[Publish]]
@@ -181,7 +213,7 @@ class Faulty:
 async def dialling(faulty: Faulty) -> AsyncIterator[Dial]:
     async with trio.open_nursery() as nursery:
 
-        async def dial() -> trio.abc.Stream:
+        async def dial(_: trio.Nursery) -> trio.abc.Stream:
             ours, theirs = memory_stream_pair()
             nursery.start_soon(faulty.serve, theirs)
             await trio.lowlevel.checkpoint()

@@ -20,7 +20,7 @@ from broker.bench.load import Load
 from broker.bench.plan import Plan
 from broker.cli import bench
 from broker.cli.benching import status
-from tests.cli.conftest import BROKER, SECONDS_MAX, only_line, run
+from tests.cli.conftest import BROKER, SECONDS_MAX, Start, only_line, run
 from tests.conftest import find_program
 from tests.e2e.tools import ROOT
 
@@ -60,6 +60,17 @@ def test_the_report_for_people(port: str) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
     words = [line.split()[0] for line in done.stdout.decode().splitlines()]
     assert words[:5] == [f"localhost:{port},", "published", "delivered", "latency", "faults"]
+
+
+def test_by_websocket(start: Start, tmp_path: Path) -> None:
+    file = tmp_path / "broker.toml"
+    file.write_text('[[listeners]]\nport = 0\nprotocol = "websocket"\n')
+    port = start("serve", "-c", str(file)).wait("listening on")["line"].rpartition(":")[2].removesuffix("/mqtt")
+    found = figures("--ws", "-p", port, "-h", "127.0.0.1", "-q", "1", "-n", "300", "--pairs", "2")
+    assert (found["published"], found["delivered"], found["lost"], found["out_of_order"]) == (600, 600, 0, 0)
+    done = run("bench", "--ws", "--ws-path", "/other", "-h", "127.0.0.1", "-p", port, "-n", "1")
+    assert done.returncode == 1
+    assert "404" in only_line(done.stderr)
 
 
 @pytest.fixture
@@ -145,7 +156,7 @@ def test_the_live_line_says_what_happens_now() -> None:
     assert status(load, (12.0, 0, 0), (12.5, 0, 0)).startswith("measuring: 2.5 s   published 0/s")
 
 
-async def no_dial() -> trio.abc.Stream:
+async def no_dial(_: trio.Nursery) -> trio.abc.Stream:
     raise AssertionError("nothing is dialled here")
 
 
