@@ -28,7 +28,7 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     client_id_bytes_max: int = 65_535
     sessions_count_max: int = 1_000_000
     """Sessions, connected or not; a CONNECT beyond is refused with 0x97."""
-    inflight_count_max: int = 100
+    inflight_count_max: int = 500
     """QoS 1 and 2 messages sent and not yet acknowledged, a client (its Receive Maximum may lower it)."""
     receive_maximum: int = 100
     """The other direction: unfinished QoS 2 messages a client may have with us; beyond it 0x93."""
