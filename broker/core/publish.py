@@ -125,9 +125,9 @@ def learn(state: State, link: Link, topic: str) -> None:
 def publish(state: State, message: ApplicationMessage, publisher: Link | None, now: float) -> ReasonCode:
     """Store it if it is to be retained, and give it to everybody who subscribed. The answer is for the publisher's acknowledgement.
 
-    A Will that finds no place among the retained messages is delivered all the same.
+    A client's message has been looked at already (`_refusal`); a Will that finds no place among the retained ones is delivered all the same.
     """
-    if message.retain and may_retain(state, message.topic, message.payload):
+    if message.retain and (publisher is not None or may_retain(state, message.topic, message.payload)):
         store_retained(state, message, now)
     return route(state, message, publisher, now)
 

@@ -157,6 +157,10 @@ class _Bucket:
         self.routes_count = 0
 
 
+_NO_BUCKET: Final = _Bucket()
+"""Of routes that are not kept; nothing ever touches it."""
+
+
 class Route:
     """Where messages of one topic go. Valid while `TopicTable.is_fresh` says so."""
 
@@ -244,7 +248,7 @@ class TopicTable:
         """
         route = self._routes.get(topic)
         if route is None:
-            route = Route(topic, _Bucket())
+            route = Route(topic, _NO_BUCKET)
             self._resolve(route)
             if len(topic) > KEPT_TOPIC_LENGTH_MAX or not (route.targets or route.groups):
                 self._targets_count -= len(route.targets)
@@ -273,8 +277,10 @@ class TopicTable:
         literal = self._literals.get(topic)
         if literal is not None:
             yield literal
-        levels = topic.split("/")
         root = self._root
+        if root.is_empty():
+            return
+        levels = topic.split("/")
         nodes = [root]
         hidden = topic.startswith("$")
         for depth, level in enumerate(levels):
@@ -301,9 +307,16 @@ class TopicTable:
     # ---- inside ----
 
     def _resolve(self, route: Route) -> None:
+        route.stale = False
+        route.bucket_version = route.bucket.version
+        route.version = self._version
+        entries = list(self.entries(route.topic))
+        if not entries and not route.targets and not route.groups:
+            route.plain = True
+            return
         by_session: dict[Session, list[Subscription]] = {}
         groups: list[SharedGroup] = []
-        for entry in self.entries(route.topic):
+        for entry in entries:
             if isinstance(entry, Subscription):
                 by_session.setdefault(entry.session, []).append(entry)
             else:
@@ -318,9 +331,6 @@ class TopicTable:
         route.plain = (
             not groups and not route.any_no_local and all(not target.identifiers and target.session.sink is None for target in route.targets)
         )
-        route.stale = False
-        route.bucket_version = route.bucket.version
-        route.version = self._version
 
     def _touch(self, plain: str) -> None:
         first, _, rest = plain.partition("/")
