@@ -224,7 +224,7 @@ class Broker:
             raise ConfigError(faults)
         old = self._config
         plan = self._doorkeeper.read(config)
-        _check_open(plan.listeners, config, self._doorkeeper.hook)
+        check_open(plan.listeners, config, self._doorkeeper.hook)
         self._engine.set_overflow(_overflow_rules(self._overflow, config))
         self._doorkeeper.use(plan)
         self._engine.set_limits(config.limits)
@@ -310,11 +310,14 @@ async def open_broker(
     body's own exception comes out bare. ConfigError for a listener that is not loopback or Unix while nothing says who may come in.
     """
     wanted = _listeners(config, listeners)
+    unknown = sorted(limits.keys() - {field.name for field in msgspec.structs.fields(Limits)})
+    if unknown:
+        raise TypeError(f"open_broker() has neither an argument nor a limit of the name {unknown[0]!r}")
     chosen = msgspec.structs.replace(Limits() if config is None else config.limits, **limits)
     faults = limit_faults(chosen)
     if faults:
         raise ConfigError(faults)
-    _check_open(wanted, config, authenticate)
+    check_open(wanted, config, authenticate)
     own = [listener for listener in wanted if isinstance(listener, Listener)]
     doorkeeper = Doorkeeper(config, own, authenticate, authorized_by_hook=authorize is not None, fixed=listeners is not None)
     log = ClientLog(config is None or config.log.connections)
@@ -416,7 +419,7 @@ def _overflow_rules(first: Mapping[str, str], config: Settings | None) -> dict[s
     return rules
 
 
-def _check_open(listeners: Sequence[Listener | trio.SocketListener], config: Settings | None, authenticate: Authenticate | None) -> None:
+def check_open(listeners: Sequence[Listener | trio.SocketListener], config: Settings | None, authenticate: Authenticate | None) -> None:
     """Nobody opens a broker to the world by forgetting something."""
     if authenticate is not None:
         return

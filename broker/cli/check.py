@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from broker.cli.running import DONE, FAILED, say
 from broker.errors import ConfigError
+
+if TYPE_CHECKING:
+    from broker.config import Config
 
 
 @click.command(
@@ -19,13 +24,23 @@ def command(file: str) -> int:
     from broker.config import Config
 
     try:
-        Config.load(file)
+        refuse_open(Config.load(file), file)
     except ConfigError as error:
         for line in problem_lines(error):
             say(line)
         return FAILED
     print(f"{file}: ok", flush=True)
     return DONE
+
+
+def refuse_open(config: Config, file: str) -> None:
+    """A file whose listeners are open to the world by an oversight is one that `broker serve` does not take. ConfigError."""
+    from broker.hub import check_open
+
+    try:
+        check_open(config.listeners, config, None)
+    except ConfigError as error:
+        raise ConfigError(error.problems, file) from None
 
 
 def problem_lines(error: ConfigError) -> list[str]:

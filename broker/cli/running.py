@@ -174,7 +174,7 @@ def explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, errors.ConnectError):
         return _with_advice(error), FAILED
     if isinstance(error, errors.ListenError):
-        return _with_listen_advice(error), FAILED
+        return str(error), FAILED  # it says what to do already
     if isinstance(error, errors.InvalidTopic):
         return str(error), WRONG_USAGE
     if isinstance(error, errors.BrokerError):
@@ -203,19 +203,6 @@ def _with_advice(error: Exception) -> str:
     line = str(error)
     if any(isinstance(cause, ConnectionRefusedError | FileNotFoundError) for cause in _causes(error)) and "broker serve" not in line:
         line += "; no broker answers there ('broker serve' starts one)"
-    return line
-
-
-def _with_listen_advice(error: Exception) -> str:
-    line = str(error)
-    causes = _causes(error)
-    numbers = {cause.errno for cause in causes if isinstance(cause, OSError)}
-    import errno
-
-    if (errno.EADDRINUSE in numbers or "in use" in line) and "--port" not in line:
-        line += "; stop what listens there, or take another port with --port (0 = a free one)"
-    elif (errno.EACCES in numbers or "ermission" in line) and "--port" not in line:
-        line += "; ports below 1024 and foreign directories need rights: take another with --port or --unix"
     return line
 
 

@@ -14,7 +14,7 @@ import trio
 
 from broker import Broker, Config, ConfigError, Listener, open_broker
 from broker.cli import logs
-from broker.cli.check import problem_lines
+from broker.cli.check import problem_lines, refuse_open
 from broker.cli.running import DONE, FAILED, INTERRUPTED_TWICE, only_cause, report, say
 from broker.cli.serve import Order
 from broker.net.server import tune_collector
@@ -43,7 +43,11 @@ def serve(order: Order) -> int:
 def load(order: Order) -> Config:
     """The file, with what the command line says instead. ConfigError."""
     config = Config.load(order.config) if order.config is not None else Config.from_dict({}, env=os.environ)
-    return config.replaced(listeners=listeners_of(order), allow_anonymous=True if order.allow_anonymous else None)
+    listeners = listeners_of(order)
+    config = config.replaced(listeners=listeners, allow_anonymous=True if order.allow_anonymous else None)
+    if order.config is not None and listeners is None:
+        refuse_open(config, order.config)
+    return config
 
 
 def listeners_of(order: Order) -> list[Listener] | None:

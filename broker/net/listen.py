@@ -212,7 +212,12 @@ async def bind_all(listeners: Sequence[Listener | trio.SocketListener]) -> list[
         raise ConfigError(problems, "listeners")
     try:
         for listener in own:
-            bound += [_bind_unix(listener)] if listener.unix is not None else await _bind_tcp(listener)
+            try:
+                bound += [_bind_unix(listener)] if listener.unix is not None else await _bind_tcp(listener)
+            except ListenError as error:
+                if error.address in map(_asked_for, bound):
+                    raise ListenError(error.address, "two of the listeners asked for are this one; leave one of them out") from None
+                raise
     except BaseException:
         for one in bound:
             one.close()
@@ -220,6 +225,14 @@ async def bind_all(listeners: Sequence[Listener | trio.SocketListener]) -> list[
     # Last, since taking the socket out of somebody's SocketListener cannot be undone.
     bound += [_adopt(given) for given in listeners if isinstance(given, trio.SocketListener)]
     return bound
+
+
+def _asked_for(bound: BoundSocket) -> str:
+    """The address as a ListenError names it."""
+    if bound.listener.unix is not None:
+        return bound.url
+    host, port = bound.socket.getsockname()[:2]
+    return f"{url_host(host)}:{port}"
 
 
 def _adopt(given: trio.SocketListener) -> BoundSocket:

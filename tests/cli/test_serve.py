@@ -100,7 +100,9 @@ def test_an_address_that_is_not_ours(words: list[str], said: str) -> None:
 def test_a_unix_path_that_cannot_be_made(tmp_path: Path) -> None:
     done = run("serve", "--unix", str(tmp_path / "no" / "where"))
     assert done.returncode == 1
-    assert str(tmp_path / "no" / "where") in only_line(done.stderr)
+    line = only_line(done.stderr)
+    assert str(tmp_path / "no" / "where") in line
+    assert line.count("another") == 1, line  # one piece of advice
 
 
 # ---- the config file ----------------------------------------------------------------------------------------------
@@ -147,6 +149,7 @@ BAD_FILES = [
     ("[[listeners]]\nport = 'x'\n", ["listeners[0].port"]),
     ("nonsense = 1\n", ["nonsense"]),
     ("[limits\n", ["line 1"]),
+    ("[[listeners]]\nhost = '0.0.0.0'\n", ["listeners[0]: mqtt://0.0.0.0:1883 can be reached from other machines"]),
     ("shutdown_grace_s = -1\n[log]\nlevel = 'loud'\n", ["shutdown_grace_s", "log.level"]),
 ]
 

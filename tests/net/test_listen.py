@@ -176,6 +176,18 @@ async def test_a_stale_unix_path_is_replaced(tmp_path: Path) -> None:
 
 
 @unix_only
+async def test_the_same_address_asked_for_twice_is_nobody_elses_fault(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    twice = [Listener(host="localhost", port=port), Listener(port=port)]
+    for listeners, address in ((twice, f"127.0.0.1:{port}"), ([Listener(unix=str(tmp_path / "s"))] * 2, f"unix://{tmp_path / 's'}")):
+        with pytest.raises(ListenError, match="two of the listeners asked for are this one") as caught:
+            await bind_all(listeners)
+        assert caught.value.address == address
+    assert not (tmp_path / "s").exists()
+
+
+@unix_only
 async def test_a_live_unix_path_is_in_use_and_stays(tmp_path: Path) -> None:
     path = tmp_path / "mqtt.sock"
     bound = await bind_all([Listener(unix=str(path))])
