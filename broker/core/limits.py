@@ -9,6 +9,8 @@ from msgspec import Struct
 
 
 class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The keys of the TOML's [limits], each explained in config/broker.toml; keywords of `open_broker`."""
+
     connect_timeout_s: float = 10.0
     """From accept to CONNECT, handshakes and authentication included."""
     close_timeout_s: float = 5.0
