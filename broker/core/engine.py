@@ -22,7 +22,7 @@ from broker.core.exchange import exchange
 from broker.core.limits import Limits
 from broker.core.link import AUTHENTICATING, AWAITING_CONNECT, CONNECTED, ENDED, Link
 from broker.core.message import ApplicationMessage
-from broker.core.observer import Observer
+from broker.core.observer import CONNECTION_LOST, Observer
 from broker.core.overflow import OverflowRules
 from broker.core.publish import on_puback, on_pubcomp, on_publish, on_pubrec, on_pubrel, publish
 from broker.core.relay import relay
@@ -239,7 +239,7 @@ class Engine:
             return
         state.work = 0
         if link.phase != ENDED:
-            cause = "the connection was lost"
+            cause = CONNECTION_LOST
             try:
                 link.decoder.end_of_stream()
             except IncompletePacket as error:

@@ -5,11 +5,14 @@ Called in the middle of a verb: an observer returns at once and calls nothing of
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from broker.core.link import Link
     from broker.reasons import ReasonCode
+
+CONNECTION_LOST: Final = "the connection was lost"
+"""The cause of whatever the core knows no other cause for."""
 
 
 class Observer:
@@ -17,7 +20,7 @@ class Observer:
         """CONNACK 0x00 went out: client_id, username and version are set."""
 
     def refused(self, link: Link, reason: ReasonCode, cause: str) -> None:
-        """A CONNECT was refused, or no CONNECT came."""
+        """A CONNECT was refused, or (link.version is 0) none came."""
 
     def violation(self, link: Link, cause: str) -> None:
         """The peer broke the protocol; `disconnected` or `refused` follows."""

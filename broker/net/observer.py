@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final
 
-from broker.core.observer import Observer
+from broker.core.link import AUTHENTICATING, AWAITING_CONNECT
+from broker.core.observer import CONNECTION_LOST, Observer
 from broker.net.connection import Connection
 
 if TYPE_CHECKING:
@@ -31,10 +32,17 @@ class ClientLog(Observer):
             logger.info("connected %r from %s user=%r version=%s", link.client_id, link.peer, link.username, _VERSIONS.get(link.version, "?"))
 
     def refused(self, link: Link, reason: ReasonCode, cause: str) -> None:
-        logger.warning("refused %r from %s user=%r: %s (0x%02X)", link.client_id, link.peer, link.username, _cause(link, cause), int(reason))
+        told = _cause(link, cause)
+        if link.version:
+            logger.warning("refused %r from %s user=%r: %s (0x%02X)", link.client_id, link.peer, link.username, told, int(reason))
+        elif cause != CONNECTION_LOST:
+            logger.warning("no CONNECT from %s: %s", link.peer, told)
+        elif self.connections:  # came and went without a word: whoever looks whether the port is open
+            logger.info("no CONNECT from %s: %s", link.peer, told)
 
     def violation(self, link: Link, cause: str) -> None:
-        logger.warning("protocol violation by %r from %s: %s", link.client_id, link.peer, cause)
+        if link.phase not in (AWAITING_CONNECT, AUTHENTICATING):  # else `refused` follows, and says the same
+            logger.warning("protocol violation by %r from %s: %s", link.client_id, link.peer, cause)
 
     def disconnected(self, link: Link, cause: str, error: bool) -> None:
         if self.connections:

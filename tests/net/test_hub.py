@@ -216,6 +216,32 @@ async def test_authenticate_decides_and_names(caplog: pytest.LogCaptureFixture) 
         nursery.cancel_scope.cancel()
 
 
+async def test_one_log_line_for_each_that_never_connected(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "broker")
+    sent = {
+        "looks": b"",
+        "http": b"GET / HTTP/1.1\r\n",
+        "half": b"\x10\x10\x00\x04MQ",
+        "bad": b"\x10\x10\x00\x04MQTT\x05\x03\x00\x3c\x00\x00\x03abc",
+        "level": b"\x10\x10\x00\x04MQTT\x06\x02\x00\x3c\x00\x00\x03abc",
+    }
+    async with open_broker() as hub, trio.open_nursery() as nursery:
+        for peer, data in sent.items():
+            client = await attached(hub, nursery, peer=peer)
+            if data:
+                await client.stream.send_all(data)
+            await client.stream.aclose()
+            await wait_all_tasks_blocked()
+    said = [(record.levelname, record.getMessage()) for record in caplog.records if record.name == "broker.clients"]
+    assert said == [
+        ("INFO", "no CONNECT from looks: the connection was lost"),
+        ("WARNING", "no CONNECT from http: the first packet is not CONNECT"),
+        ("WARNING", "no CONNECT from half: the stream ended inside a packet, after 6 bytes of it"),
+        ("WARNING", "refused '' from bad user=None: the reserved bit of the Connect Flags is set (0x81)"),
+        ("WARNING", "refused '' from level user=None: protocol 'MQTT' level 6 is not supported (0x84)"),
+    ]
+
+
 # ---- what an embedder can do ---------------------------------------------------------------------------------------------
 
 
