@@ -175,7 +175,8 @@ class Config(Struct, frozen=True, kw_only=True):
             _check_file(load_passwords, _at(folder, top.password_file), "password_file", problems)
             _check_file(load_rules, _at(folder, top.acl_file), "acl_file", problems)
         if problems or top is None or limits is None or log is None:
-            raise ConfigError(problems, source)
+            said_by = _variables(env)
+            raise ConfigError([(key, f"{text} (set by {said_by[key]})" if key in said_by else text) for key, text in problems], source)
         if folder is not None and log.target not in ("stderr", "syslog"):
             log = msgspec.structs.replace(log, target=str(folder / log.target))
         return cls(
@@ -347,6 +348,18 @@ def _with_environment(data: Mapping[str, Any], env: Mapping[str, str], problems:
             if fault:
                 problems.append((name, fault))
     return copied
+
+
+def _variables(env: Mapping[str, str]) -> dict[str, str]:
+    """Key path to the variable that sets it: whoever looks into the file for such a mistake does not find it."""
+    found = {}
+    for name in env:
+        if name.startswith(ENV_PREFIX):
+            path = ""
+            for step in name[len(ENV_PREFIX) :].lower().split("__"):
+                path += f"[{step}]" if step.isdigit() else f".{step}" if path else step
+            found[path] = name
+    return found
 
 
 def _copied(value: Any) -> Any:

@@ -189,8 +189,10 @@ def test_environment_mistakes_name_what_was_meant() -> None:
     env = {"BROKER__LISTENERS__7__PORT": "1", "BROKER__LIMITS__RECEIVE_MAXIMUM": "lots", "BROKER__BOGUS": "1", "BROKER__LISTENERS__X": "1"}
     found = problems_of({"listeners": [{}]}, env)
     assert found["BROKER__LISTENERS__7__PORT"] == "expected a number from 0 to 1 after the name of a list"
-    assert found["limits.receive_maximum"] == 'expected a whole number, got "lots"'
+    assert found["limits.receive_maximum"] == 'expected a whole number, got "lots" (set by BROKER__LIMITS__RECEIVE_MAXIMUM)'
     assert "unknown key" in found["bogus"]
+    assert found["bogus"].endswith(" (set by BROKER__BOGUS)")
+    assert problems_of({"listeners": [{}]}, {"BROKER__LISTENERS__0__PORT": "x"})["listeners[0].port"].endswith(" (set by BROKER__LISTENERS__0__PORT)")
     assert "BROKER__LISTENERS__X" in found
 
 
