@@ -6,7 +6,7 @@ import os
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Final
 from urllib.parse import quote
 
 import trio
@@ -15,6 +15,8 @@ from broker.cli.running import Failure, os_error_line, say
 from broker.cli.settings import Connection, TlsSettings
 from broker.cli.tracing import Tracer
 from broker.client import Client, Reconnect, Will, connect
+
+LOST_NOTICE_DELAY_S: Final = 0.3
 
 
 def tls_context(settings: TlsSettings) -> ssl.SSLContext:
@@ -127,6 +129,8 @@ async def _tell(client: Client, settings: Connection) -> None:
     async for state in client.connections():
         if state == "lost":
             away = True
+            # Why it is lost may be a reason to end (another program with our client id): then that is said, and we are cancelled here.
+            await trio.sleep(LOST_NOTICE_DELAY_S)
             if not settings.quiet:
                 say(f"connection to {settings.address} lost; trying again")
         elif away:

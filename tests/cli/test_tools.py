@@ -269,6 +269,13 @@ def test_sub_comes_back_and_says_so(start: Start, scripted: Callable[..., str]) 
     assert listening.process.returncode == 0
 
 
+def test_a_sub_that_was_taken_over_does_not_say_that_it_tries_again(scripted: Callable[..., str]) -> None:
+    port = scripted({CONNECT: CONNACK_5, SUBSCRIBE: b"\x90\x04PP\x00\x00\xe0\x02\x8e\x00"})
+    done = run("sub", "-t", "x", "-p", port)
+    assert done.returncode == 142
+    assert only_line(done.stderr) == "broker: the broker disconnected: session taken over (0x8E)"
+
+
 # ---- where there is no broker -------------------------------------------------------------------------------------
 
 
