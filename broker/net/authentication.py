@@ -7,6 +7,7 @@ question, and a slow answer holds up nobody else.
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -83,8 +84,13 @@ async def ask(
         try:
             async with limiter or nullcontext():
                 username = await authenticate(request)
-        except Exception:  # somebody else's code: whatever it raises refuses this client and touches no other
-            logger.exception("the authenticate hook failed for client %r at %s; refused", question.client_id, connection.peer)
+        except Exception as error:  # somebody else's code: whatever it raises refuses this client and touches no other
+            # Neither its text nor its chain: the hook has seen the password, and may have put it there.
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            logger.error(
+                "the authenticate hook failed for client %r at %s: %s at %s:%s; refused",
+                question.client_id, connection.peer, type(error).__name__, frame.filename, frame.lineno,
+            )  # fmt: skip
         else:
             if isinstance(username, str):
                 refused = None
