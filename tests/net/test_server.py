@@ -263,7 +263,7 @@ async def test_a_hook_that_refuses_fails_or_hangs_never_admits(autojump_clock: M
         return None
 
     async def fails(request: ConnectRequest) -> str | None:
-        raise KeyError("on purpose")
+        raise KeyError(f"no such user, or wrong: {request.password!r} secret")
 
     async def hangs(request: ConnectRequest) -> str | None:
         await trio.sleep_forever()
@@ -274,6 +274,7 @@ async def test_a_hook_that_refuses_fails_or_hangs_never_admits(autojump_clock: M
     engine, _ = await verdict_of(fails)
     assert engine.verdicts == [(None, ReasonCode.SERVER_UNAVAILABLE)]
     assert "authenticate hook failed" in caplog.text
+    assert "KeyError at " in caplog.text  # where, but not what: it has seen the password
     engine, _ = await verdict_of(hangs, connect_timeout_s=4)
     assert engine.verdicts == [(None, ReasonCode.SERVER_UNAVAILABLE)]
     assert trio.current_time() == 4
