@@ -56,6 +56,7 @@ class ListenerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     port: int = 1883
     unix: str | None = None
     unix_mode: str = "0660"
+    unix_owner: str | None = None
     protocol: Literal["mqtt", "websocket"] = "mqtt"
     path: str = "/mqtt"
     origins: tuple[str, ...] | None = None
@@ -368,12 +369,14 @@ def _copied(value: Any) -> Any:
     return [_copied(inner) for inner in value] if isinstance(value, list) else value
 
 
-_TEXT_KEYS: Final = {"unix", "filter", "rule", "password_file", "acl_file", "certificate", "key", "client_ca", "user", "topic", "may"} | {
+_TEXT_KEYS: Final = {
+    "unix", "unix_owner", "filter", "rule", "password_file", "acl_file", "certificate", "key", "client_ca", "user", "topic", "may",
+} | {
     field.name
     for kind in (_Top, ListenerConfig, TlsFiles, LogConfig, OverflowConfig, AccessConfig)
     for field in msgspec.structs.fields(kind)
     if isinstance(field.default, str)
-}
+}  # fmt: skip
 
 
 def _value(key: str, text: str) -> Any:

@@ -13,7 +13,6 @@ import os
 import re
 import socket
 import ssl
-import stat
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Literal
@@ -26,6 +25,7 @@ from broker.errors import ConfigError, ListenError
 from broker.net.origins import origin_fault
 from broker.net.tls import TlsFiles
 from broker.net.transport import strerror
+from broker.net.unix import bind_unix, parse_mode, parse_owner
 
 if TYPE_CHECKING:
     from broker.core.access import Access
@@ -40,7 +40,8 @@ class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     host: a name or address; "localhost" is 127.0.0.1, and ::1 where the machine has it; "*" is every interface. port: 0
     asks for a free one, the same on every address of the host. unix: a path, instead of host and port. unix_mode: the
-    permissions of that path, "0660". protocol, path: MQTT over WebSocket, at this path of the URL. origins: of the web pages that may use it,
+    permissions of that path, "0660". unix_owner: whose it is, "user", "user:group" or ":group", names or numbers; None: this process's.
+    protocol, path: MQTT over WebSocket, at this path of the URL. origins: of the web pages that may use it,
     as browsers write them, ("https://dashboard.example",), "*" is any; None: any where there are passwords or allow_anonymous is written,
     else those of this machine. tls: over the socket;
     from `TlsFiles` the certificates are read anew when they change. allow_anonymous: overrides the broker's; False refuses a CONNECT
@@ -52,6 +53,7 @@ class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     port: int = 1883
     unix: str | None = None
     unix_mode: str = "0660"
+    unix_owner: str | None = None
     protocol: Literal["mqtt", "websocket"] = "mqtt"
     path: str = "/mqtt"
     origins: tuple[str, ...] | None = None
@@ -183,6 +185,13 @@ def check(listener: Listener) -> list[str]:
         parse_mode(listener.unix_mode)
     except ValueError as error:
         faults.append(f"unix_mode: {error}")
+    if listener.unix_owner is not None and _HAS_UNIX:
+        if listener.unix is None:
+            faults.append("unix_owner: means something only with unix")
+        try:
+            parse_owner(listener.unix_owner)
+        except ValueError as error:
+            faults.append(f"unix_owner: {error}")
     for name in ("receive_buffer_bytes", "send_buffer_bytes", "tcp_keepalive_s"):
         if getattr(listener, name) < 0:
             faults.append(f"{name}: expected 0 or more, got {getattr(listener, name)}")
@@ -190,14 +199,6 @@ def check(listener: Listener) -> list[str]:
         if getattr(listener, name) < 1:
             faults.append(f"{name}: expected 1 or more, got {getattr(listener, name)}")
     return faults
-
-
-def parse_mode(text: str) -> int:
-    """ "0660" as a number. ValueError if it is not three or four octal digits."""
-    digits = text.removeprefix("0o")
-    if not (3 <= len(digits) <= 4 and all("0" <= digit <= "7" for digit in digits)):
-        raise ValueError(f'expected octal digits as "0660", got {text!r}')
-    return int(digits, 8)
 
 
 # ---- binding ----------------------------------------------------------------------------------------------------------
@@ -348,43 +349,18 @@ def _bind_unix(listener: Listener) -> BoundSocket:
     path = listener.unix
     assert path is not None
     try:
-        _remove_stale(path)
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             listening.setblocking(False)
             _set_buffers(listening, listener)
-            listening.bind(path)
-            # Nobody can connect before listen(), so there is no moment at which the path stands open to all.
-            os.chmod(path, parse_mode(listener.unix_mode))
-            found = os.lstat(path)
+            inode = bind_unix(listening, path, parse_mode(listener.unix_mode), listener.unix_owner)
             listening.listen(listener.backlog)
         except BaseException:
             listening.close()
             raise
     except OSError as error:
         raise _explain(error, f"unix://{path}", path, -1) from None
-    return BoundSocket(listening, listener, f"unix://{path}", (found.st_dev, found.st_ino))
-
-
-def _remove_stale(path: str) -> None:
-    """A broker that was killed leaves its path behind. It is replaced if nobody answers there; anything but a socket stays."""
-    try:
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise ListenError(f"unix://{path}", "a file that is not a socket is there; remove it, or choose another path with --unix")
-    except FileNotFoundError:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)  # a full backlog answers EAGAIN: somebody is there
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-        except FileNotFoundError:
-            return
-        except BlockingIOError:
-            pass
-    raise OSError(errno.EADDRINUSE, "in use")
+    return BoundSocket(listening, listener, f"unix://{path}", inode)
 
 
 def _explain(error: OSError, address: str, host: str, port: int) -> ListenError:
