@@ -1,4 +1,4 @@
-"""Mosquitto's password files as they are: one `name:hash` a line, the hash `$7$` (PBKDF2-SHA512) or `$6$` (one salted SHA-512).
+"""Password files: Mosquitto's as they are, one `name:hash` a line, and the users in them.
 
 A line that cannot be used is a mistake with its number: a user who is silently left out is an incident on Monday. Passwords
 themselves are bytes (MQTT 5.0, 3.1.3.6), and never stand in an error. Whoever asks for an unknown name pays as much as for a
@@ -7,93 +7,29 @@ known one: `find` answers with the hash of somebody, chosen by the name, whose v
 
 from __future__ import annotations
 
-import binascii
-import hashlib
 import hmac
 import os
 import secrets
 import tempfile
-from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
+from broker.auth.hashes import (
+    DIGEST_BYTES,
+    ITERATIONS,
+    SALT_BYTES,
+    ExtraMissing,
+    MosquittoHash,
+    PasswordHash,
+    Scheme,
+    hash_password,
+    parse_hash,
+)  # fmt: skip
 from broker.errors import ConfigError
 
-Scheme: TypeAlias = Literal["sha512-pbkdf2", "sha512"]
-
-ITERATIONS: Final = 210_000
-"""What OWASP asks of PBKDF2-HMAC-SHA512 (2023). Mosquitto 2.0 writes 101, and reads any number."""
-ITERATIONS_MAX: Final = 10_000_000
-"""More would be a file that stops the broker: at this each attempt takes seconds."""
-SALT_BYTES: Final = 12
-"""Mosquitto 2.0 reads no other."""
-DIGEST_BYTES: Final = 64
 FILE_BYTES_MAX: Final = 64 * 1024 * 1024
 NAME_BYTES_MAX: Final = 65_535
-
-
-class PasswordHash:
-    """One user's. `text` is the form of the file."""
-
-    __slots__ = ("digest", "iterations", "salt")
-
-    def __init__(self, salt: bytes, digest: bytes, iterations: int) -> None:
-        """iterations: of PBKDF2; 0 is the single SHA-512 of `$6$`."""
-        self.salt = salt
-        self.digest = digest
-        self.iterations = iterations
-
-    def __repr__(self) -> str:
-        return f"PasswordHash(iterations={self.iterations})"
-
-    @property
-    def text(self) -> str:
-        salt, digest = b64encode(self.salt).decode(), b64encode(self.digest).decode()
-        return f"$7${self.iterations}${salt}${digest}" if self.iterations else f"$6${salt}${digest}"
-
-    def verifies(self, password: bytes) -> bool:
-        """Slow on purpose, tens of milliseconds: not on the event loop. Releases the GIL."""
-        return hmac.compare_digest(_digest(password, self.salt, self.iterations), self.digest)
-
-
-def _digest(password: bytes, salt: bytes, iterations: int) -> bytes:
-    if iterations:
-        return hashlib.pbkdf2_hmac("sha512", password, salt, iterations)
-    return hashlib.sha512(password + salt).digest()
-
-
-def hash_password(password: bytes, scheme: Scheme = "sha512-pbkdf2", iterations: int = ITERATIONS) -> PasswordHash:
-    """A new hash with a new salt. ValueError for iterations out of 1 to 10,000,000."""
-    if not 1 <= iterations <= ITERATIONS_MAX:
-        raise ValueError(f"expected 1 to {ITERATIONS_MAX:,} iterations, got {iterations:,}")
-    salt = secrets.token_bytes(SALT_BYTES)
-    rounds = iterations if scheme == "sha512-pbkdf2" else 0
-    return PasswordHash(salt, _digest(password, salt, rounds), rounds)
-
-
-def parse_hash(text: str) -> PasswordHash:
-    """`$7$101$salt$digest` or `$6$salt$digest`. ValueError says what was expected, and does not repeat the text: it may be a password."""
-    parts = text.split("$")
-    if len(parts) < 3 or parts[0]:
-        raise ValueError("expected a hash that begins with $7$ or $6$; for plain passwords run: broker passwd -U FILE")
-    kind = parts[1]
-    if kind not in ("6", "7"):
-        raise ValueError("expected a hash that begins with $7$ or $6$")
-    if len(parts) != (5 if kind == "7" else 4):
-        raise ValueError(f"expected {'$7$iterations$salt$hash' if kind == '7' else '$6$salt$hash'}")
-    iterations = 0
-    if kind == "7":
-        if not (parts[2].isascii() and parts[2].isdigit() and len(parts[2]) < 10 and 1 <= int(parts[2]) <= ITERATIONS_MAX):
-            raise ValueError(f"expected 1 to {ITERATIONS_MAX:,} iterations after $7$")
-        iterations = int(parts[2])
-    try:
-        salt, digest = (b64decode(part, validate=True) for part in parts[-2:])
-    except (binascii.Error, ValueError):
-        raise ValueError("the salt and the hash must be base64") from None
-    if not salt or len(digest) != DIGEST_BYTES:
-        raise ValueError(f"expected a salt, and a hash of {DIGEST_BYTES} bytes, got {len(digest)}")
-    return PasswordHash(salt, digest, iterations)
 
 
 def name_fault(name: str) -> str | None:
@@ -117,7 +53,7 @@ class Passwords:
     def __init__(self, users: Mapping[str, PasswordHash]) -> None:
         self._users = dict(users)
         # Nobody's password: only its cost counts. Where users cost differently, so do strangers, each name always the same.
-        self._others = list(self._users.values()) or [PasswordHash(bytes(SALT_BYTES), bytes(DIGEST_BYTES), ITERATIONS)]
+        self._others = list(self._users.values()) or [MosquittoHash(bytes(SALT_BYTES), bytes(DIGEST_BYTES), ITERATIONS)]
         self._key = secrets.token_bytes(32)
         self._proofs: dict[str, bytes] = {}
         """Users whose password was right, and its keyed digest; at most one each, and gone with this object and its key."""
@@ -219,7 +155,7 @@ def with_user(text: str, name: str, entry: PasswordHash | None) -> tuple[str, bo
     return "".join(line + "\n" for line in kept), found
 
 
-def with_plain_hashed(text: str, source: str, scheme: Scheme = "sha512-pbkdf2", iterations: int = ITERATIONS) -> tuple[str, int]:
+def with_plain_hashed(text: str, source: str, scheme: Scheme = "sha512-pbkdf2", iterations: int | None = None) -> tuple[str, int]:
     """(a file of `name:password` lines with each password hashed, how many were). Lines that are hashed already stay. ConfigError."""
     lines = text.split("\n")
     problems: list[tuple[str, str]] = []
@@ -235,6 +171,8 @@ def with_plain_hashed(text: str, source: str, scheme: Scheme = "sha512-pbkdf2", 
         password = password.removesuffix("\r")
         try:
             parse_hash(password.strip())
+        except ExtraMissing as error:
+            problems.append((f"line {index + 1}", str(error)))
         except ValueError:
             lines[index] = f"{name.strip()}:{hash_password(password.encode(), scheme, iterations).text}"
             count += 1

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import get_args
 
 import click
 
-from broker.auth import passwords
+from broker.auth import hashes, passwords
 from broker.cli import values
 from broker.cli.running import DONE, FAILED, Failure, say
 from broker.errors import ConfigError
@@ -23,15 +24,19 @@ from broker.errors import ConfigError
 @click.option("-b", "batch", is_flag=True, help="Take PASSWORD from the command line, where others on this machine can read it.")
 @click.option("-D", "delete", is_flag=True, help="Remove USER.")
 @click.option("-U", "upgrade", is_flag=True, help="Hash the plain passwords in FILE (lines of user:password).")
-@click.option("-H", "scheme", type=click.Choice(["sha512-pbkdf2", "sha512"]), default="sha512-pbkdf2", help="sha512 is for Mosquitto below 1.6.")
+@click.option(
+    "-H",
+    "scheme",
+    type=click.Choice(get_args(hashes.Scheme)),
+    default="sha512-pbkdf2",
+    help="sha512 is for Mosquitto below 1.6; argon2id needs an extra: pip install 'trio-mqtt-broker[argon2]'.",
+)
 @click.option(
     "-I",
     "iterations",
-    type=values.whole(1, passwords.ITERATIONS_MAX),
-    default=passwords.ITERATIONS,
-    show_default=True,
+    type=values.whole(1, hashes.ITERATIONS_MAX),
     metavar="N",
-    help="Of PBKDF2.",
+    help=f"Of PBKDF2 ({hashes.ITERATIONS:,} unless given), or passes of argon2id ({hashes.ARGON2_PASSES}).",
 )
 @click.argument("file")
 @click.argument("user", required=False)
@@ -41,8 +46,8 @@ def command(
     batch: bool,
     delete: bool,
     upgrade: bool,
-    scheme: passwords.Scheme,
-    iterations: int,
+    scheme: hashes.Scheme,
+    iterations: int | None,
     file: str,
     user: str | None,
     password: str | None,
@@ -58,12 +63,14 @@ def command(
             raise Failure(f"{file}: there is no such file; -c makes one")
         data = _password(password, user)
         text = "" if create else passwords.read_text(file)
-        changed, _ = passwords.with_user(text, user, passwords.hash_password(data, scheme, iterations))
+        changed, _ = passwords.with_user(text, user, hashes.hash_password(data, scheme, iterations))
         passwords.write_atomically(file, changed)
     except ConfigError as error:
         for place, expected in error.problems:
             say(f"{file}: {place}: {expected}" if place else f"{file}: {expected}")
         return FAILED
+    except ValueError as error:
+        raise Failure(f"{error}; nothing was changed") from None
     except OSError as error:
         raise Failure(f"{file}: cannot be written: {os.strerror(error.errno or 0).lower()}") from None
     return DONE
@@ -85,7 +92,7 @@ def _check_words(create: bool, batch: bool, delete: bool, upgrade: bool, user: s
         raise click.UsageError(fault)
 
 
-def _upgrade(file: str, scheme: passwords.Scheme, iterations: int) -> int:
+def _upgrade(file: str, scheme: hashes.Scheme, iterations: int | None) -> int:
     text, count = passwords.with_plain_hashed(passwords.read_text(file), file, scheme, iterations)
     if count:
         passwords.write_atomically(file, text)

@@ -58,6 +58,21 @@ def test_users_come_and_go(tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
     assert carl.verifies(b"plain")
 
 
+def test_argon2id_and_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "passwords"
+    assert run_command_line(["passwd", "-H", "argon2id", "-I", "1", "-c", "-b", str(path), "ann", "geheim"]) == 0
+    ann = load_passwords(path).get("ann")
+    assert ann is not None
+    assert ann.verifies(b"geheim")
+    assert run_command_line(["passwd", "-H", "argon2id", "-I", "101", "-b", str(path), "ann", "other"]) == 1
+    assert "1 to 100 passes" in only_line(capfd.readouterr().err.encode())
+    monkeypatch.setitem(sys.modules, "argon2", None)
+    text = path.read_text()
+    assert run_command_line(["passwd", "-H", "argon2id", "-c", "-b", str(path), "ann", "other"]) == 1
+    assert "pip install 'trio-mqtt-broker[argon2]'" in only_line(capfd.readouterr().err.encode())
+    assert path.read_text() == text
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [

@@ -15,7 +15,8 @@ import trio
 from trio.testing import MockClock
 
 from broker import Broker, Config, ConfigError, ConnectRequest, open_broker
-from broker.auth.passwords import PasswordHash, Passwords, hash_password
+from broker.auth.hashes import Argon2Hash, MosquittoHash, PasswordHash, hash_password
+from broker.auth.passwords import Passwords
 from broker.net import doors, locks
 from broker.net.listen import Listener
 from broker.net.locks import Guard
@@ -198,7 +199,7 @@ async def test_hashing_keeps_the_loop_free_and_is_limited(users: Passwords, monk
     lock = threading.Lock()
     go = threading.Event()
 
-    def verifies(self: PasswordHash, password: bytes) -> bool:
+    def verifies(self: MosquittoHash, password: bytes) -> bool:
         nonlocal running, most
         with lock:
             running += 1
@@ -208,7 +209,7 @@ async def test_hashing_keeps_the_loop_free_and_is_limited(users: Passwords, monk
             running -= 1
         return True
 
-    monkeypatch.setattr(PasswordHash, "verifies", verifies)
+    monkeypatch.setattr(MosquittoHash, "verifies", verifies)
     guard = Guard()
     guard.limiter.total_tokens = 2
     with trio.fail_after(10):
@@ -227,15 +228,42 @@ async def test_unknown_names_cost_the_same_work(users: Passwords, monkeypatch: p
     """Counted and not timed: the same function with the same number of iterations, whatever the name."""
     seen = []
 
-    def verifies(self: PasswordHash, password: bytes) -> bool:
+    def verifies(self: MosquittoHash, password: bytes) -> bool:
         seen.append(self.iterations)
         return False
 
-    monkeypatch.setattr(PasswordHash, "verifies", verifies)
+    monkeypatch.setattr(MosquittoHash, "verifies", verifies)
     guard = Guard()
     for name in ("ann", "nobody", ""):
         assert await guard.check(users, asking(name, b"x", "unix")) is None
     assert seen == [QUICK] * 3
+
+
+async def test_unknown_names_cost_the_same_work_where_hashes_are_of_several_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each name always the same, and each kind comes up for strangers as it does for users."""
+    seen = []
+
+    def counted(self: PasswordHash, password: bytes) -> bool:
+        seen.append(type(self))
+        return False
+
+    monkeypatch.setattr(MosquittoHash, "verifies", counted)
+    monkeypatch.setattr(Argon2Hash, "verifies", counted)
+    mixed = Passwords({"ann": hash_password(b"x", iterations=QUICK), "ben": hash_password(b"x", "argon2id", 1)})
+    guard = Guard()
+    for name in ("ann", "ben", *map(str, range(50)), *map(str, range(50))):
+        assert await guard.check(mixed, asking(name, b"x", "unix")) is None
+    assert seen[:2] == [MosquittoHash, Argon2Hash]
+    assert seen[2:52] == seen[52:]
+    assert set(seen[2:]) == {MosquittoHash, Argon2Hash}
+
+
+async def test_argon2id_lets_in(tmp_path: Path) -> None:
+    path = tmp_path / "p"
+    path.write_text(f"ann:{hash_password(b'geheim', 'argon2id', 1).text}\n")
+    async with open_broker(Config(listeners=(Listener(port=0),), password_file=str(path))) as hub:
+        assert await answer_to(hub, "ann", "geheim") == YES
+        assert await answer_to(hub, "ann", "wrong") == BAD
 
 
 # ---- what they may do --------------------------------------------------------------------------------------------------------
