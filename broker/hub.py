@@ -28,7 +28,7 @@ from broker.errors import BrokerError, ConfigError
 from broker.messages import Message, Overflow, Payload, QoS, UserProperties, Version, check_qos, check_topic_name, message_properties, payload_bytes
 from broker.metrics import SysTopics
 from broker.net.authentication import Authenticate
-from broker.net.connection import Connection
+from broker.net.connection import Connection, bytes_underway
 from broker.net.doors import Doorkeeper, anonymous_at, is_locked, without_live
 from broker.net.listen import BoundSocket, Listener, adopted_is_private, bind_all, parse_listener
 from broker.net.observer import ClientLog
@@ -329,6 +329,7 @@ async def open_broker(
         on_authorize_error=_log_authorize_error,
         observer=log,
         overflow=_overflow_rules(overflow or {}, config),
+        bytes_underway=bytes_underway,
     )
     sys_topics = SysTopics(0 if config is None else config.sys_interval_s)
     server = Server(engine, chosen, chores=(sys_topics.run, doorkeeper.watch))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from broker.core.message import ApplicationMessage
     from broker.core.session import Session
     from broker.core.state import State
-    from broker.core.topic_table import SharedGroup
+    from broker.core.topic_table import Route, SharedGroup
 
 REPLAY_BATCH_COUNT: Final = 64
 REPLAY_VISITS_COUNT: Final = 64
@@ -39,12 +39,12 @@ def deliver(
     identifiers: tuple[int, ...],
     group: SharedGroup | None,
     publisher: Link | None,
-    sole: bool,
+    route: Route | None,
     now: float,
 ) -> bool:
     """Give a message to one session. False: it was refused a place, and this recipient will not have it.
 
-    publisher: whom to pause if the recipient cannot keep up; sole: the session is the message's only recipient.
+    publisher: whom to pause if the recipient cannot keep up; route: where else its message goes.
     """
     state.work += 1
     if session.sink is not None:
@@ -72,7 +72,7 @@ def deliver(
             return True
         taken = _wait_in_session(state, session, delivery, now)
     if publisher is not None and publisher is not link and link.outbox.committed_bytes >= link.outbox_bytes_high:
-        pausing.press(state, publisher, link, sole, now)
+        pausing.press(state, publisher, link, route, now)
     return taken
 
 

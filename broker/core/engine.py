@@ -82,9 +82,11 @@ class Engine:
         observer: Observer | None = None,
         overflow: Mapping[str, str] | None = None,
         response_information: str = "",
+        bytes_underway: Callable[[Link], int] | None = None,
     ) -> None:
         """new_client_id: makes Client Identifiers for clients that bring none (randomness is not the core's). asks_authentication: each
-        CONNECT waits, with its question in `link.auth`, for `authenticated`. authorize: see `core.access`. overflow: Topic Filter to rule."""
+        CONNECT waits, with its question in `link.auth`, for `authenticated`. authorize: see `core.access`. overflow: Topic Filter to rule.
+        bytes_underway: of what `bytes_sent` told, what has not come to the peer yet, if that can be known."""
         self.state = State(
             limits or Limits(),
             Access(authorize, on_authorize_error),
@@ -93,6 +95,7 @@ class Engine:
             new_client_id,
             asks_authentication,
             response_information,
+            bytes_underway or _all_arrived,
         )
 
     # ---- a byte stream's life ----
@@ -417,7 +420,7 @@ class Engine:
             state.retained.drop_expired(owner.topic, owner)
             owner.expiry_deadline = None
         elif kind == PAUSE_CREDIT:
-            pausing.credit_spent(state, owner, now)
+            pausing.pause_due(state, owner, now)
         elif kind == CONNECT_TIMEOUT and owner.phase != ENDED:
             refuse(state, owner, ReasonCode.NOT_AUTHORIZED, "it was not connected in time", now)
 
@@ -462,7 +465,11 @@ class Engine:
             if member is not None and message.expires_at > now:  # [MQTT5-3.3.2-5]
                 identifiers = (member.identifier,) if member.identifier else ()
                 retain = message.retain and member.retain_as_published  # [MQTT5-3.3.1-13]
-                deliver(state, member.session, message, min(message.qos, member.qos), retain, identifiers, group, None, False, now)
+                deliver(state, member.session, message, min(message.qos, member.qos), retain, identifiers, group, None, None, now)
+
+
+def _all_arrived(link: Link) -> int:
+    return 0
 
 
 def _check_properties_length(first_byte: int, body: bytes, bytes_max: int) -> None:

@@ -192,7 +192,6 @@ def _give(state: State, link: Link, route: Route, run: PublishRun, ids: list[int
     count = len(ids)
     qos = run.qos
     targets = route.targets
-    sole = len(targets) == 1
     is_mqtt_5 = link.version >= MQTT_5
     refused_counts: dict[int, int] | None = None
     sent_count = 0
@@ -215,7 +214,7 @@ def _give(state: State, link: Link, route: Route, run: PublishRun, ids: list[int
         ):
             for packet_id, message in zip(ids, run.all_messages(), strict=True):
                 state.refused = False
-                taken = deliver(state, session, message, min(qos, target.qos), False, (), None, link, sole, now)
+                taken = deliver(state, session, message, min(qos, target.qos), False, (), None, link, route, now)
                 if state.refused or not taken:
                     refused_counts = refused_counts or {}
                     refused_counts[packet_id] = refused_counts.get(packet_id, 0) + (len(targets) if state.refused else 1)
@@ -230,7 +229,7 @@ def _give(state: State, link: Link, route: Route, run: PublishRun, ids: list[int
             recipient.ready = True
             state.ready.append(recipient)
         if outbox.committed_bytes >= recipient.outbox_bytes_high and recipient is not link:
-            pausing.press(state, link, recipient, sole, now)
+            pausing.press(state, link, recipient, route, now)
     state.work += sent_count + 1
     state.counters.publish_sent += sent_count
     state.counters.packets_sent += sent_count

@@ -33,10 +33,10 @@ PACKET_BYTES_LARGEST: Final = 268_435_460
 
 class Link:
     __slots__ = (
-        "access", "aliases_in", "aliases_out", "aliases_out_max", "attached", "auth", "auth_method", "cause", "client_id", "closing", "connect",
-        "credit_at", "credit_s", "deadline", "decoder", "error", "keep_alive_s", "known_topics", "last_received_at", "leaving", "listener", "outbox",
-        "outbox_bytes_high", "packet_bytes_max", "pause_deadline", "paused", "paused_by", "pausing", "peer", "phase", "problem_information",
-        "progress_mark", "promised", "ready", "session", "transport", "username", "version",
+        "access", "aliases_in", "aliases_out", "aliases_out_max", "attached", "auth", "auth_method", "cause", "charging", "client_id", "closing",
+        "connect", "credit_at", "credit_s", "deadline", "decoder", "error", "keep_alive_s", "known_topics", "last_received_at", "leaving",
+        "listener", "outbox", "outbox_bytes_high", "packet_bytes_max", "pause_deadline", "paused", "paused_by", "pausing", "peer", "phase",
+        "problem_information", "progress_at", "progress_mark", "promised", "ready", "session", "stuck", "transport", "username", "version",
     )  # fmt: skip
 
     def __init__(self, peer: str, listener: str, transport: object, limits: Limits, account: Account, access: Access, now: float) -> None:
@@ -91,11 +91,17 @@ class Link:
         """Do not read it."""
         self.paused_by: set[Link] | None = None
         self.pausing: dict[Link, bool] | None = None
-        """The publishers that wait for this link; True: it is the only recipient of what that one sends."""
+        """The publishers that wait for this link; True: nobody else gets what that one sends."""
         self.pause_deadline: Deadline | None = None
-        self.progress_mark = 0
         self.credit_s = limits.slow_subscriber_grace_s
         self.credit_at = now
+        """When `credit_s` was right; while `charging` it has gone down since."""
+        self.charging = False
+        self.progress_mark = 0
+        """So many bytes its peer had taken at `progress_at`."""
+        self.progress_at = now
+        self.stuck = False
+        """It took less than a sole recipient has to, and has not yet mended that."""
 
     @property
     def connected(self) -> bool:

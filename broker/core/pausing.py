@@ -2,8 +2,12 @@
 
 The credit is `slow_subscriber_grace_s`, spent while it pauses somebody and refilled at a tenth of time; when it is used
 up the overflow rules act on the slow link alone. (A grace for each episode let one dripping reader cut a healthy one
-from 704 to 0.9 MB/s for ever.) A message's only recipient may pace its publisher for as long as it makes progress, since
-nobody else suffers from it.
+from 704 to 0.9 MB/s for ever.)
+
+Whoever publishes to nobody but that link may be paced by it, since nobody else suffers: for as long as it takes at least a
+`_PROGRESS_SHARE`th of its high mark in `_SOLE_GRACES` graces. One that takes less counts as stuck, and has spent its
+credit, until it has taken that much. (It is judged over several graces because a kernel tells of a slow reader in steps:
+one that reads 100 kB/s opens its window every one to three seconds.)
 """
 
 from __future__ import annotations
@@ -15,59 +19,104 @@ from broker.core.deadlines import PAUSE_CREDIT
 if TYPE_CHECKING:
     from broker.core.link import Link
     from broker.core.state import State
+    from broker.core.topic_table import Route
 
 _REFILL_RATE: Final = 0.1
 _CREDIT_S_MIN: Final = 0.001
 """Less is not worth a pause."""
+_SOLE_GRACES: Final = 5
+_PROGRESS_SHARE: Final = 64
 
 
-def press(state: State, publisher: Link, link: Link, sole: bool, now: float) -> None:
-    """`link` has more bytes waiting than it should: do not read `publisher` until it has drained, or its credit is spent."""
+def press(state: State, publisher: Link, link: Link, route: Route | None, now: float) -> None:
+    """`link` has more bytes waiting than it should: do not read `publisher` until it has drained, or its patience is spent.
+
+    route: of the message that came, whose other recipients suffer from the pause.
+    """
     session = publisher.session
     if session is None or session.sender.count:
         return  # its reads carry the acknowledgements that drain its own queue
     if link.session is None:
         return  # the overflow rule has just closed it
-    if link.pausing is None:
-        grace_s = state.limits.slow_subscriber_grace_s
-        link.credit_s = min(grace_s, link.credit_s + _REFILL_RATE * (now - link.credit_at))
-        link.credit_at = now
-        progressed = link.outbox.sent_bytes_total != link.progress_mark
-        pause_s = grace_s if sole and progressed else link.credit_s
-        if pause_s < _CREDIT_S_MIN:
-            return
-        link.pausing = {}
-        link.progress_mark = link.outbox.sent_bytes_total
-        link.pause_deadline = state.deadlines.add(now + pause_s, PAUSE_CREDIT, link)
-    elif not sole and link.credit_s - (now - link.credit_at) < _CREDIT_S_MIN:
+    pausing = link.pausing
+    if pausing is not None and publisher in pausing:
         return
-    link.pausing[publisher] = sole
+    sole = route is not None and _is_only_recipient(link, publisher, route) and _may_pace(state, link, now)
+    if not sole:
+        if not link.charging:
+            link.credit_s = min(state.limits.slow_subscriber_grace_s, link.credit_s + _REFILL_RATE * (now - link.credit_at))
+            link.credit_at = now
+        if link.credit_s - (now - link.credit_at) < _CREDIT_S_MIN:
+            return
+        link.charging = True
+    if pausing is None:
+        link.pausing = pausing = {}
+    pausing[publisher] = sole
     if publisher.paused_by is None:
         publisher.paused_by = set()
     publisher.paused_by.add(link)
     publisher.paused = True
+    _set_deadline(state, link)
 
 
-def credit_spent(state: State, link: Link, now: float) -> None:
-    """The pause has lasted as long as it may: let go of all but those whose only recipient this is, if it makes progress."""
-    if link.pausing is None:
+def _is_only_recipient(link: Link, publisher: Link, route: Route) -> bool:
+    """Does nobody else who is connected get what this client publishes, as far as its newest topics tell?"""
+    own = publisher.session
+    for known in (route, *publisher.known_topics.values()):
+        for group in known.groups:
+            if len(group.members) > 1 or (group.members and group.members[0].session is not link.session):
+                return False
+        for target in known.targets:
+            if target.session.link is not None and target.session is not link.session and target.session is not own:
+                return False
+    return True
+
+
+def _may_pace(state: State, link: Link, now: float) -> bool:
+    """A pause for its only publisher begins, or has begun: does it still take enough?"""
+    taken = link.outbox.sent_bytes_total - state.bytes_underway(link)
+    if taken - link.progress_mark >= max(1, link.outbox_bytes_high // _PROGRESS_SHARE) or (link.pausing is None and not link.stuck):
+        link.progress_mark = taken
+        link.progress_at = now
+        link.stuck = False
+    elif now - link.progress_at >= _SOLE_GRACES * state.limits.slow_subscriber_grace_s:
+        link.stuck = True
+    return not link.stuck
+
+
+def _set_deadline(state: State, link: Link) -> None:
+    """Wake when the credit is spent, or when it is to be seen whether it takes enough, whichever comes first."""
+    pausing = link.pausing
+    assert pausing is not None
+    at = link.progress_at + _SOLE_GRACES * state.limits.slow_subscriber_grace_s
+    if link.charging:
+        credit_at = link.credit_at + link.credit_s
+        if credit_at < at or not any(pausing.values()):
+            at = credit_at
+    if link.pause_deadline is None or link.pause_deadline.at != at:
+        state.deadlines.cancel(link.pause_deadline)
+        link.pause_deadline = state.deadlines.add(at, PAUSE_CREDIT, link)
+
+
+def pause_due(state: State, link: Link, now: float) -> None:
+    """Let go of those who have waited long enough: all if it is stuck, and all that wait on its credit if that is spent."""
+    pausing = link.pausing
+    link.pause_deadline = None
+    if pausing is None:
         return
-    progressed = link.outbox.sent_bytes_total != link.progress_mark
-    kept = {publisher: True for publisher, sole in link.pausing.items() if sole and progressed}
-    charged = len(kept) < len(link.pausing)
-    for publisher in list(link.pausing):
-        if publisher not in kept:
-            _let_go(state, publisher, link, now)
-    if charged:
+    stuck = any(pausing.values()) and not _may_pace(state, link, now)
+    spent = stuck or (link.charging and link.credit_s - (now - link.credit_at) < _CREDIT_S_MIN)
+    if spent:
         link.credit_s = 0.0
-    link.credit_at = now
-    if kept:
-        link.pausing = kept
-        link.progress_mark = link.outbox.sent_bytes_total
-        link.pause_deadline = state.deadlines.add(now + state.limits.slow_subscriber_grace_s, PAUSE_CREDIT, link)
+        link.credit_at = now
+        link.charging = False
+        for publisher in [publisher for publisher, sole in pausing.items() if stuck or not sole]:
+            del pausing[publisher]
+            _let_go(state, publisher, link, now)
+    if pausing:
+        _set_deadline(state, link)
     else:
         link.pausing = None
-        link.pause_deadline = None
 
 
 def release(state: State, link: Link, now: float) -> None:
@@ -77,9 +126,11 @@ def release(state: State, link: Link, now: float) -> None:
         return
     state.deadlines.cancel(link.pause_deadline)
     link.pause_deadline = None
-    if not all(pausing.values()):
+    if link.charging:
         link.credit_s = max(0.0, link.credit_s - (now - link.credit_at))
-    link.credit_at = now
+        link.credit_at = now
+        link.charging = False
+    link.stuck = False
     link.pausing = None
     for publisher in pausing:
         _let_go(state, publisher, link, now)

@@ -143,20 +143,19 @@ def store_retained(state: State, message: ApplicationMessage, now: float) -> Non
 
 
 def route(state: State, message: ApplicationMessage, publisher: Link | None, now: float) -> ReasonCode:
-    route = state.topics.route(message.topic)
-    targets = route.targets
-    groups = route.groups
-    sole = len(targets) + len(groups) == 1
+    way = state.topics.route(message.topic)
+    targets = way.targets
+    groups = way.groups
     matched = False
     taken = False
     state.refused = False
-    if route.any_no_local:
+    if way.any_no_local:
         targets = _without_local(targets, message.origin)
     for target in targets:
         matched = True
         qos = message.qos if message.qos < target.qos else target.qos  # [MQTT5-3.8.4-8]
         retain = message.retain and target.retain_as_published  # [MQTT5-3.3.1-12, -13]
-        if deliver(state, target.session, message, qos, retain, target.identifiers, None, publisher, sole, now):
+        if deliver(state, target.session, message, qos, retain, target.identifiers, None, publisher, way, now):
             taken = True
     for group in groups:
         member = group.choose(message.qos, message.topic)
@@ -167,7 +166,7 @@ def route(state: State, message: ApplicationMessage, publisher: Link | None, now
         identifiers = (member.identifier,) if member.identifier else ()
         retain = message.retain and member.retain_as_published
         qos = min(message.qos, member.qos)  # [MQTT5-4.8.2-3]
-        if deliver(state, member.session, message, qos, retain, identifiers, group, publisher, sole, now):
+        if deliver(state, member.session, message, qos, retain, identifiers, group, publisher, way, now):
             taken = True
     if not matched:
         return ReasonCode.NO_MATCHING_SUBSCRIBERS

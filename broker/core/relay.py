@@ -109,7 +109,6 @@ def _relay_run(state: State, link: Link, route: Route, run: bytes, size: int, co
     other: bytes | None = None
     messages: list[ApplicationMessage] | None = None
     targets = route.targets
-    sole = len(targets) == 1
     ready = state.ready
     sent_count = 0
     for target in targets:
@@ -126,7 +125,7 @@ def _relay_run(state: State, link: Link, route: Route, run: bytes, size: int, co
             if messages is None:
                 messages = _messages(link, route.topic, run, size, key_stop)
             for message in messages:
-                deliver(state, target.session, message, 0, False, (), None, link, sole, now)
+                deliver(state, target.session, message, 0, False, (), None, link, route, now)
             continue
         if (recipient.version >= MQTT_5) == from_5:
             form = run
@@ -140,7 +139,7 @@ def _relay_run(state: State, link: Link, route: Route, run: bytes, size: int, co
             recipient.ready = True
             ready.append(recipient)
         if outbox.committed_bytes >= recipient.outbox_bytes_high and recipient is not link:
-            pausing.press(state, link, recipient, sole, now)
+            pausing.press(state, link, recipient, route, now)
     state.work += len(targets)
     state.counters.publish_sent += sent_count
     state.counters.packets_sent += sent_count

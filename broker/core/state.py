@@ -53,6 +53,7 @@ class State:
         new_client_id: Callable[[], str],
         asks_authentication: bool,
         response_information: str,
+        bytes_underway: Callable[[Link], int],
     ) -> None:
         self.limits = limits
         self.access = access
@@ -61,6 +62,7 @@ class State:
         self.new_client_id = new_client_id
         self.asks_authentication = asks_authentication
         self.response_information = response_information
+        self.bytes_underway = bytes_underway
         self.topics = TopicTable(limits.routes_count_max)
         self.retained = RetainedStore()
         self.deadlines = Deadlines()

@@ -28,7 +28,16 @@ SEND_BYTES: Final = 262_144
 DIRECT_SENDS_MAX: Final = 4
 """Of SEND_BYTES each; a link with more goes on in its writer, so that one flush stays short."""
 
+PAUSED_LOOK_S: Final = 1.0
+"""So often a connection that is not read, because a slow subscriber has paused it, is looked at whether it still stands."""
+
 logger = logging.getLogger("broker")
+
+
+def bytes_underway(link: Link) -> int:
+    """What a link's kernel has taken and its peer's has not: for the core, which cannot know."""
+    connection = link.transport
+    return connection.transport.bytes_underway() if isinstance(connection, Connection) else 0
 
 
 class Connection:
@@ -164,7 +173,8 @@ class Connection:
         except websocket.HandshakeFailed as error:
             logger.info("WebSocket handshake failed with %s: %s", self.peer, error)
             return False
-        self.transport = StreamTransport(upgraded)
+        assert isinstance(self.transport, StreamTransport)
+        self.transport = StreamTransport(upgraded, self.transport.below)
         return True
 
     def _attach(self) -> None:
@@ -194,9 +204,8 @@ class Connection:
         receive = self.transport.receive
         while True:
             if link.paused and not link.closing:
-                self._unpaused = trio.Event()
-                await self._unpaused.wait()
-                self._unpaused = None
+                if not await self._wait_unpaused():
+                    return
                 data = b""  # what it held when it was paused
             else:
                 data = await receive()
@@ -215,6 +224,21 @@ class Connection:
             if link.auth is not None and link.auth is not self._question:
                 self._ask(link.auth)
         await self._drain(link)
+
+    async def _wait_unpaused(self) -> bool:
+        """Nothing is read meanwhile, so all that can be seen is a connection that broke: then it is False, and what it had sent is lost."""
+        self._unpaused = trio.Event()
+        try:
+            while not self._unpaused.is_set():
+                with trio.move_on_after(PAUSED_LOOK_S):
+                    await self._unpaused.wait()
+                    return True
+                if self.transport.is_gone():
+                    self.cause = "the connection broke while it was paused"
+                    return False
+            return True
+        finally:
+            self._unpaused = None
 
     async def _drain(self, link: Link) -> None:
         """The peer sends no more; it may still read, so it gets what was queued for it."""

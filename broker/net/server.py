@@ -200,7 +200,7 @@ class Server:
             if bound.tls is not None:
                 # https_compatible: many clients leave without close_notify, and MQTT frames need no mark of their end.
                 stream = trio.SSLStream(stream, bound.tls, server_side=True, https_compatible=True)
-            transport = StreamTransport(stream)  # `Connection` makes both handshakes
+            transport = StreamTransport(stream, connected)  # `Connection` makes both handshakes
         if self.admit(transport, peer_name(address, connected.family), bound.url, bound) is None:
             connected.close()
             return

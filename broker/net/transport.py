@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
+import sys
 from typing import Final, Protocol
 
 import trio
@@ -61,6 +63,12 @@ class Transport(Protocol):
 
     async def send_some(self, data: bytes | memoryview) -> int:
         """Wait until at least one byte is taken; how many were. Raises one of BROKEN."""
+
+    def bytes_underway(self) -> int:
+        """Of what was taken for sending, what has not come to the peer yet; 0 where that cannot be known."""
+
+    def is_gone(self) -> bool:
+        """Has the peer broken off, both ways? Seen without reading; False where that cannot be known."""
 
     def shutdown_write_nowait(self) -> bool:
         """Say that nothing more comes; False if that needs `end`."""
@@ -120,6 +128,12 @@ class SocketTransport:
             if count:
                 return count
 
+    def bytes_underway(self) -> int:
+        return bytes_underway(self.socket)
+
+    def is_gone(self) -> bool:
+        return is_gone(self.socket)
+
     def shutdown_write_nowait(self) -> bool:
         # ENOTCONN: the peer has reset the connection; the reading task will see that for itself.
         with contextlib.suppress(OSError):
@@ -143,10 +157,12 @@ class SocketTransport:
 class StreamTransport:
     """Any trio.abc.Stream: memory, TLS, WebSocket, an embedder's own. Owns it."""
 
-    __slots__ = ("half_closes", "stream", "streaming")
+    __slots__ = ("below", "half_closes", "stream", "streaming")
 
-    def __init__(self, stream: trio.abc.Stream) -> None:
+    def __init__(self, stream: trio.abc.Stream, below: socket.socket | None = None) -> None:
+        """below: the socket that the stream's bytes go through, if there is one and it is ours to ask."""
         self.stream = stream
+        self.below = below
         self.streaming = False
         self.half_closes = isinstance(stream, trio.abc.HalfCloseableStream)
 
@@ -160,6 +176,12 @@ class StreamTransport:
         part = data if len(data) <= STREAM_SEND_BYTES else memoryview(data)[:STREAM_SEND_BYTES]
         await self.stream.send_all(part)
         return len(part)
+
+    def bytes_underway(self) -> int:
+        return 0 if self.below is None else bytes_underway(self.below)
+
+    def is_gone(self) -> bool:
+        return self.below is not None and is_gone(self.below)
 
     def shutdown_write_nowait(self) -> bool:
         return False
@@ -184,6 +206,27 @@ class StreamTransport:
 
     async def aclose(self) -> None:
         await trio.aclose_forcefully(self.stream)
+
+
+def bytes_underway(connected: socket.socket) -> int:
+    """What lies in the kernel and the peer's has not acknowledged. Linux tells; elsewhere it counts as arrived."""
+    if sys.platform != "linux" or connected.fileno() < 0:
+        return 0
+    import fcntl
+    import termios
+
+    with contextlib.suppress(OSError):  # a kind of socket that does not know
+        return int.from_bytes(fcntl.ioctl(connected.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    return 0
+
+
+def is_gone(connected: socket.socket) -> bool:
+    """Was the connection reset, or found dead by TCP's own keepalive? An orderly end is not told before all is read."""
+    if not hasattr(select, "poll") or connected.fileno() < 0:
+        return False
+    poll = select.poll()
+    poll.register(connected, 0)  # POLLHUP and POLLERR come unasked
+    return bool(poll.poll(0))
 
 
 def peer_name(address: object, family: int) -> str:

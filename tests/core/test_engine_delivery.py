@@ -366,7 +366,7 @@ def test_a_message_that_waited_too_long_is_not_sent() -> None:
 
 
 def test_a_message_in_a_full_outbox_expires_too() -> None:
-    world = World(outbox_bytes_high=1000)
+    world = World(outbox_bytes_high=1000, slow_subscriber_grace_s=0)
     publisher, receiver = world.client("p"), world.client("r")
     receiver.subscribe("t")
     receiver.takes = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import struct
+import sys
 
 import pytest
 import trio
@@ -12,7 +13,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from broker.net.listen import Listener
 from broker.net.memory import MemoryStream, memory_stream_pair
-from broker.net.transport import StreamTransport
+from broker.net.transport import SocketTransport, StreamTransport
 from tests.net.relay import RelayEngine, attach, dial, receive_all, receive_exactly, running, wait_until_gone
 
 MEGABYTES = b"0123456789abcdef" * 65_536 * 4
@@ -210,6 +211,65 @@ async def test_a_paused_link_is_not_read_until_it_is_named_again() -> None:
         server.flush()
         await wait_all_tasks_blocked()
         assert engine.received == b"later"
+
+
+def reset(stream: trio.SocketStream) -> None:
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    stream.socket.close()
+
+
+async def test_a_paused_link_that_breaks_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("broker.net.connection.PAUSED_LOOK_S", 0.01)
+    engine = RelayEngine()
+    async with running(engine) as server:
+        peer = await dial(server)
+        await peer.send_all(b"!pause")
+        while not (engine.links and engine.links[0].paused):
+            await trio.lowlevel.checkpoint()
+        link = engine.links[0]
+        reset(peer)
+        while server.connections:
+            await trio.lowlevel.checkpoint()
+        assert engine.detached == [link]
+        assert not engine.received
+
+
+async def test_what_came_before_the_end_of_a_paused_link_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("broker.net.connection.PAUSED_LOOK_S", 0.001)
+    engine = RelayEngine(relays=False)
+    async with running(engine) as server:
+        peer = await dial(server)
+        await peer.send_all(b"!pause")
+        while not (engine.links and engine.links[0].paused):
+            await trio.lowlevel.checkpoint()
+        link = engine.links[0]
+        await peer.send_all(b"later")
+        await peer.send_eof()
+        for _ in range(20):  # it is looked at, and nothing is to be seen
+            await trio.sleep(0.001)
+        assert server.connections
+        engine.unpause(link)
+        server.flush()
+        assert await receive_all(peer) == b""
+        assert engine.received == b"later"
+
+
+async def test_the_transport_knows_what_the_peer_has_not_taken() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        for transport in (SocketTransport(ours), StreamTransport(memory_stream_pair()[0], ours)):
+            assert not transport.is_gone()
+            assert transport.bytes_underway() == 0
+            ours.send(b"x" * 1000)
+            if sys.platform == "linux":
+                assert transport.bytes_underway() >= 1000
+            theirs.recv(1000)
+            assert transport.bytes_underway() == 0
+    assert transport.is_gone()
+    ours.close()
+    assert not transport.is_gone()
+    assert transport.bytes_underway() == 0
+    assert StreamTransport(memory_stream_pair()[0]).bytes_underway() == 0
 
 
 async def test_a_paused_link_can_be_closed() -> None:
