@@ -312,6 +312,7 @@ class TopicTable:
         route.version = self._version
         entries = list(self.entries(route.topic))
         if not entries and not route.targets and not route.groups:
+            route.any_no_local = False  # it may have been thrown out of the table, and lost its targets so
             route.plain = True
             return
         by_session: dict[Session, list[Subscription]] = {}
