@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from pathlib import Path
 
 import pytest
 
 from benchmarks.compare.__main__ import brokers_of, rows_of
+from benchmarks.compare.churn import changes
 from benchmarks.compare.loads import COLUMNS, LOADS, Outcome, figure
 from benchmarks.compare.running import given
+from broker.wire.codec import decode
+from broker.wire.framing import FrameDecoder
+from broker.wire.packets import MQTT_311, Subscribe, Unsubscribe
 
 
 def flow(rate: float, cpu: float, **more: object) -> Outcome:
@@ -55,3 +60,19 @@ def test_brokers_are_named_or_given(tmp_path: Path) -> None:
     assert given("a 'b c'")(1, tmp_path) == ["a", "b c"]
     with pytest.raises(ValueError, match="no broker 'rabbit'"):
         brokers_of(argparse.Namespace(ours="", brokers="rabbit", broker=[]))
+
+
+def test_strangers_subscribe_and_leave_again() -> None:
+    decoder = FrameDecoder(1000)
+    decoder.feed(b"".join(itertools.islice(changes("strangers"), 6)))
+    packets = []
+    while (frame := decoder.next_frame()) is not None:
+        packets.append(decode(*frame, MQTT_311))
+    subscribed = [packet.subscriptions[0].filter for packet in packets if isinstance(packet, Subscribe)]
+    assert subscribed == ["strangers/0", "strangers/1/+", "strangers/2"]
+    assert [packet.filters[0] for packet in packets if isinstance(packet, Unsubscribe)] == subscribed
+
+
+def test_what_goes_on_beside_a_workload_is_said() -> None:
+    assert LOADS["known-1k-churn"].describe(4).endswith("-V 4, beside churn")
+    assert LOADS["pair-1-props"].describe().endswith("-V 5")

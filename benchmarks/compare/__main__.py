@@ -116,7 +116,7 @@ def main() -> int:
     options = arguments()
     if options.list:
         for name, load in LOADS.items():
-            print(f"{name:14} {load.flags}")
+            print(f"{name:16} {load.describe()}")
         return 0
     try:
         brokers = brokers_of(options)
@@ -134,6 +134,7 @@ def main() -> int:
     turn = 0
     for load_name, load in loads.items():
         results: dict[str, list[Outcome]] = {name: [] for name in brokers}
+        version = load.version or options.version
         for number in range(load.rounds or options.rounds):
             for name, command in brokers.items():
                 best: Outcome | None = None
@@ -141,7 +142,7 @@ def main() -> int:
                     wait_quiet(options.quiet)
                     turn += 1
                     # A port of its own for each run: connections of the last one may linger.
-                    outcome = run_once(name, command, load.flags, options.version, options.port + turn * 2 % 200, cores, work)
+                    outcome = run_once(name, command, load, version, options.port + turn * 2 % 200, cores, work)
                     if best is None or noise(outcome) < noise(best):
                         best = outcome
                     if noise(best) <= NOISE_MAX:
@@ -150,7 +151,7 @@ def main() -> int:
                 results[name].append(best)
                 with open(raw, "a", encoding="utf-8") as file:
                     file.write(json.dumps({"load": load_name, "round": number, "broker": name, **best}) + "\n")
-        print(f"\n## {load_name}: mqload {load.flags} -V {options.version}")
+        print(f"\n## {load_name}: mqload {load.describe(version)}")
         print_table(rows_of(load, results, peers))
     return 0
 

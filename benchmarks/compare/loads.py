@@ -5,16 +5,27 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple
 
 STEADY: Final = "--warm 0.5 --time 2 --cut"
+BYSTANDER: Final = "flow -P1 -S1 -T1 -s 64 -r 100 --warm 1 --time 4 --drain 2"
+"""Latency from the schedule, of a pair that has nothing to do with the load beside it."""
 
 
 class Load(NamedTuple):
     flags: str
     rounds: int | None = None
     """None: as many as were asked for; the long ones are done once."""
+    beside: str = ""
+    """What else loads the broker meanwhile, unmeasured: flags of mqload, or `churn`, strangers who subscribe and unsubscribe (churn.py)."""
+    version: int | None = None
+    """The only one that it makes sense with."""
 
     @property
     def mode(self) -> str:
         return self.flags.split()[0]
+
+    def describe(self, version: int | None = None) -> str:
+        """Its flags, and what goes on beside it."""
+        version = version or self.version
+        return self.flags + (f" -V {version}" if version else "") + (f", beside {self.beside}" if self.beside else "")
 
 
 LOADS: Final = {
@@ -28,11 +39,17 @@ LOADS: Final = {
     "qos1": Load(f"flow -P1 -S1 -T1 -q1 -w 100 -s 64 {STEADY}"),
     "qos2": Load(f"flow -P1 -S1 -T1 -q2 -w 100 -s 64 {STEADY}"),
     "qos1-fan100": Load(f"flow -P1 -S100 -T1 -q1 -w 100 -s 64 {STEADY}"),
+    "pair-1-props": Load(f"flow -P1 -S1 -T1 -s 64 --props 3 --e2e 10k {STEADY}", version=5),
+    "mixed-10": Load(f"flow -P1 -S10 -T1 -s 64 --mixed --e2e 10k {STEADY}"),
     "pair-16k": Load(f"flow -P1 -S1 -T1 -s 16384 {STEADY}"),
     "ping": Load("ping -s 64 --warm 0.5 --time 2"),
     "ping-qos1": Load("ping -q1 -s 64 --warm 0.5 --time 2"),
     "open-1k": Load("flow -P200 -S200 -T200 -s 64 -r 1000 --warm 1 --time 3 --drain 2"),
     "open-5k": Load("flow -P1000 -S1000 -T1000 -s 64 -r 5000 --warm 1 --time 3 --drain 2"),
+    "bystander-pairs": Load(BYSTANDER, beside="flow -P20 -S20 -T20 -s 64 --e2e 10k --prefix crowd --time 8"),
+    "bystander-fanout": Load(BYSTANDER, beside="flow -P1 -S1000 -T1 -s 64 --e2e 20k --prefix crowd --time 8"),
+    "known-1k": Load(f"flow -P1 -S1 -T1000 --spread --wild -s 64 --e2e 10k {STEADY}"),
+    "known-1k-churn": Load(f"flow -P1 -S1 -T1000 --spread --wild -s 64 --e2e 10k {STEADY}", beside="churn"),
     "conns-10k": Load("conns -N 10000 --src 16 --hold 2"),
     "subs-10k": Load("subs -N 100 -M 100 --time 2 --e2e 100 --timeout 60", 1),
     "subs-100k": Load("subs -N 100 -M 1000 --time 2 --e2e 100 --timeout 60", 1),

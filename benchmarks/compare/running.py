@@ -10,12 +10,14 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from benchmarks.compare.loads import Outcome
+from benchmarks.compare.loads import Load, Outcome
 
 HERE: Final = Path(__file__).resolve().parent
 START_S_MAX: Final = 40.0
@@ -153,7 +155,28 @@ class Running:
         shutil.rmtree(self.directory / "js", ignore_errors=True)
 
 
-def run_once(name: str, command: Command, flags: str, version: int, port: int, cores: tuple[int | None, int | None], work: Path) -> Outcome:
+def load_words(flags: str, version: int, port: int, work: Path) -> list[str]:
+    return [build("mqload", work), *shlex.split(flags), "-H", "127.0.0.1", "-p", str(port), "-V", str(version)]
+
+
+@contextmanager
+def load_beside(beside: str, version: int, port: int, core: int | None, work: Path) -> Iterator[None]:
+    """What loads the broker beside the load that is measured, on the generator's core; given a second to be under way."""
+    if not beside:
+        yield
+        return
+    words = load_words(beside, version, port, work) if beside != "churn" else [sys.executable, str(HERE / "churn.py"), "--port", str(port)]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL, preexec_fn=prepare(core)) as other:
+        try:
+            time.sleep(1.0)
+            if other.poll() is not None:
+                raise RuntimeError(f"the load beside it ended with {other.returncode}")
+            yield
+        finally:
+            other.kill()
+
+
+def run_once(name: str, command: Command, load: Load, version: int, port: int, cores: tuple[int | None, int | None], work: Path) -> Outcome:
     """mqload's result, or {"error": ..., "rc": ...}."""
     try:
         broker = Running(name, command, port, cores[0], work)
@@ -161,11 +184,9 @@ def run_once(name: str, command: Command, flags: str, version: int, port: int, c
         return {"error": str(error), "rc": 2}
     try:
         time.sleep(0.2)
-        words = [
-            build("mqload", work), *shlex.split(flags), "-H", "127.0.0.1", "-p", str(port),
-            "--pid", str(broker.process.pid), "-V", str(version), "--label", name,
-        ]  # fmt: skip
-        done = subprocess.run(words, capture_output=True, text=True, timeout=RUN_S_MAX, preexec_fn=prepare(cores[1]), check=False)
+        words = [*load_words(load.flags, version, port, work), "--pid", str(broker.process.pid), "--label", name]
+        with load_beside(load.beside, version, port, cores[1], work):
+            done = subprocess.run(words, capture_output=True, text=True, timeout=RUN_S_MAX, preexec_fn=prepare(cores[1]), check=False)
         try:
             outcome: Outcome = json.loads(done.stdout)
         except ValueError:
@@ -175,5 +196,7 @@ def run_once(name: str, command: Command, flags: str, version: int, port: int, c
         return outcome
     except subprocess.TimeoutExpired:
         return {"error": f"mqload took longer than {RUN_S_MAX:g} s", "rc": 3}
+    except RuntimeError as error:
+        return {"error": str(error), "rc": 3}
     finally:
         broker.stop()
