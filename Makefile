@@ -7,6 +7,7 @@
 # make simulate      random clients in virtual time, SEEDS=100000 of them
 # make fuzz          atheris on the decoder and the engine, SECONDS=60 each
 # make compare       this broker beside mosquitto and nats-server (needs them, and cc)
+# make growth        how cost grows with clients, subscriptions, payload ..., and the plots of it in docs/
 #
 # Needs make and Python 3.11 or newer, nothing else: each goal installs what it needs, once, and again when
 # pyproject.toml or constraints.txt change. PYTHON=/path/to/python chooses one.
@@ -24,12 +25,13 @@ SERVE_ARGS ?=
 # Two workers: the suite waits for sockets and subprocesses about half of its time.
 TEST_ARGS ?= -n 2
 COMPARE_ARGS ?=
+GROWTH_ARGS ?=
 SEEDS ?= 10000
 SECONDS ?= 60
 SIMULATE_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test conformance lint format bench bench-check simulate fuzz compare clean
+.PHONY: help serve test conformance lint format bench bench-check simulate fuzz compare growth clean
 .DELETE_ON_ERROR:
 
 help:
@@ -70,6 +72,11 @@ fuzz: $(FUZZ)/.stamp
 
 compare: $(VENV)/.stamp-serve
 	@$(VENV)/bin/python -m benchmarks.compare --ours $(VENV)/bin/broker $(COMPARE_ARGS)
+
+growth: $(VENV)/.stamp-serve
+	@$(VENV)/bin/python -m benchmarks.growth --ours $(VENV)/bin/broker $(GROWTH_ARGS)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check 'matplotlib>=3.8'
+	@$(VENV)/bin/python -m benchmarks.plots
 
 clean:
 	rm -rf $(VENV) $(LINT) $(FUZZ) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
