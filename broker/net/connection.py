@@ -201,6 +201,7 @@ class Connection:
         assert link is not None
         server = self.server
         engine = server.engine
+        clock = server.clock
         receive = self.transport.receive
         while True:
             if link.paused and not link.closing:
@@ -213,12 +214,12 @@ class Connection:
                     break
                 if link.closing:
                     continue  # discarded, so that the kernel sends no RST, which may overtake our last bytes
-            now = trio.current_time()
+            now = clock()
             more = engine.receive(link, data, now)
             server.flush(now)
             while more:
                 await trio.lowlevel.checkpoint()
-                now = trio.current_time()
+                now = clock()
                 more = engine.receive(link, b"", now)
                 server.flush(now)
             if link.auth is not None and link.auth is not self._question:
@@ -262,10 +263,18 @@ class Connection:
 
     def flush(self, now: float) -> None:
         """Send what the socket takes, and do what the link asks for. Never raises, whoever calls it: the fault is this client's."""
-        if self.ended or self.link is None:
+        link = self.link
+        if self.ended or link is None:
             return
         try:
-            self._flush(self.link, now)
+            closing = link.closing
+            if closing or self._unpaused is not None or self._question is not None:
+                self._attend(link)
+            if not self._writing and not self._send(link, closing, now):
+                self._writing = True
+                self.server.writing.add(self)
+                assert self._nursery is not None
+                self._nursery.start_soon(self._write, link)
         except BROKEN as error:
             self._broken(error)
             self.cancel()
@@ -273,36 +282,32 @@ class Connection:
             logger.exception("a fault of the broker ended the connection of %s", self.describe())
             self.cancel()
 
-    def _flush(self, link: Link, now: float) -> None:
-        closing = link.closing
-        if self._unpaused is not None and (closing or not link.paused):
+    def _attend(self, link: Link) -> None:
+        """To what is not bytes."""
+        if self._unpaused is not None and (link.closing or not link.paused):
             self._unpaused.set()
         if self._question is not None:
             self._look_at_question(self._question)
-        if closing and not self._shut:
+        if link.closing and not self._shut:
             self._hurry()
-        if self._writing:
-            return
+
+    def _send(self, link: Link, closing: bool, now: float) -> bool:
+        """Directly. False: the rest is the writer's."""
         engine = self.server.engine
         for _ in range(DIRECT_SENDS_MAX):
             data = engine.data_to_send(link, SEND_BYTES)
             if not data:
-                if not closing or self._shut:
-                    return
-                self._shut = self.transport.shutdown_write_nowait()
-                if self._shut:
-                    return
-                break
+                if closing and not self._shut:
+                    self._shut = self.transport.shutdown_write_nowait()
+                    return self._shut
+                return True
             count = self.transport.send_nowait(data)
             more = engine.bytes_sent(link, count, now) if count else True
             if count < len(data):
-                break
+                return False
             if not more and not closing:
-                return
-        self._writing = True
-        self.server.writing.add(self)
-        assert self._nursery is not None
-        self._nursery.start_soon(self._write, link)
+                return True
+        return False
 
     async def _write(self, link: Link) -> None:
         """Until everything is sent. The only one that sends, while it lives."""

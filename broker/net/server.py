@@ -67,10 +67,14 @@ class Server:
         self._chores = chores
         self.accepted_count = 0
         self.accept_errors_count = 0
+        self.clock = trio.lowlevel.current_clock().current_time
+        """`trio.current_time`, without asking each time which run this is."""
         self._sizes = ReadSizes()
         self._ready: deque[Link] = deque()
         self._flush_wanted = trio.Event()
         self._timer_scope = trio.CancelScope()
+        self._timer_at = math.inf
+        """Its deadline, which Trio keeps behind a property."""
         self._clients: trio.Nursery | None = None
         self._clients_scope = trio.CancelScope()
         self._stopping = trio.Event()
@@ -223,7 +227,7 @@ class Server:
         """
         engine = self.engine
         if now is None:
-            now = trio.current_time()
+            now = self.clock()
         waiting = self._ready
         budget = FLUSH_COUNT_MAX
         while budget:
@@ -241,8 +245,8 @@ class Server:
         if waiting or not budget:
             self._flush_wanted.set()
         deadline = engine.next_deadline()
-        if deadline < self._timer_scope.deadline:
-            self._timer_scope.deadline = deadline
+        if deadline < self._timer_at:
+            self._timer_at = self._timer_scope.deadline = deadline
 
     def note_progress(self) -> None:
         """A full socket has taken something, or is gone."""
@@ -262,7 +266,8 @@ class Server:
         """One sleeper for all timers of the core; `flush` moves its deadline forward."""
         engine = self.engine
         while True:
-            with trio.CancelScope(deadline=engine.next_deadline()) as self._timer_scope:
+            self._timer_at = engine.next_deadline()
+            with trio.CancelScope(deadline=self._timer_at) as self._timer_scope:
                 await trio.sleep_forever()
             more = True
             while more:

@@ -107,13 +107,13 @@ class SocketTransport:
                 break
             except (BlockingIOError, InterruptedError):
                 await trio.lowlevel.wait_readable(self.socket)
-        self._set_streaming(len(data) == size)
+        if (len(data) == size) is not self.streaming:
+            self._set_streaming(not self.streaming)
         return data
 
     def _set_streaming(self, streaming: bool) -> None:
-        if streaming is not self.streaming:
-            self.streaming = streaming
-            self._sizes.change(1 if streaming else -1)
+        self.streaming = streaming
+        self._sizes.change(1 if streaming else -1)
 
     def send_nowait(self, data: bytes | memoryview) -> int:
         try:
@@ -145,7 +145,8 @@ class SocketTransport:
         self.shutdown_write_nowait()
 
     def close(self) -> None:
-        self._set_streaming(False)
+        if self.streaming:
+            self._set_streaming(False)
         if self.socket.fileno() >= 0:
             trio.lowlevel.notify_closing(self.socket)
             self.socket.close()
