@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from broker.net import authentication
+from broker.net.tls import fault_of
+from broker.net.tls_transport import TlsTransport
 from broker.net.transport import BROKEN, StreamTransport, Transport, strerror
 from broker.reasons import ReasonCode
 
@@ -137,30 +139,35 @@ class Connection:
         """TLS and WebSocket lie under the same timeout as CONNECT."""
         transport = self.transport
         self._attached_at = trio.current_time()
-        if not isinstance(transport, StreamTransport):
+        stream = transport.stream if isinstance(transport, StreamTransport) else None
+        secured = transport if isinstance(transport, TlsTransport) else stream if isinstance(stream, trio.SSLStream) else None
+        over_websocket = self.bound is not None and self.bound.listener.protocol == "websocket"
+        if secured is None and not over_websocket:
             return True
         kind = ""
         with trio.CancelScope(deadline=self._attached_at + self.server.limits.connect_timeout_s) as scope:
-            if isinstance(transport.stream, trio.SSLStream):
+            if secured is not None:
                 kind = "TLS"
-                if not await self._handshake_tls(transport.stream):
+                if not await self._handshake_tls(secured):
                     return False
-            if self.bound is not None and self.bound.listener.protocol == "websocket":
+            if over_websocket:
                 kind = "WebSocket"
-                if not await self._handshake_websocket(transport.stream, self.bound):
+                assert stream is not None
+                assert self.bound is not None
+                if not await self._handshake_websocket(stream, self.bound):
                     return False
         if scope.cancelled_caught:
             logger.info("%s handshake timed out with %s", kind, self.peer)
             return False
         return True
 
-    async def _handshake_tls(self, stream: trio.SSLStream[trio.abc.Stream]) -> bool:
+    async def _handshake_tls(self, secured: TlsTransport | trio.SSLStream[trio.abc.Stream]) -> bool:
         try:
-            await stream.do_handshake()
+            await secured.do_handshake()
         except BROKEN as error:
-            logger.info("TLS handshake failed with %s: %s", self.peer, error.__cause__ or error)
+            logger.info("TLS handshake failed with %s: %s", self.peer, fault_of(error))
             return False
-        self.certificate = stream.getpeercert() or None
+        self.certificate = secured.getpeercert() or None
         return True
 
     async def _handshake_websocket(self, stream: trio.abc.Stream, bound: BoundSocket) -> bool:

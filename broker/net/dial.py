@@ -18,6 +18,7 @@ import trio
 from msgspec import Struct
 
 from broker.errors import ConnectError, NotSupported
+from broker.net.tls import cause_of, reason_of
 
 PORTS: Final = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
 
@@ -171,11 +172,9 @@ def _cause(error: BaseException) -> str:
 
 
 def _tls_cause(error: BaseException) -> str:
-    cause: BaseException = error
-    while cause.__cause__ is not None and not isinstance(cause, ssl.SSLError):
-        cause = cause.__cause__
+    cause = cause_of(error)
     if isinstance(cause, ssl.SSLCertVerificationError):
         return f"the broker's certificate was not accepted: {cause.verify_message}"
     if isinstance(cause, ssl.SSLError):
-        return (cause.reason or str(cause)).lower().replace("_", " ")
+        return reason_of(cause)
     return "the other end broke off the handshake; does it speak TLS?"

@@ -20,6 +20,7 @@ import trio
 from broker.net.authentication import QUESTIONS_COUNT_MAX
 from broker.net.connection import Connection
 from broker.net.locks import Guard, Lock
+from broker.net.tls_transport import TlsTransport
 from broker.net.transport import ReadSizes, SocketTransport, StreamTransport, Transport, peer_name, set_options, strerror
 
 if TYPE_CHECKING:
@@ -198,18 +199,22 @@ class Server:
             connected.close()
             return
         set_options(connected, nodelay=listener.nodelay, tcp_keepalive_s=listener.tcp_keepalive_s)
-        transport: Transport = SocketTransport(connected, self._sizes)
-        if bound.tls is not None or listener.protocol == "websocket":
-            stream: trio.abc.Stream = trio.SocketStream(trio.socket.from_stdlib_socket(connected))
-            if bound.tls is not None:
-                # https_compatible: many clients leave without close_notify, and MQTT frames need no mark of their end.
-                stream = trio.SSLStream(stream, bound.tls, server_side=True, https_compatible=True)
-            transport = StreamTransport(stream, connected)  # `Connection` makes both handshakes
+        transport = self._transport_of(bound, connected)
         if self.admit(transport, peer_name(address, connected.family), bound.url, bound) is None:
             connected.close()
             return
         self.accepted_count += 1
         bound.connections_count += 1
+
+    def _transport_of(self, bound: BoundSocket, connected: socket.socket) -> Transport:
+        """Its handshakes are made by `Connection`."""
+        if bound.listener.protocol != "websocket":
+            return SocketTransport(connected, self._sizes) if bound.tls is None else TlsTransport(connected, bound.tls, self._sizes)
+        stream: trio.abc.Stream = trio.SocketStream(trio.socket.from_stdlib_socket(connected))
+        if bound.tls is not None:
+            # https_compatible: many clients leave without close_notify, and MQTT frames need no mark of their end.
+            stream = trio.SSLStream(stream, bound.tls, server_side=True, https_compatible=True)
+        return StreamTransport(stream, connected)
 
     def _warn(self, text: str) -> None:
         """At a bounded rate: what repeats a thousand times a second must not fill the disk too."""

@@ -13,9 +13,12 @@ from typing import Any, Final, Literal
 
 from msgspec import Struct
 
+from broker.net.transport import strerror
+
 Identity = Literal["none", "cn", "san"]
 
 _SAN_ORDER: Final = ("DNS", "URI", "email", "IP Address")
+_REASONS: Final = {"WRONG_VERSION_NUMBER": "the other end does not speak TLS", "HTTP_REQUEST": "the other end speaks HTTP, not TLS"}
 
 
 class TlsFiles(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -94,3 +97,24 @@ def identity_of(certificate: Mapping[str, Any] | None, identity: Identity) -> st
         return names[-1] if names else None
     found = dict(reversed(certificate.get("subjectAltName", ())))
     return next((str(found[kind]) for kind in _SAN_ORDER if kind in found), None)
+
+
+def reason_of(error: ssl.SSLError) -> str:
+    """OpenSSL's reason, for people."""
+    reason = error.reason or str(error)
+    return _REASONS.get(reason) or reason.lower().replace("_", " ")
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """OpenSSL's own error, if one led to this; else what did."""
+    while error.__cause__ is not None and not isinstance(error, ssl.SSLError):
+        error = error.__cause__
+    return error
+
+
+def fault_of(error: BaseException) -> str:
+    """Why a handshake failed, in words."""
+    cause = cause_of(error)
+    if isinstance(cause, ssl.SSLError):
+        return reason_of(cause)
+    return strerror(cause) if isinstance(cause, OSError) else str(cause) or "it left"

@@ -1,8 +1,8 @@
 """What carries bytes, behind one small seam: a socket that is written to directly, or any Trio stream with a writer task.
 
 A direct non-blocking `send` from the task that made the bytes saves a task switch for each recipient, and that is most of
-the cost of sparse traffic. A stream that can only be awaited (memory, TLS, an embedder's own) answers 0 to `send_nowait`, so
-that the connection's writer does the work: two ways to write, one connection.
+the cost of sparse traffic (over TLS: `tls_transport`). A stream that can only be awaited (memory, WebSocket, an embedder's own) answers 0 to
+`send_nowait`, so that the connection's writer does the work: two ways to write, one connection.
 """
 
 from __future__ import annotations
@@ -33,11 +33,18 @@ BROKEN: Final = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
 class ReadSizes:
     """How much one read takes: 64 KiB, or 16 KiB while many clients stream, so that a bystander's turn comes soon."""
 
-    __slots__ = ("bytes", "streaming_count")
+    __slots__ = ("_scratch", "bytes", "streaming_count")
 
     def __init__(self) -> None:
         self.bytes = READ_BYTES
         self.streaming_count = 0
+        self._scratch: memoryview | None = None
+
+    def scratch(self, size: int) -> memoryview:
+        """One buffer for all the transports of a server, whose reads are decrypted one at a time."""
+        if self._scratch is None or len(self._scratch) < size:
+            self._scratch = memoryview(bytearray(size))
+        return self._scratch
 
     def change(self, by: int) -> None:
         self.streaming_count += by
@@ -59,7 +66,7 @@ class Transport(Protocol):
         """At least one byte, or b"" at the end of the stream. Raises one of BROKEN."""
 
     def send_nowait(self, data: bytes | memoryview) -> int:
-        """How many of the first bytes were taken, 0 if it would block. Raises one of BROKEN."""
+        """How many of the first bytes were taken, 0 if it would block; the others are to be given again, first. Raises one of BROKEN."""
 
     async def send_some(self, data: bytes | memoryview) -> int:
         """Wait until at least one byte is taken; how many were. Raises one of BROKEN."""
@@ -156,7 +163,7 @@ class SocketTransport:
 
 
 class StreamTransport:
-    """Any trio.abc.Stream: memory, TLS, WebSocket, an embedder's own. Owns it."""
+    """Any trio.abc.Stream: memory, WebSocket, an embedder's own. Owns it."""
 
     __slots__ = ("below", "half_closes", "stream", "streaming")
 
