@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from broker.net.authentication import ConnectRequest as ConnectRequest
     from broker.net.listen import Listener as Listener
     from broker.net.tls import TlsFiles as TlsFiles
+    from broker.net.tls import TlsName as TlsName
     from broker.reasons import ReasonCode as ReasonCode
     from broker.thread import BrokerThread as BrokerThread
     from broker.thread import broker_thread as broker_thread
@@ -68,7 +69,7 @@ _ROOMS = {
     "messages": ("Message", "Overflow", "Payload", "QoS", "UserProperties", "Version", "Will"),
     "net.authentication": ("Authenticate", "ConnectRequest"),
     "net.listen": ("Listener",),
-    "net.tls": ("TlsFiles",),
+    "net.tls": ("TlsFiles", "TlsName"),
     "reasons": ("ReasonCode",),
     "thread": ("BrokerThread", "broker_thread"),
 }  # fmt: skip

@@ -23,7 +23,7 @@ from broker.core.limits import Limits
 from broker.errors import ConfigError
 from broker.net.listen import Listener, check
 from broker.net.settings import limit_faults
-from broker.net.tls import TlsFiles, make_context
+from broker.net.tls import TlsFiles, TlsName, make_context
 from broker.wire.topics import topic_filter_fault
 
 Overflow: TypeAlias = Literal["drop-oldest", "drop-newest", "latest", "disconnect", "refuse"]
@@ -303,16 +303,20 @@ def _tls(data: dict[str, Any] | None, folder: Path | None, protocol: str, place:
     """None for none, and for one with a mistake."""
     if data is None:
         return None
-    files = _table(TlsFiles, data, place, problems)
+    names = _tables(TlsName, data.get("names", []), f"{place}.names", problems)
+    files = _table(TlsFiles, {key: value for key, value in data.items() if key != "names"}, place, problems)
     if files is None or set(data) - set(files.__struct_fields__):
         return None
-    paths = {name: _at(folder, getattr(files, name)) for name in ("certificate", "key", "client_ca")}
-    files = msgspec.structs.replace(files, **paths)
+    paths = {name: _at(folder, getattr(files, name)) for name in ("certificate", "key", "client_ca", "crl")}
+    others = [msgspec.structs.replace(name, certificate=_at(folder, name.certificate), key=_at(folder, name.key)) for _, name in names]
+    files = msgspec.structs.replace(files, **paths, names=tuple(others))
     try:
         make_context(files, protocol)
-    except ValueError as error:
-        key, _, text = str(error).partition(": ")
-        problems.append((f"{place}.{key}", text))
+    except ConfigError as error:
+        places = {f"names[{index}]": found for index, (found, _) in enumerate(names)}
+        for key, text in error.problems:
+            head, dot, rest = key.partition(".")
+            problems.append((places.get(head, f"{place}.{head}") + dot + rest, text))
         return None
     return files
 
@@ -369,14 +373,12 @@ def _copied(value: Any) -> Any:
     return [_copied(inner) for inner in value] if isinstance(value, list) else value
 
 
-_TEXT_KEYS: Final = {
-    "unix", "unix_owner", "filter", "rule", "password_file", "acl_file", "certificate", "key", "client_ca", "user", "topic", "may",
-} | {
+_TEXT_KEYS: Final = {"certificate", "filter", "rule", "topic", "may"} | {
     field.name
-    for kind in (_Top, ListenerConfig, TlsFiles, LogConfig, OverflowConfig, AccessConfig)
+    for kind in (_Top, ListenerConfig, TlsFiles, TlsName, LogConfig, OverflowConfig, AccessConfig)
     for field in msgspec.structs.fields(kind)
-    if isinstance(field.default, str)
-}  # fmt: skip
+    if isinstance(field.default, str) or field.type == str | None
+}
 
 
 def _value(key: str, text: str) -> Any:

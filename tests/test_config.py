@@ -15,7 +15,7 @@ from broker.config import DEFAULT_LISTENERS, AccessConfig, Config, ListenerConfi
 from broker.core.limits import Limits
 from broker.errors import ConfigError
 from broker.net.listen import Listener, parse_listener
-from broker.net.tls import TlsFiles
+from broker.net.tls import TlsFiles, TlsName
 
 EXAMPLE = Path(__file__).parent.parent / "config" / "broker.toml"
 
@@ -61,7 +61,8 @@ def test_example_has_every_key_with_its_default(table: str, kind: Any) -> None:
 def test_example_has_every_key_of_tls_with_its_default() -> None:
     written = uncommented(EXAMPLE.read_text("utf-8"))["listeners"][0]["tls"]
     assert set(written) == set(TlsFiles.__struct_fields__)
-    assert (written["require_certificate"], written["identity"]) == (False, "none")
+    assert (written["require_certificate"], written["identity"], written["tls_version"]) == (False, "none", "tlsv1.2")
+    assert set(written["names"][0]) == set(TlsName.__struct_fields__)
 
 
 # ---- mistakes ------------------------------------------------------------------------------------------------------------

@@ -101,9 +101,8 @@ def read_doors(guard: Guard, settings: Settings | None, listeners: Sequence[List
         if isinstance(listener.tls, TlsFiles):
             try:
                 context = make_context(listener.tls, listener.protocol)
-            except ValueError as error:
-                key, _, text = str(error).partition(": ")
-                problems.append((f"{place}.tls.{key}", text))
+            except ConfigError as error:
+                problems.extend((f"{place}.tls.{key}", text) for key, text in error.problems)
         lock = Lock(guard, hook, own, anonymous_at(listener, settings, hook), identity)
         own_rules = None if listener.acl_file is None else AccessRules(found)
         of[listener] = Door(lock, own_rules, context, origins_at(listener, settings, hook, context))

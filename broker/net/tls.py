@@ -6,86 +6,207 @@ away is gone, which the live context could not forget, and nobody who is connect
 
 from __future__ import annotations
 
-import os
+import _ssl
+import contextlib
+import re
 import ssl
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
 from msgspec import Struct
 
+from broker.errors import ConfigError
 from broker.net.transport import strerror
 
 Identity = Literal["none", "cn", "san"]
+TlsVersion = Literal["tlsv1.2", "tlsv1.3"]
+Fault = tuple[str, str]
+"""The key, what was expected."""
 
+_SERVER_NAME: Final = re.compile(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _SAN_ORDER: Final = ("DNS", "URI", "email", "IP Address")
 _REASONS: Final = {"WRONG_VERSION_NUMBER": "the other end does not speak TLS", "HTTP_REQUEST": "the other end speaks HTTP, not TLS"}
 
 
+class TlsName(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One more certificate, shown to clients that ask for one of its names (SNI). server_names: "mqtt.example.org", "*.example.org"; by
+    default the DNS names in the certificate's Subject Alternative Name. certificate, key: as in TlsFiles."""
+
+    certificate: str
+    key: str | None = None
+    server_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.server_names, tuple):  # a text would be a list of letters, and a list has no hash
+            raise TypeError('server_names is a tuple: server_names=("mqtt.example.org",)')
+
+
 class TlsFiles(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """certificate: the chain, PEM, the server's own first; key: of the first, without a passphrase, by default in the same file. client_ca:
-    who may sign clients' certificates; without it none is asked for. require_certificate: no handshake without one. identity: the user name
-    comes from the certificate, and no password is asked for: cn = Common Name, san = the first Subject Alternative Name (DNS, URI, email, IP).
+    who may sign clients' certificates; without it none is asked for. crl: which of those are revoked (PEM, a list of each authority).
+    require_certificate: no handshake without one. identity: the user name comes from the certificate, and no password is asked for:
+    cn = Common Name, san = the first Subject Alternative Name (DNS, URI, email, IP). tls_version: at the least. ciphers: of TLS 1.2, as OpenSSL
+    names them. names: further certificates; `certificate` is for who asks for none of their names.
     """
 
     certificate: str
     key: str | None = None
     client_ca: str | None = None
+    crl: str | None = None
     require_certificate: bool = False
     identity: Identity = "none"
+    tls_version: TlsVersion = "tlsv1.2"
+    ciphers: str | None = None
+    names: tuple[TlsName, ...] = ()
+
+    @property
+    def pairs(self) -> tuple[TlsFiles | TlsName, ...]:
+        """Everything with a certificate and a key: the main ones first."""
+        return (self, *self.names)
 
     @property
     def paths(self) -> tuple[str, ...]:
-        return tuple(path for path in (self.certificate, self.key, self.client_ca) if path is not None)
+        every = [self.client_ca, self.crl]
+        for pair in self.pairs:
+            every += [pair.certificate, pair.key]
+        return tuple(path for path in every if path is not None)
 
 
 def make_context(files: TlsFiles, protocol: str = "mqtt") -> ssl.SSLContext:
-    """TLS 1.2 and 1.3. ValueError says "key: what was expected"."""
-    fault = files_fault(files)
-    if fault is not None:
-        raise ValueError(fault)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    """The context of a listener, which knows those of the other names. ConfigError names every mistake."""
+    problems: list[Fault] = []
+    contexts = []
+    for place, pair in enumerate(files.pairs):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        contexts.append(context)
+        fault = _load_chain(context, pair)
+        if fault is not None:
+            problems.append((f"names[{place - 1}].{fault[0]}" if place else fault[0], fault[1]))
+        fault = _configure(context, files, protocol)
+        if fault is not None and not place:  # else it is the same once more
+            problems.append(fault)
+    named, faults = names_of(files)
+    if problems or faults:
+        raise ConfigError([*problems, *faults], "tls")
+    if files.names:
+        choose_by_name(contexts[0], {name: contexts[place] for name, place in named.items()})
+    return contexts[0]
+
+
+def _configure(context: ssl.SSLContext, files: TlsFiles, protocol: str) -> Fault | None:
+    """All but the certificate itself: it is asked of the context that the name has chosen."""
+    context.minimum_version = ssl.TLSVersion.TLSv1_3 if files.tls_version == "tlsv1.3" else ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
     # A client that offers neither is served all the same: many offer nothing.
     context.set_alpn_protocols(["mqtt"] if protocol == "mqtt" else ["http/1.1"])
-    try:
-        # A passphrase would be asked for at the terminal, from inside the event loop.
-        context.load_cert_chain(files.certificate, files.key, password="")
-    except ssl.SSLError as error:
-        raise ValueError(_chain_fault(files, error)) from None
-    if files.client_ca is not None:
+    if files.ciphers is not None:
+        if files.tls_version == "tlsv1.3":
+            return "ciphers", 'means nothing with tls_version = "tlsv1.3", whose ciphers OpenSSL chooses'
         try:
-            context.load_verify_locations(files.client_ca)
+            context.set_ciphers(files.ciphers)
         except ssl.SSLError:
-            raise ValueError(f"client_ca: expected certificates (PEM) in {files.client_ca}") from None
-        context.verify_mode = ssl.CERT_REQUIRED if files.require_certificate else ssl.CERT_OPTIONAL
-    return context
-
-
-def files_fault(files: TlsFiles) -> str | None:
-    """What can be said before OpenSSL is asked, which names no file."""
-    if files.require_certificate and files.client_ca is None:
-        return "client_ca: is missing; require_certificate needs to know who may have signed"
+            return "ciphers", f"OpenSSL knows none of {files.ciphers!r}"
     if files.identity != "none" and not files.require_certificate:
-        return "require_certificate: expected true; identity takes the user name from the client's certificate"
-    for name in ("certificate", "key", "client_ca"):
-        path = getattr(files, name)
-        if path is not None:
-            try:
-                with open(path, "rb"):
-                    pass
-            except OSError as error:
-                return f"{name}: {path} cannot be read: {os.strerror(error.errno or 0).lower()}"
+        return "require_certificate", "expected true; identity takes the user name from the client's certificate"
+    if files.client_ca is None:
+        wanted = "require_certificate" if files.require_certificate else "crl" if files.crl is not None else None
+        return None if wanted is None else ("client_ca", f"is missing; {wanted} needs to know who may have signed")
+    fault = _unreadable("client_ca", files.client_ca) or (None if files.crl is None else _unreadable("crl", files.crl))
+    if fault is not None:
+        return fault
+    try:
+        context.load_verify_locations(files.client_ca)
+    except ssl.SSLError:
+        return "client_ca", f"expected certificates (PEM) in {files.client_ca}"
+    context.verify_mode = ssl.CERT_REQUIRED if files.require_certificate else ssl.CERT_OPTIONAL
+    return None if files.crl is None else _load_crl(context, files.crl)
+
+
+def _load_crl(context: ssl.SSLContext, path: str) -> Fault | None:
+    lists_count = context.cert_store_stats()["crl"]
+    with contextlib.suppress(ssl.SSLError):
+        context.load_verify_locations(path)
+    if context.cert_store_stats()["crl"] == lists_count:
+        return "crl", f"expected a certificate revocation list (PEM) in {path}"
+    context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
     return None
 
 
-def _chain_fault(files: TlsFiles, error: ssl.SSLError) -> str:
-    key = files.key or files.certificate
-    if error.reason == "KEY_VALUES_MISMATCH":
-        return f"key: {key} does not belong to the certificate {files.certificate}"
-    if not error.reason or "DECRYPT" in error.reason:
-        return f"key: {key} has a passphrase, or is no private key (PEM); expected one without"
-    return f"certificate: expected a certificate chain and its key (PEM) in {files.certificate}{' and ' + files.key if files.key else ''}"
+def _load_chain(context: ssl.SSLContext, pair: TlsFiles | TlsName) -> Fault | None:
+    # OpenSSL, when it is asked, names no file.
+    fault = _unreadable("certificate", pair.certificate) or (None if pair.key is None else _unreadable("key", pair.key))
+    if fault is not None:
+        return fault
+    key = pair.key or pair.certificate
+    try:
+        # A passphrase would be asked for at the terminal, from inside the event loop.
+        context.load_cert_chain(pair.certificate, pair.key, password="")
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            return "key", f"{key} does not belong to the certificate {pair.certificate}"
+        if not error.reason or "DECRYPT" in error.reason:
+            return "key", f"{key} has a passphrase, or is no private key (PEM); expected one without"
+        return "certificate", f"expected a certificate chain and its key (PEM) in {pair.certificate}{' and ' + pair.key if pair.key else ''}"
+    return None
+
+
+def _unreadable(key: str, path: str) -> Fault | None:
+    try:
+        with open(path, "rb"):
+            return None
+    except OSError as error:
+        return key, f"{path} cannot be read: {strerror(error)}"
+
+
+# ---- several certificates, chosen by name (SNI) ---------------------------------------------------------------------------
+
+
+def names_of(files: TlsFiles) -> tuple[dict[str, int], list[Fault]]:
+    """(server name to the number of its certificate, 0 for the main one; mistakes). What is written goes before what certificates say,
+    and of those the earlier one."""
+    named: dict[str, int] = {}
+    problems: list[Fault] = []
+    for place, entry in enumerate(files.names, 1):
+        for name in entry.server_names:
+            key = f"names[{place - 1}].server_names"
+            if not _SERVER_NAME.fullmatch(name):
+                problems.append((key, f"expected host names, as mqtt.example.org or *.example.org, got {name!r}"))
+            elif named.setdefault(name.lower(), place) != place:
+                problems.append((key, f"{name} stands in names[{named[name.lower()] - 1}] too"))
+    for place, pair in enumerate(files.pairs):
+        if isinstance(pair, TlsName) and pair.server_names:
+            continue
+        found = dns_names_of(pair.certificate)
+        for name in found or ():
+            named.setdefault(name.lower(), place)
+        if found == [] and place:
+            problems.append((f"names[{place - 1}].server_names", f"is missing; {pair.certificate} has no DNS name in its Subject Alternative Name"))
+    return named, problems
+
+
+def dns_names_of(path: str) -> list[str] | None:
+    """Of the first certificate in a PEM file; None if it cannot be read as one, which loading it tells better."""
+    try:
+        # Private, and in every CPython since 2.6: the only way in the standard library to look into a certificate that nobody has shown yet.
+        certificate = _ssl._test_decode_cert(path)  # type: ignore[attr-defined]
+    except (OSError, ssl.SSLError):
+        return None
+    return [str(value) for kind, value in certificate.get("subjectAltName", ()) if kind == "DNS"]
+
+
+def choose_by_name(main: ssl.SSLContext, contexts: Mapping[str, ssl.SSLContext]) -> None:
+    """The certificate of the name that a client asks for, of its wildcard, or the main one."""
+
+    def choose(connection: ssl.SSLObject, server_name: str | None, _: ssl.SSLContext) -> None:
+        name = (server_name or "").lower()
+        found = contexts.get(name) or contexts.get("*." + name.partition(".")[2])
+        if found is not None:
+            connection.context = found
+
+    main.sni_callback = choose
+
+
+# ---- what certificates and errors say --------------------------------------------------------------------------------------
 
 
 def identity_of(certificate: Mapping[str, Any] | None, identity: Identity) -> str | None:
@@ -101,6 +222,8 @@ def identity_of(certificate: Mapping[str, Any] | None, identity: Identity) -> st
 
 def reason_of(error: ssl.SSLError) -> str:
     """OpenSSL's reason, for people."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"the certificate was not accepted: {error.verify_message}"
     reason = error.reason or str(error)
     return _REASONS.get(reason) or reason.lower().replace("_", " ")
 

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
+import logging
 import socket
 import ssl
 import subprocess
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Literal
 
+import msgspec
 import paho.mqtt.client as paho
 import pytest
 import trio
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 from paho.mqtt.enums import CallbackAPIVersion
 
 from broker import Broker, Config, ConfigError, open_broker
 from broker import connect as connect_client
 from broker.net.doors import WATCH_INTERVAL_S
 from broker.net.listen import Listener
-from broker.net.tls import TlsFiles, identity_of
+from broker.net.tls import TlsFiles, TlsName, identity_of
 from broker.reasons import ReasonCode
+from broker.wire.codec import encode
 from broker.wire.packets import ConnAck, Connect
 from tests.conftest import find_program
 from tests.net.mqtt import Client
@@ -114,6 +121,9 @@ async def test_a_config_file_opens_a_tls_port(pki: Pki, tmp_path: Path) -> None:
             await client.publish("a", b"x", qos=1)
 
 
+GOOD = 'certificate = "server.pem"\nkey = "server.key"\n'
+
+
 @pytest.mark.parametrize(
     ("lines", "expected"),
     [
@@ -125,6 +135,13 @@ async def test_a_config_file_opens_a_tls_port(pki: Pki, tmp_path: Path) -> None:
         ('certificate = "server.pem"\nkey = "server.key"\nrequire_certificate = true', "client_ca: is missing"),
         ('certificate = "server.pem"\nkey = "server.key"\nidentity = "cn"', "require_certificate: expected true"),
         ('key = "server.key"', "listeners[0].tls.certificate: is missing"),
+        (GOOD + 'crl = "server.pem"', "listeners[0].tls.client_ca: is missing; crl needs"),
+        (GOOD + 'client_ca = "ca.pem"\ncrl = "none.pem"', "listeners[0].tls.crl: {0}/none.pem cannot be read: no such file"),
+        (GOOD + 'client_ca = "ca.pem"\ncrl = "ca.pem"', "listeners[0].tls.crl: expected a certificate revocation list (PEM) in {0}/ca.pem"),
+        (GOOD + 'tls_version = "tlsv1.1"', 'listeners[0].tls.tls_version: expected tlsv1.2, tlsv1.3, got "tlsv1.1"'),
+        (GOOD + 'ciphers = "none such"', "listeners[0].tls.ciphers: OpenSSL knows none of 'none such'"),
+        (GOOD + 'ciphers = "HIGH"\ntls_version = "tlsv1.3"', "listeners[0].tls.ciphers: means nothing with"),
+        (GOOD + "names = 3", "listeners[0].tls.names: expected a list of tables"),
     ],
 )
 def test_mistakes(pki: Pki, tmp_path: Path, lines: str, expected: str) -> None:
@@ -132,7 +149,39 @@ def test_mistakes(pki: Pki, tmp_path: Path, lines: str, expected: str) -> None:
     (tmp_path / "broker.toml").write_text(f"[[listeners]]\n[listeners.tls]\n{lines}\n")
     with pytest.raises(ConfigError) as caught:
         Config.load(tmp_path / "broker.toml", env={})
-    assert expected in str(caught.value)
+    assert expected.format(tmp_path) in str(caught.value)
+
+
+def test_mistakes_in_each_further_certificate_are_told_at_once(pki: Pki, tmp_path: Path) -> None:
+    (tmp_path / "garbage").write_text("garbage")
+    pki.issue("nameless", pki.ca.issue_cert("someone@example.org"))
+    tables = [
+        'certificate = "none.pem"\nserver_names = ["a.example"]',
+        'certificate = "ca.pem"\nkey = "server.key"\nserver_names = ["a.example", "not a name", "*.*.example"]',
+        'key = "garbage"',
+        'certificate = "nameless.pem"\nkey = "nameless.key"',
+        'certificate = "server.pem"\nkey = "server.key"\nserver_nmes = ["x"]',
+        'certificate = "server.pem"\nkey = "garbage"\nserver_names = "b.example"',
+        'certificate = "server.pem"\nkey = "garbage"',
+    ]
+    text = "[[listeners]]\n[listeners.tls]\n" + GOOD + "".join(f"[[listeners.tls.names]]\n{table}\n" for table in tables)
+    (tmp_path / "broker.toml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        Config.load(tmp_path / "broker.toml", env={})
+    found = [f"{key.removeprefix('listeners[0].tls.')}: {text}" for key, text in caught.value.problems]
+    assert [line.replace(str(tmp_path), "") for line in found] == [
+        "names[2].certificate: is missing",
+        "names[4].server_nmes: unknown key; did you mean server_names?",
+        'names[5].server_names: expected a list, got "b.example"',
+        "names[0].certificate: /none.pem cannot be read: no such file or directory",
+        "names[1].key: /server.key does not belong to the certificate /ca.pem",
+        "names[5].key: /garbage has a passphrase, or is no private key (PEM); expected one without",
+        "names[6].key: /garbage has a passphrase, or is no private key (PEM); expected one without",
+        "names[1].server_names: a.example stands in names[0] too",
+        "names[1].server_names: expected host names, as mqtt.example.org or *.example.org, got 'not a name'",
+        "names[1].server_names: expected host names, as mqtt.example.org or *.example.org, got '*.*.example'",
+        "names[3].server_names: is missing; /nameless.pem has no DNS name in its Subject Alternative Name",
+    ]
 
 
 def test_a_key_with_a_passphrase_is_a_mistake_and_asks_nobody(pki: Pki, tmp_path: Path) -> None:
@@ -252,6 +301,154 @@ def test_names_in_certificates() -> None:
     assert identity_of({"subject": ()}, "cn") is None
     assert identity_of({"subjectAltName": (("email", "a@b"),)}, "san") == "a@b"
     assert identity_of(None, "cn") is None
+
+
+@pytest.fixture
+def crl(pki: Pki, tmp_path: Path) -> Callable[[trustme.LeafCert], str]:
+    """The path of a list by which the authority has revoked that certificate."""
+
+    def written(*revoked: trustme.LeafCert) -> str:
+        authority = x509.load_pem_x509_certificate(pki.ca.cert_pem.bytes())
+        key = serialization.load_pem_private_key(pki.ca.private_key_pem.bytes(), None)
+        now = datetime.datetime.now(datetime.UTC)
+        builder = x509.CertificateRevocationListBuilder(authority.subject, now, now + datetime.timedelta(days=1))
+        for leaf in revoked:
+            serial = x509.load_pem_x509_certificate(leaf.cert_chain_pems[0].bytes()).serial_number
+            builder = builder.add_revoked_certificate(x509.RevokedCertificateBuilder(serial, now).build())
+        path = tmp_path / "crl.pem"
+        path.write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))  # type: ignore[arg-type]  # an EC key
+        return str(path)
+
+    return written
+
+
+@pytest.mark.parametrize("required", [True, False])
+async def test_a_revoked_certificate_lets_nobody_in(pki: Pki, required: bool, crl: Callable[..., str], caplog: pytest.LogCaptureFixture) -> None:
+    good, stolen = pki.ca.issue_cert("device-7"), pki.ca.issue_cert("device-8")
+    files = TlsFiles(certificate=pki.files.certificate, key=pki.files.key, client_ca=str(pki.ca_path), crl=crl(), require_certificate=required)
+    async with open_broker(config_of(files)) as hub, tls_client(hub, pki.context(stolen)) as before:
+        await before.connect("before")
+        crl(stolen)
+        assert hub.reload(config_of(files)) == []
+        with caplog.at_level(logging.INFO, "broker"):
+            await refused(hub, pki.context(stolen))
+        assert "the certificate was not accepted: certificate revoked" in caplog.text
+        async with tls_client(hub, pki.context(good)) as client:
+            assert (await client.connect("c")).reason == ReasonCode.SUCCESS
+        await before.subscribe("who is in, stays")
+
+
+async def test_a_session_ticket_of_before_a_reload_opens_nothing(pki: Pki, required: TlsFiles, tmp_path: Path) -> None:
+    """A client that resumes a session shows no certificate again."""
+    (tmp_path / "clients.pem").write_bytes(pki.ca.cert_pem.bytes())
+    files = msgspec.structs.replace(required, client_ca=str(tmp_path / "clients.pem"))
+    context = pki.context(pki.ca.issue_cert("device-7"))
+
+    def resumed(port: int, session: ssl.SSLSession | None) -> tuple[bool | None, ssl.SSLSession | None]:
+        with (
+            socket.create_connection(("127.0.0.1", port), SECONDS_MAX) as plain,
+            context.wrap_socket(plain, server_hostname="127.0.0.1", session=session) as secured,
+        ):
+            secured.sendall(encode(Connect("resuming"), 5))
+            assert secured.recv(1000)[0] == 0x20
+            return secured.session_reused, secured.session
+
+    async with open_broker(config_of(files)) as hub:
+        _, session = await trio.to_thread.run_sync(resumed, port_of(hub), None)
+        reused, session = await trio.to_thread.run_sync(resumed, port_of(hub), session)
+        assert reused
+        trustme.CA().cert_pem.write_to_path(str(tmp_path / "clients.pem"))
+        assert hub.reload(config_of(files)) == []
+        with pytest.raises(OSError):
+            await trio.to_thread.run_sync(resumed, port_of(hub), session)
+
+
+async def test_the_least_version_and_the_ciphers(pki: Pki) -> None:
+    old = pki.context()
+    old.maximum_version = ssl.TLSVersion.TLSv1_2
+    files = msgspec.structs.replace(pki.files, ciphers="ECDHE-ECDSA-AES128-GCM-SHA256")
+    async with open_broker(config_of(files)) as hub, tls_client(hub, old) as client:
+        assert isinstance(client.stream, trio.SSLStream)
+        assert (await client.connect("c")).reason == ReasonCode.SUCCESS
+        assert client.stream.cipher()[0] == "ECDHE-ECDSA-AES128-GCM-SHA256"
+    async with open_broker(config_of(msgspec.structs.replace(pki.files, tls_version="tlsv1.3"))) as hub:
+        await refused(hub, old)
+        async with tls_client(hub, pki.context()) as client:
+            assert (await client.connect("c")).reason == ReasonCode.SUCCESS
+
+
+# ---- several certificates --------------------------------------------------------------------------------------------------
+
+
+def shown_to(port: int, ca: Path, name: str | None) -> str:
+    """The first name in the certificate that a client is shown who asks for that one."""
+    context = ssl.create_default_context(cafile=str(ca))
+    context.check_hostname = False
+    with socket.create_connection(("127.0.0.1", port), timeout=SECONDS_MAX) as plain, context.wrap_socket(plain, server_hostname=name) as wrapped:
+        return str(dict(wrapped.getpeercert() or {})["subjectAltName"][0][1])
+
+
+@pytest.fixture
+def several(pki: Pki) -> TlsFiles:
+    """Its own for localhost; one for two names, one for a wildcard, and one whose names are written."""
+    names = []
+    for number, hosts in enumerate([("a.example", "also.example"), ("*.b.example",), ("inside.example",)]):
+        issued = pki.issue(f"other{number}", pki.ca.issue_cert(*hosts))
+        assert issued.key is not None
+        names.append(TlsName(certificate=issued.certificate, key=issued.key, server_names=("C.example",) if number == 2 else ()))
+    pki.issue("server", pki.ca.issue_cert("main.example", "127.0.0.1", "deep.b.example"))
+    return msgspec.structs.replace(pki.files, names=tuple(names))
+
+
+@pytest.mark.parametrize("protocol", ["mqtt", "websocket"])
+async def test_the_certificate_of_the_name_that_is_asked_for(pki: Pki, several: TlsFiles, protocol: Literal["mqtt", "websocket"]) -> None:
+    asked = {
+        None: "main.example",
+        "main.example": "main.example",
+        "unknown.example": "main.example",
+        "a.example": "a.example",
+        "ALSO.example": "a.example",
+        "x.b.example": "*.b.example",
+        "deep.b.example": "main.example",  # by its whole name before the wildcard
+        "x.y.b.example": "main.example",
+        "b.example": "main.example",
+        "c.example": "inside.example",
+        "inside.example": "main.example",
+    }
+    async with open_broker(Config(listeners=(Listener(port=0, tls=several, protocol=protocol),), sys_interval_s=0)) as hub:
+        port = int(hub.urls[0].split(":")[2].partition("/")[0])
+        for name, shown in asked.items():
+            assert await trio.to_thread.run_sync(shown_to, port, pki.ca_path, name) == shown, name
+
+
+async def test_all_else_is_the_same_for_every_name(pki: Pki, several: TlsFiles) -> None:
+    files = msgspec.structs.replace(several, client_ca=str(pki.ca_path), require_certificate=True, identity="san")
+
+    async def client_of(certificate: trustme.LeafCert | None) -> trio.SSLStream[trio.SocketStream]:
+        context = pki.context(certificate)
+        context.set_alpn_protocols(["x", "mqtt"])
+        return trio.SSLStream(await trio.open_tcp_stream("127.0.0.1", port_of(hub)), context, server_hostname="a.example", https_compatible=True)
+
+    async with open_broker(config_of(files)) as hub:
+        async with await client_of(pki.ca.issue_cert("device-7")) as stream:
+            assert (await Client(stream).connect("c")).reason == ReasonCode.SUCCESS
+            assert stream.selected_alpn_protocol() == "mqtt"
+            assert [found.username for found in hub.clients()] == ["device-7"]
+        stranger = await client_of(trustme.CA().issue_cert("device-7"))
+        with contextlib.suppress(trio.BrokenResourceError):
+            await stranger.send_all(encode(Connect("d"), 5))
+            assert await stranger.receive_some() == b""
+        await trio.aclose_forcefully(stranger)
+
+
+async def test_a_further_certificate_is_renewed_too(pki: Pki, several: TlsFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("broker.net.doors.WATCH_INTERVAL_S", 0.01)
+    async with open_broker(config_of(several)) as hub:
+        assert await trio.to_thread.run_sync(shown_to, port_of(hub), pki.ca_path, "d.example") == "main.example"
+        pki.issue("other1", pki.ca.issue_cert("d.example"))
+        while await trio.to_thread.run_sync(shown_to, port_of(hub), pki.ca_path, "d.example") != "d.example":
+            await trio.lowlevel.checkpoint()
+        assert await trio.to_thread.run_sync(shown_to, port_of(hub), pki.ca_path, "x.b.example") == "main.example"
 
 
 # ---- renewal ---------------------------------------------------------------------------------------------------------------
