@@ -8,15 +8,9 @@ from __future__ import annotations
 
 import itertools
 import os
-import socket
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
-from getpass import getuser
 from pathlib import Path
 from typing import Final
 
-import pytest
 import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -26,11 +20,10 @@ from broker.auth.acl import AccessRules, parse_rules
 from broker.reasons import ReasonCode
 from broker.wire.packets import Connect, Disconnect, PubAck, Publish, SubAck, Subscribe, SubscriptionRequest, WillMessage
 from tests.conformance.wire_client import WireClient
-from tests.conftest import find_program
+from tests.mosquitto import mosquitto
 
 FILES: Final = int(os.environ.get("BROKER_ACL_EXAMPLES", "25"))
 DECISIONS_MIN: Final = 5_000
-START_ATTEMPTS: Final = 5
 SECONDS_MAX: Final = 20.0
 
 # (user name, Client Identifier): nobody, users with and without rules, names that would be wildcards, names with levels in them.
@@ -88,34 +81,6 @@ files = st.lists(_lines, min_size=2, max_size=16).map("\n".join)
 
 
 # ---- Mosquitto -----------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def mosquitto(folder: Path, rules: str) -> Iterator[int]:
-    """Debian's, with these rules; its port."""
-    program = find_program("mosquitto", "mosquitto")
-    (folder / "acl").write_text(rules)
-    (folder / "acl").chmod(0o644)
-    for _ in range(START_ATTEMPTS):
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            port = probe.getsockname()[1]
-        config = folder / "mosquitto.conf"
-        config.write_text(
-            f"user {getuser()}\nlistener {port} 127.0.0.1\nallow_anonymous true\npersistence false\nsys_interval 0\nacl_file {folder / 'acl'}\n"
-            "log_dest stderr\nlog_type notice\nlog_type error\nlog_type information\nmax_queued_messages 10000\n"
-        )
-        with subprocess.Popen([program, "-c", str(config)], stderr=subprocess.PIPE, text=True) as process:
-            assert process.stderr is not None
-            seen = []
-            for line in process.stderr:
-                seen.append(line)
-                if "running" in line:
-                    try:
-                        yield port
-                    finally:
-                        process.kill()
-                    return
-    pytest.fail(f"mosquitto did not start: {''.join(seen)}")
 
 
 # ---- asking a broker, whichever --------------------------------------------------------------------------------------------
@@ -219,7 +184,9 @@ def test_generated_files_are_decided_as_mosquitto_does(tmp_path: Path) -> None:
         nonlocal counted, allowed
         text = f"{text}\n{OVERSEER}"
         rules = AccessRules(parse_rules(text, "acl"))
-        with mosquitto(tmp_path, text) as port:
+        (tmp_path / "acl").write_text(text)
+        (tmp_path / "acl").chmod(0o644)
+        with mosquitto(tmp_path, f"acl_file {tmp_path / 'acl'}") as port:
             theirs = trio.run(decisions, port)
         mine = trio.run(ours, tmp_path)
         different = {key: answer for key, answer in theirs.items() if answer is not mine[key] or answer is not explain(rules, key)}

@@ -40,7 +40,8 @@ class Will:
 
 @dataclass(frozen=True)
 class Options:
-    """How a client connects. expiry_s: Session Expiry Interval in seconds, MQTT 5.0 only. transport: tcp or websockets, those at /mqtt."""
+    """How a client connects. expiry_s: Session Expiry Interval in seconds, MQTT 5.0 only. transport: tcp or websockets, those at /mqtt.
+    cafile: by TLS, trusting those certificates."""
 
     host: str
     port: int
@@ -50,6 +51,7 @@ class Options:
     expiry_s: int = 0
     will: Will | None = None
     transport: str = "tcp"
+    cafile: str = ""
 
 
 class Program:
@@ -178,6 +180,7 @@ class CommandClient(Client):
     def flags(self) -> list[str]:
         options = self.options
         by = ["--ws"] if options.transport == "websockets" else []
+        by += ["--cafile", options.cafile] if options.cafile else []
         return ["-h", options.host, "-p", str(options.port), "-V", {"5.0": "5", "3.1.1": "311", "3.1": "31"}[options.version], *by]
 
     def subscribe(self, filter: str, qos: int) -> None:

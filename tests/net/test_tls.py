@@ -503,26 +503,43 @@ async def test_an_authority_that_was_taken_away_lets_nobody_in(pki: Pki, require
         await refused(hub, pki.context(certificate))
 
 
-async def test_reload_under_load_loses_no_client(pki: Pki) -> None:
-    """Clients publish while certificates, limits and all else are taken over again and again."""
-    config = config_of(pki.files)
-    counts = [0] * 8
+@pytest.mark.parametrize("protocol", ["mqtt", "websocket"])
+async def test_reload_under_load_loses_no_client(pki: Pki, several: TlsFiles, protocol: Literal["mqtt", "websocket"]) -> None:
+    """Clients publish, a subscriber counts, and others come and go, while certificates are renewed and taken over again and again."""
+    config = Config(listeners=(Listener(port=0, tls=several, protocol=protocol),), sys_interval_s=0)
+    sent, received, came = [0] * 8, [0] * 8, 0
     async with open_broker(config) as hub, trio.open_nursery() as nursery:
+        url = hub.urls[0]
 
         async def publisher(number: int) -> None:
-            async with connect_client(hub.urls[0], tls=pki.context(), reconnect=None) as client:
+            async with connect_client(url, tls=pki.context(), reconnect=None) as client:
                 while True:
-                    await client.publish("load", b"x", qos=1)
-                    counts[number] += 1
+                    await client.publish(f"load/{number}", str(sent[number]), qos=1)
+                    sent[number] += 1
 
-        for number in range(len(counts)):
+        async def subscriber(task_status: trio.TaskStatus[None]) -> None:
+            async with connect_client(url, tls=pki.context(), reconnect=None) as client, client.subscribe("load/#", qos=1) as messages:
+                task_status.started()
+                async for message in messages:
+                    number = int(message.topic.rpartition("/")[2])
+                    assert message.text == str(received[number])
+                    received[number] += 1
+
+        async def newcomers() -> None:
+            nonlocal came
+            while True:
+                async with connect_client(url, tls=pki.context(), reconnect=None):
+                    came += 1
+
+        await nursery.start(subscriber)
+        for number in range(len(sent)):
             nursery.start_soon(publisher, number)
-        with trio.fail_after(SECONDS_MAX):
-            for _ in range(10):
-                pki.renew()
-                assert hub.reload(config) == []
-                before = list(counts)
-                while any(now < then + 3 for now, then in zip(counts, before, strict=True)):
-                    await trio.lowlevel.checkpoint()
-        assert len(hub.clients()) == len(counts)
+        nursery.start_soon(newcomers)
+        for _ in range(10):
+            pki.issue("server", pki.ca.issue_cert("127.0.0.1", "localhost"))
+            pki.issue("other0", pki.ca.issue_cert("a.example"))
+            assert hub.reload(config) == []
+            wanted = [count + 3 for count in received], came + 1
+            while came < wanted[1] or any(count < least for count, least in zip(received, wanted[0], strict=True)):
+                await trio.lowlevel.checkpoint()
         nursery.cancel_scope.cancel()

@@ -45,8 +45,9 @@ async def main() -> None:
     version: dict[str, Any] = {"clean_session": options["clean"]}
     if five:
         version = {"clean_start": options["clean"], "properties": session_expiry(options["expiry_s"])}
+    tls = aiomqtt.TLSParameters(ca_certs=options["cafile"]) if options["cafile"] else None
     client = aiomqtt.Client(
-        options["host"], options["port"], identifier=options["client_id"], protocol=VERSIONS[options["version"]], will=will, **version
+        options["host"], options["port"], identifier=options["client_id"], protocol=VERSIONS[options["version"]], will=will, tls_params=tls, **version
     )
     async with client:
         say("connected", session_present=None, reason=0)

@@ -50,6 +50,8 @@ def main() -> None:
     )
     client.on_connect, client.on_subscribe, client.on_publish = on_connect, on_subscribe, on_publish
     client.on_message, client.on_disconnect = on_message, on_disconnect
+    if options["cafile"]:
+        client.tls_set(options["cafile"])
     if options["will"]:
         will = options["will"]
         client.will_set(will["topic"], will["payload"], will["qos"], will["retain"], Properties(PacketTypes.WILLMESSAGE) if five else None)

@@ -1,5 +1,6 @@
 // mqtt.js behind the line protocol of tests/e2e/tools.py: options as JSON in argv, one JSON order a line in, one event a line out.
 'use strict'
+const fs = require('fs')
 const mqtt = require('mqtt')
 const readline = require('readline')
 
@@ -36,7 +37,8 @@ const fromJs = (p) => {
 const client = mqtt.connect({
   host: options.host,
   port: options.port,
-  protocol: options.transport === 'websockets' ? 'ws' : 'mqtt',
+  protocol: (options.transport === 'websockets' ? 'ws' : 'mqtt') + (options.cafile ? 's' : ''),
+  ca: options.cafile ? fs.readFileSync(options.cafile) : undefined,
   path: '/mqtt',
   protocolVersion: { '3.1': 3, '3.1.1': 4, '5.0': 5 }[options.version],
   protocolId: options.version === '3.1' ? 'MQIsdp' : 'MQTT',
