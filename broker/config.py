@@ -21,7 +21,7 @@ from broker.auth.acl import May, load_rules
 from broker.auth.passwords import load_passwords
 from broker.core.limits import Limits
 from broker.errors import ConfigError
-from broker.net.listen import Listener, check
+from broker.net.listen import NOT_WITH_UNIX, Listener, check
 from broker.net.settings import limit_faults
 from broker.net.tls import TlsFiles, TlsName, make_context
 from broker.wire.topics import topic_filter_fault
@@ -52,8 +52,9 @@ _NAMES: Final = {
 class ListenerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One [[listeners]]; `net.listen.Listener` has the same fields and says what they mean."""
 
-    host: str = "127.0.0.1"
-    port: int = 1883
+    host: str | None = None
+    port: int | None = None
+    """None: not written, and then Listener's default, unless there is `unix`."""
     unix: str | None = None
     unix_mode: str = "0660"
     unix_owner: str | None = None
@@ -331,8 +332,12 @@ def _listeners(found: Sequence[tuple[str, ListenerConfig]], folder: Path | None,
         _check_file(load_passwords, passwords, f"{place}.password_file", problems)
         _check_file(load_rules, rules, f"{place}.acl_file", problems)
         tls = _tls(entry.tls, folder, entry.protocol, f"{place}.tls", problems)
-        files = {"unix": unix, "password_file": passwords, "acl_file": rules, "tls": tls}
-        listener = Listener(**(msgspec.structs.asdict(entry) | files))
+        fields = msgspec.structs.asdict(entry) | {"unix": unix, "password_file": passwords, "acl_file": rules, "tls": tls}
+        for key in ("host", "port"):
+            if fields[key] is None or unix is not None:
+                if fields.pop(key) is not None:
+                    problems.append((f"{place}.{key}", NOT_WITH_UNIX))
+        listener = Listener(**fields)
         for fault in check(listener):
             key, _, text = fault.partition(": ")
             problems.append((f"{place}.{key}", text))

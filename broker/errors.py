@@ -69,11 +69,15 @@ class ConfigError(BrokerError, ValueError):
 
 
 class ListenError(BrokerError, OSError):
-    """A listener could not be opened: address in use, no permission, no such interface."""
+    """A listener could not be opened: address in use, no permission, no such interface.
 
-    def __init__(self, address: str, cause: str) -> None:
+    errno: the system's number for it (`errno.EADDRINUSE`), or None where it is no fault of the system's.
+    """
+
+    def __init__(self, address: str, cause: str, errno: int | None = None) -> None:
         self.address = address
         Exception.__init__(self, f"cannot listen on {address}: {cause}")
+        self.errno = errno
 
     def __str__(self) -> str:
         return str(self.args[0])

@@ -420,8 +420,16 @@ def _overflow_rules(first: Mapping[str, str], config: Settings | None) -> dict[s
     return rules
 
 
-def check_open(listeners: Sequence[Listener | trio.SocketListener], config: Settings | None, authenticate: Authenticate | None) -> None:
-    """Nobody opens a broker to the world by forgetting something."""
+OPEN_ADVICE: Final = (
+    "say who may come in with open_broker(authenticate=...) or a password_file in its Config, or that everybody may with allow_anonymous=True in its "
+    "Listener or Config"
+)
+
+
+def check_open(
+    listeners: Sequence[Listener | trio.SocketListener], config: Settings | None, authenticate: Authenticate | None, advice: str = OPEN_ADVICE
+) -> None:
+    """Nobody opens a broker to the world by forgetting something. advice: what to do, in the words of whoever asks. ConfigError."""
     if authenticate is not None:
         return
     problems = []
@@ -437,8 +445,7 @@ def check_open(listeners: Sequence[Listener | trio.SocketListener], config: Sett
             where = listener.url if isinstance(listener, Listener) else "this socket"
             problems.append((
                 f"listeners[{index}]",
-                f"{where} can be reached from other machines: set password_file (broker passwd -c FILE USER makes one) or "
-                "open_broker(authenticate=...), or write allow_anonymous = true (--allow-anonymous) to let everybody in",
+                f"{where} can be reached from other machines: {advice}",
             ))  # fmt: skip
     if problems:
         raise ConfigError(problems)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -33,14 +33,23 @@ def command(file: str) -> int:
     return DONE
 
 
-def refuse_open(config: Config, file: str) -> None:
-    """A file whose listeners are open to the world by an oversight is one that `broker serve` does not take. ConfigError."""
+_WITHOUT_A_FILE: Final = (
+    "ask who comes in, with password_file in a config file (-c FILE; see 'broker passwd --help'), or let everybody in with --allow-anonymous "
+    "(allow_anonymous = true in the file)"
+)
+_IN_A_FILE: Final = (
+    "set password_file (broker passwd -c FILE USER makes one), or write allow_anonymous = true (--allow-anonymous) to let everybody in"
+)
+
+
+def refuse_open(config: Config, file: str | None) -> None:
+    """Listeners that are open to the world by an oversight are what `broker serve` does not take. file: that names them, if one does. ConfigError."""
     from broker.hub import check_open
 
     try:
-        check_open(config.listeners, config, None)
+        check_open(config.listeners, config, None, _WITHOUT_A_FILE if file is None else _IN_A_FILE)
     except ConfigError as error:
-        raise ConfigError(error.problems, file) from None
+        raise ConfigError(error.problems, file or "config") from None
 
 
 def problem_lines(error: ConfigError) -> list[str]:

@@ -173,8 +173,6 @@ def explain(error: BaseException) -> tuple[str, int]:
         return str(error), int(error.reason) if error.reason is not None and error.reason.failed else FAILED
     if isinstance(error, errors.ConnectError):
         return _with_advice(error), FAILED
-    if isinstance(error, errors.ListenError):
-        return str(error), FAILED  # it says what to do already
     if isinstance(error, errors.InvalidTopic):
         return str(error), WRONG_USAGE
     if isinstance(error, errors.BrokerError):

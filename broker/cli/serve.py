@@ -25,7 +25,7 @@ class Order:
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     help="Start a broker. It listens on this machine only (127.0.0.1, and ::1 where there is IPv6), port 1883, unless told otherwise.",
     epilog="SIGINT and SIGTERM end it with a goodbye to its clients, and exit code 0; a second one ends it at once, with 130. "
-    "SIGHUP reads the config file again.",
+    "SIGHUP reads the config file again; without one it ends the broker, as SIGTERM does.",
     short_help="Start a broker",
 )
 @click.option("-p", "--port", type=values.whole(0, 65_535), metavar="PORT", help="0 = a free one, which is printed.  [default: 1883]")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -12,7 +13,7 @@ from typing import Final, NoReturn
 
 import trio
 
-from broker import Broker, Config, ConfigError, Listener, open_broker
+from broker import Broker, Config, ConfigError, Listener, ListenError, open_broker
 from broker.cli import logs
 from broker.cli.check import problem_lines, refuse_open
 from broker.cli.running import DONE, FAILED, INTERRUPTED_TWICE, only_cause, report, say
@@ -37,7 +38,20 @@ def serve(order: Order) -> int:
             for line in problem_lines(cause):
                 say(line)
             return FAILED
+        if isinstance(cause, ListenError):
+            say(listen_line(cause, order))
+            return FAILED
         return report(error)
+
+
+def listen_line(error: ListenError, order: Order) -> str:
+    """With the flag, or the file, that chooses another address."""
+    if error.errno not in (errno.EADDRINUSE, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOENT):
+        return str(error)
+    unix = error.address.startswith("unix://")
+    if order.config is not None and listeners_of(order) is None:
+        return f"{error}; {'unix' if unix else 'port'} of [[listeners]] in {order.config}"
+    return f"{error}: {'--unix PATH' if unix else '--port PORT'}"
 
 
 def load(order: Order) -> Config:
@@ -45,8 +59,7 @@ def load(order: Order) -> Config:
     config = Config.load(order.config) if order.config is not None else Config.from_dict({}, env=os.environ)
     listeners = listeners_of(order)
     config = config.replaced(listeners=listeners, allow_anonymous=True if order.allow_anonymous else None)
-    if order.config is not None and listeners is None:
-        refuse_open(config, order.config)
+    refuse_open(config, order.config if listeners is None else None)
     return config
 
 
@@ -77,7 +90,7 @@ def raise_file_limit() -> None:
 async def _serve(order: Order, config: Config) -> int:
     async with open_broker(config) as broker, trio.open_nursery() as nursery:
         # Signals first: whoever reads the address may send one at once.
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        with trio.open_signal_receiver(*_endings(order)) as signals:
             if order.config is not None and hasattr(signal, "SIGHUP"):
                 await nursery.start(_reload_on_hangup, broker, order)
             tune_collector()
@@ -88,6 +101,17 @@ async def _serve(order: Order, config: Config) -> int:
         logger.info("stopping: clients are told goodbye, for at most %g s; a second signal ends at once", config.shutdown_grace_s)
         nursery.cancel_scope.cancel()
     return DONE
+
+
+def _endings(order: Order) -> list[signal.Signals]:
+    """The signals that end it. SIGHUP, where there is no file to read again: the terminal is gone; unless `nohup` said that this is no end."""
+    endings = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP"):
+        # What the receivers put back when they close: a terminal and its shell may both send one, and the goodbye is under way.
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        if order.config is None and before != signal.SIG_IGN:
+            endings.append(signal.SIGHUP)
+    return endings
 
 
 def _end_at_once_on_the_next(broker: Broker) -> None:

@@ -91,6 +91,10 @@ class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return self.unix is not None or is_loopback(self.host)
 
 
+_DEFAULT: Final = Listener()
+NOT_WITH_UNIX: Final = "a listener has unix, or host and port; make two of them, or leave this one out"
+
+
 class BoundSocket:
     """A listening, non-blocking socket of one Listener, and how many of its connections are open."""
 
@@ -177,6 +181,7 @@ def check(listener: Listener) -> list[str]:
     if listener.unix is None and not 0 <= listener.port <= 65_535:
         faults.append(f"port: expected 0 to 65535, got {listener.port}")
     if listener.unix is not None:
+        faults += [f"{name}: {NOT_WITH_UNIX}" for name in ("host", "port") if getattr(listener, name) != getattr(_DEFAULT, name)]
         if not _HAS_UNIX:
             faults.append("unix: this system has no Unix sockets")
         elif len(os.fsencode(listener.unix)) > 107:
@@ -366,20 +371,25 @@ def _bind_unix(listener: Listener) -> BoundSocket:
 def _explain(error: OSError, address: str, host: str, port: int) -> ListenError:
     if isinstance(error, ListenError):
         return error
+    return ListenError(address, _advice(error, address, host, port), error.errno)
+
+
+def _advice(error: OSError, address: str, host: str, port: int) -> str:
+    """What is wrong and what to do about it, in words that hold in a program, in a file and on a command line."""
     code = error.errno
     unix = port < 0
     if code == errno.EADDRINUSE:
         if unix:
-            return ListenError(address, "another program is listening there; stop it, or choose another path with --unix")
-        return ListenError(address, f"another program is listening on {address}; stop it, or choose another with --port")
+            return "another program is listening there; stop it, or choose another path"
+        return f"another program is listening on {address}; stop it, or choose another port (0 is a free one)"
     if code in (errno.EACCES, errno.EPERM):
         if unix:
-            return ListenError(address, f"permission denied; {os.path.dirname(host) or '.'} must be writable for this user, or choose another path")
-        return ListenError(address, "permission denied; ports below 1024 belong to root: choose another with --port, such as 1883")
+            return f"permission denied; {os.path.dirname(host) or '.'} must be writable for this user, or choose another path"
+        return "permission denied; ports below 1024 belong to root: choose another port, such as 1883"
     if code == errno.EADDRNOTAVAIL:
-        return ListenError(address, f'this machine has no address {host}; use one of its own, or "*" for all of them')
+        return f'this machine has no address {host}; use one of its own, or "*" for all of them'
     if code == errno.EAFNOSUPPORT:
-        return ListenError(address, "this machine does not speak that address family; use an IPv4 address")
+        return "this machine does not speak that address family; use an IPv4 address"
     if unix and code in (errno.ENOENT, errno.ENOTDIR):
-        return ListenError(address, f"there is no directory {os.path.dirname(host)}; make it, or choose another path")
-    return ListenError(address, strerror(error))
+        return f"there is no directory {os.path.dirname(host)}; make it, or choose another path"
+    return strerror(error)

@@ -98,7 +98,7 @@ def remove_stale(path: str) -> None:
     """A broker that was killed leaves its path behind. It is replaced if nobody answers there; anything but a socket stays."""
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise ListenError(f"unix://{path}", "a file that is not a socket is there; remove it, or choose another path with --unix")
+            raise ListenError(f"unix://{path}", "a file that is not a socket is there; remove it, or choose another path", errno.EEXIST)
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:

@@ -13,6 +13,9 @@ import pytest
 from tests.cli.conftest import Run, Start, only_line, run
 
 
+CONNECT_5 = b"\x10\x0d\x00\x04MQTT\x05\x02\x00\x00\x00\x00\x00"
+
+
 def has_ipv6() -> bool:
     try:
         with socket.create_server(("::1", 0), family=socket.AF_INET6):
@@ -59,7 +62,20 @@ def test_a_second_broker_says_that_the_address_is_in_use(start: Start) -> None:
     line = only_line(second.stderr)
     assert f"127.0.0.1:{port}" in line
     assert "another program is listening" in line
-    assert "--port" in line
+    assert line.endswith(": --port PORT")
+
+
+def test_what_is_in_use_is_told_in_the_words_of_whoever_chose_it(start: Start, tmp_path: Path) -> None:
+    path, file = tmp_path / "mqtt.sock", tmp_path / "b.toml"
+    file.write_text(f'[[listeners]]\nunix = "{path}"\n')
+    broker = start("serve", "--unix", str(path))
+    broker.wait("listening on")
+    assert only_line(run("serve", "--unix", str(path)).stderr).endswith("choose another path: --unix PATH")
+    assert only_line(run("serve", "-c", str(file)).stderr).endswith(f"choose another path; unix of [[listeners]] in {file}")
+    path_of_no_socket = tmp_path / "file"
+    path_of_no_socket.write_text("mine")
+    assert only_line(run("serve", "--unix", str(path_of_no_socket)).stderr).endswith("choose another path: --unix PATH")
+    assert path_of_no_socket.read_text() == "mine"
 
 
 def test_a_second_signal_ends_at_once(start: Start, tmp_path: Path) -> None:
@@ -67,7 +83,7 @@ def test_a_second_signal_ends_at_once(start: Start, tmp_path: Path) -> None:
     broker = start("serve", "-c", str(tmp_path / "slow.toml"))
     with socket.create_connection(("127.0.0.1", port_of(broker.wait("listening on")["line"]))) as silent:
         # A client that has connected and never hangs up holds the goodbye.
-        silent.sendall(b"\x10\x0d\x00\x04MQTT\x05\x02\x00\x00\x00\x00\x00")
+        silent.sendall(CONNECT_5)
         assert silent.recv(1) == b"\x20"
         broker.process.send_signal(signal.SIGTERM)
         broker.wait("stopping")
@@ -79,8 +95,9 @@ def test_it_does_not_listen_to_strangers_until_told_whom_to_trust(start: Start) 
     refused = run("serve", "--host", "0.0.0.0", "-p", "0")
     assert refused.returncode == 1
     line = only_line(refused.stderr)
-    assert "allow" in line
-    assert "anonymous" in line
+    assert "password_file" in line
+    assert "--allow-anonymous" in line
+    assert "open_broker" not in line
     broker = start("serve", "--host", "0.0.0.0", "-p", "0", "--allow-anonymous")
     assert broker.wait("listening on")["line"].startswith("listening on mqtt://0.0.0.0:")
     broker.stop(signal.SIGTERM)
@@ -132,11 +149,38 @@ def test_hangup_reads_the_file_again_and_a_mistake_changes_nothing(start: Start,
     assert broker.process.returncode == 0
 
 
-def test_hangup_without_a_file_ends_it_as_it_ends_others(start: Start) -> None:
-    broker = start("serve", "-p", "0")
+def test_hangup_without_a_file_ends_it_with_a_goodbye(start: Start, tmp_path: Path) -> None:
+    path = tmp_path / "mqtt.sock"
+    broker = start("serve", "--unix", str(path))
     broker.wait("listening on")
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        client.sendall(CONNECT_5)
+        assert client.recv(1) == b"\x20"
+        broker.process.send_signal(signal.SIGHUP)
+        broker.wait("stopping")
+        # A shell that goes away with its terminal sends a second one.
+        broker.process.send_signal(signal.SIGHUP)
+        said = b""
+        while data := client.recv(100):
+            said += data
+    assert said.endswith(b"\xe0\x01\x8b")  # DISCONNECT: the server is shutting down
     broker.stop(signal.SIGHUP)
-    assert broker.process.returncode == -signal.SIGHUP
+    assert broker.process.returncode == 0
+    assert not path.exists()
+
+
+def test_nohup_keeps_it(start: Start, port: str) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what nohup does, and a child inherits
+    try:
+        broker = start("serve", "--host", "127.0.0.1", "-p", "0")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    where = port_of(broker.wait("listening on")["line"])
+    broker.process.send_signal(signal.SIGHUP)
+    assert run("pub", "-p", str(where), "-t", "x", "-q", "1", "-m", "y").returncode == 0
+    broker.stop(signal.SIGTERM)
+    assert broker.process.returncode == 0
 
 
 def test_check_is_content_with_a_good_file(tmp_path: Path, run_here: Run) -> None:
@@ -150,6 +194,7 @@ BAD_FILES = [
     ("nonsense = 1\n", ["nonsense"]),
     ("[limits\n", ["line 1"]),
     ("[[listeners]]\nhost = '0.0.0.0'\n", ["listeners[0]: mqtt://0.0.0.0:1883 can be reached from other machines"]),
+    ("[[listeners]]\nunix = '/tmp/x'\nport = 1883\n", ["listeners[0].port: a listener has unix, or host and port"]),
     ("shutdown_grace_s = -1\n[log]\nlevel = 'loud'\n", ["shutdown_grace_s", "log.level"]),
 ]
 

@@ -175,7 +175,8 @@ async def test_an_open_address_needs_a_word() -> None:
     with pytest.raises(ConfigError) as caught:
         async with open_broker(listeners=["mqtt://0.0.0.0:0"]):
             pytest.fail("entered")
-    assert "allow_anonymous = true" in str(caught.value)
+    assert "allow_anonymous=True" in str(caught.value)
+    assert "--" not in str(caught.value)  # a program has no flags
     assert "password_file" in str(caught.value)
 
     async def authenticate(request: ConnectRequest) -> str | None:

@@ -86,7 +86,7 @@ async def test_address_in_use_says_which_and_what_to_do() -> None:
             await bind_all([Listener(port=port)])
         assert caught.value.address == f"127.0.0.1:{port}"
         assert str(caught.value) == (
-            f"cannot listen on 127.0.0.1:{port}: another program is listening on 127.0.0.1:{port}; stop it, or choose another with --port"
+            f"cannot listen on 127.0.0.1:{port}: another program is listening on 127.0.0.1:{port}; stop it, or choose another port (0 is a free one)"
         )
     finally:
         close(bound)
@@ -121,7 +121,7 @@ async def test_a_name_without_an_address(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_permission_denied_names_the_port() -> None:
     error = listen._explain(PermissionError(errno.EACCES, "no"), "127.0.0.1:80", "127.0.0.1", 80)
-    assert "ports below 1024 belong to root: choose another with --port" in str(error)
+    assert "ports below 1024 belong to root: choose another port" in str(error)
 
 
 async def test_options_reach_the_socket() -> None:
@@ -164,6 +164,14 @@ async def test_unix_path_lives_as_long_as_the_listener(tmp_path: Path) -> None:
 
 
 @unix_only
+async def test_unix_and_a_port_are_two_listeners(tmp_path: Path) -> None:
+    for fields, keys in (({"port": 1884}, ["port"]), ({"host": "::1", "port": 0}, ["host", "port"])):
+        with pytest.raises(ConfigError) as caught:
+            await bind_all([Listener(unix=str(tmp_path / "s"), **fields)])
+        assert [problem.partition(":")[0] for _, problem in caught.value.problems] == keys
+
+
+@unix_only
 async def test_a_stale_unix_path_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "mqtt.sock"
     with socket.socket(socket.AF_UNIX) as left_behind:
@@ -191,7 +199,7 @@ async def test_the_same_address_asked_for_twice_is_nobody_elses_fault(tmp_path: 
 async def test_a_live_unix_path_is_in_use_and_stays(tmp_path: Path) -> None:
     path = tmp_path / "mqtt.sock"
     bound = await bind_all([Listener(unix=str(path))])
-    with pytest.raises(ListenError, match="another program is listening there; stop it, or choose another path with --unix"):
+    with pytest.raises(ListenError, match="another program is listening there; stop it, or choose another path$"):
         await bind_all([Listener(unix=str(path))])
     assert path.exists()
     close(bound)
