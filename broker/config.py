@@ -334,9 +334,8 @@ def _listeners(found: Sequence[tuple[str, ListenerConfig]], folder: Path | None,
         tls = _tls(entry.tls, folder, entry.protocol, f"{place}.tls", problems)
         fields = msgspec.structs.asdict(entry) | {"unix": unix, "password_file": passwords, "acl_file": rules, "tls": tls}
         for key in ("host", "port"):
-            if fields[key] is None or unix is not None:
-                if fields.pop(key) is not None:
-                    problems.append((f"{place}.{key}", NOT_WITH_UNIX))
+            if (fields[key] is None or unix is not None) and fields.pop(key) is not None:
+                problems.append((f"{place}.{key}", NOT_WITH_UNIX))
         listener = Listener(**fields)
         for fault in check(listener):
             key, _, text = fault.partition(": ")

@@ -332,7 +332,7 @@ async def open_broker(
         bytes_underway=bytes_underway,
     )
     sys_topics = SysTopics(0 if config is None else config.sys_interval_s)
-    server = Server(engine, chosen, chores=(sys_topics.run, doorkeeper.watch))
+    server = Server(engine, chosen, chores=(sys_topics.run, doorkeeper.watch, log.drops.run))
     bound = await bind_all(wanted)
     doorkeeper.begin(server, bound)
     failure: BaseException | None = None

@@ -283,7 +283,8 @@ def authenticated(state: State, link: Link, username: str | None, now: float, re
             properties = Properties(authentication_method=link.auth_method, authentication_data=data)
             _send_auth(state, link, Auth(ReasonCode.SUCCESS, properties), now)
     elif refused is not None:
-        refuse(state, link, refused, "authentication failed", now)  # [MQTT5-4.12.0-4]
+        nameless = refused == ReasonCode.NOT_AUTHORIZED and request.username is None and request.method is None
+        refuse(state, link, refused, "it gave no user name" if nameless else "authentication failed", now)  # [MQTT5-4.12.0-4]
     else:
         link.username = username
         accept(state, link, now, data)

@@ -28,6 +28,7 @@ from broker.core.publish import on_puback, on_pubcomp, on_publish, on_pubrec, on
 from broker.core.relay import relay
 from broker.core.session import Session
 from broker.core.state import State
+from broker.core.strangers import other_protocol
 from broker.core.subscribe import on_subscribe, on_unsubscribe
 from broker.core.topic_table import Subscription
 from broker.errors import IncompletePacket, InvalidTopic, MalformedPacket, PeerError, ProtocolError
@@ -195,6 +196,8 @@ class Engine:
         """Answer what the peer did wrong with its reason, and close."""
         state = self.state
         cause = str(error)
+        if link.phase == AWAITING_CONNECT:
+            cause = other_protocol(link.decoder.data) or cause
         state.observer.violation(link, cause)
         if link.phase == CONNECTED:
             close_link(state, link, error.reason, cause, now)

@@ -126,10 +126,12 @@ def publish(state: State, message: ApplicationMessage, publisher: Link | None, n
     """Store it if it is to be retained, and give it to everybody who subscribed. The answer is for the publisher's acknowledgement.
 
     A client's message has been looked at already (`_refusal`); a Will that finds no place among the retained ones is delivered all the same.
+    The retained store is a recipient too: what it has taken was not refused by all (docs/decisions/0012-quota-exceeded.md).
     """
-    if message.retain and (publisher is not None or may_retain(state, message.topic, message.payload)):
+    kept = message.retain and (publisher is not None or may_retain(state, message.topic, message.payload))
+    if kept:
         store_retained(state, message, now)
-    return route(state, message, publisher, now)
+    return route(state, message, publisher, now, kept)
 
 
 def store_retained(state: State, message: ApplicationMessage, now: float) -> None:
@@ -142,12 +144,12 @@ def store_retained(state: State, message: ApplicationMessage, now: float) -> Non
         message.expiry_deadline = state.deadlines.add(message.expires_at, RETAINED_EXPIRY, message)
 
 
-def route(state: State, message: ApplicationMessage, publisher: Link | None, now: float) -> ReasonCode:
+def route(state: State, message: ApplicationMessage, publisher: Link | None, now: float, taken: bool) -> ReasonCode:
+    """taken: somebody has it already."""
     way = state.topics.route(message.topic)
     targets = way.targets
     groups = way.groups
     matched = False
-    taken = False
     state.refused = False
     if way.any_no_local:
         targets = _without_local(targets, message.origin)

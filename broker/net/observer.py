@@ -1,4 +1,5 @@
 """What the log says of clients: one line when one comes, one when it goes, one for each that broke the protocol.
+Messages that were dropped are added up first (see drops.py).
 
 Never a password; a user name and a Client Identifier are the client's words, so they are shown as quoted literals.
 """
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from broker.core.link import AUTHENTICATING, AWAITING_CONNECT
 from broker.core.observer import CONNECTION_LOST, Observer
 from broker.net.connection import Connection
+from broker.net.drops import Drops
 
 if TYPE_CHECKING:
     from broker.core.link import Link
@@ -26,6 +28,7 @@ class ClientLog(Observer):
 
     def __init__(self, connections: bool = True) -> None:
         self.connections = connections
+        self.drops = Drops()
 
     def connected(self, link: Link) -> None:
         if self.connections:
@@ -49,7 +52,7 @@ class ClientLog(Observer):
             logger.info("disconnected %r from %s user=%r: %s", link.client_id, link.peer, link.username, _cause(link, cause))
 
     def dropped(self, client_id: str, reason: str, count: int) -> None:
-        logger.debug("%d messages for %r were dropped: %s", count, client_id, reason)
+        self.drops.note(client_id, reason, count)
 
 
 def _cause(link: Link, cause: str) -> str:

@@ -12,7 +12,6 @@ import pytest
 
 from tests.cli.conftest import Run, Start, only_line, run
 
-
 CONNECT_5 = b"\x10\x0d\x00\x04MQTT\x05\x02\x00\x00\x00\x00\x00"
 
 

@@ -356,6 +356,23 @@ def test_refuse_is_told_although_others_took_it() -> None:
     assert set(publish_each(publisher, 1)) == {0}
 
 
+def test_what_the_retained_store_has_taken_was_not_refused() -> None:
+    """docs/decisions/0012-quota-exceeded.md."""
+    for rule, answers in (("drop-newest", {ReasonCode.SUCCESS}), ("refuse", {ReasonCode.SUCCESS, ReasonCode.QUOTA_EXCEEDED})):
+        world, publisher, _ = overflowing(rule)
+        codes: list[int] = []
+        for number in range(60):
+            publisher.publish("t/0", b"%03d" % number + b"x" * 30, 1, 1, retain=True)
+            codes.extend(int(packet.reason) for packet in publisher.take() if isinstance(packet, PubAck))
+        assert set(codes) == answers
+        assert world.dropped("queue-full") > 0
+        late = world.client("late")
+        late.subscribe(("t/0", 0))
+        assert [packet.payload[:3] for packet in late.take() if isinstance(packet, Publish)] == [b"059"]  # [MQTT5-3.3.1-5]
+    world, publisher, _ = overflowing("drop-newest")
+    assert ReasonCode.QUOTA_EXCEEDED in publish_each(publisher, 1)  # without RETAIN nobody has it
+
+
 @pytest.mark.parametrize("qos", [0, 1])
 def test_latest_keeps_its_bytes_when_the_newer_ones_are_larger(qos: int) -> None:
     world, publisher, receiver = overflowing("latest")

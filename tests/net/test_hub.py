@@ -221,7 +221,9 @@ async def test_one_log_line_for_each_that_never_connected(caplog: pytest.LogCapt
     caplog.set_level(logging.INFO, "broker")
     sent = {
         "looks": b"",
+        "puback": b"\x40\x02\x00\x01",
         "http": b"GET / HTTP/1.1\r\n",
+        "tls": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(300),  # how OpenSSL begins
         "half": b"\x10\x10\x00\x04MQ",
         "bad": b"\x10\x10\x00\x04MQTT\x05\x03\x00\x3c\x00\x00\x03abc",
         "level": b"\x10\x10\x00\x04MQTT\x06\x02\x00\x3c\x00\x00\x03abc",
@@ -236,7 +238,13 @@ async def test_one_log_line_for_each_that_never_connected(caplog: pytest.LogCapt
     said = [(record.levelname, record.getMessage()) for record in caplog.records if record.name == "broker.clients"]
     assert said == [
         ("INFO", "no CONNECT from looks: the connection was lost"),
-        ("WARNING", "no CONNECT from http: the first packet is not CONNECT"),
+        ("WARNING", "no CONNECT from puback: the first packet is not CONNECT"),
+        (
+            "WARNING",
+            "no CONNECT from http: this looks like HTTP, which this listener does not speak: MQTT over WebSocket needs one with "
+            'protocol = "websocket"',
+        ),
+        ("WARNING", "no CONNECT from tls: this looks like TLS, which this listener does not speak: give it tls, or use another"),
         ("WARNING", "no CONNECT from half: the stream ended inside a packet, after 6 bytes of it"),
         ("WARNING", "refused '' from bad user=None: the reserved bit of the Connect Flags is set (0x81)"),
         ("WARNING", "refused '' from level user=None: protocol 'MQTT' level 6 is not supported (0x84)"),

@@ -66,7 +66,7 @@ def no_delay(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- who comes in --------------------------------------------------------------------------------------------------------
 
 
-async def test_a_password_file_decides(tmp_path: Path) -> None:
+async def test_a_password_file_decides(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = Config(listeners=(Listener(port=0),), password_file=write_users(tmp_path / "p", ann="geheim"))
     async with open_broker(config) as hub:
         assert await answer_to(hub, "ann", "geheim") == YES
@@ -75,6 +75,7 @@ async def test_a_password_file_decides(tmp_path: Path) -> None:
         assert await answer_to(hub, "ann", None) == BAD
         assert await answer_to(hub, "ben", "geheim") == BAD
         assert await answer_to(hub, None, None) == NO
+        assert "user=None: it gave no user name (0x87)" in caplog.text
         async with client_of(hub) as client:
             packet = await connect(client, "ann", "geheim", properties=Properties(authentication_method="SCRAM"))
             assert isinstance(packet, ConnAck)

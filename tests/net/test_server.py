@@ -6,6 +6,9 @@ import errno
 import logging
 import socket
 import ssl
+import subprocess
+import sys
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -16,6 +19,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from broker.net.authentication import ConnectRequest
 from broker.net.listen import Listener
 from broker.reasons import ReasonCode
+from broker.wire.codec import encode
+from broker.wire.packets import Connect
 from tests.net.relay import RelayEngine, attach, dial, port_of, receive_all, receive_exactly, running
 
 # ---- accepting -----------------------------------------------------------------------------------------------------------
@@ -72,6 +77,52 @@ async def test_a_closed_connection_ends_the_pause(monkeypatch: pytest.MonkeyPatc
         await second.send_all(b"y")
         assert await receive_exactly(second, 1) == b"y"
         assert trio.current_time() < 0.2
+
+
+CHILD = """
+import logging, resource, sys
+import trio
+from broker import open_broker
+
+async def main():
+    async with open_broker(listeners=["mqtt://127.0.0.1:0"]) as hub:
+        print(hub.urls[0], flush=True)
+        await trio.to_thread.run_sync(sys.stdin.readline)
+        print(hub.statistics()["accept_errors_count"], hub.statistics()["accepted_count"], flush=True)
+
+logging.basicConfig(level=logging.WARNING, format="%(message)s")
+resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
+trio.run(main)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no RLIMIT_NOFILE")
+def test_a_real_limit_of_descriptors() -> None:
+    """The system's own EMFILE, in a process that may open 32: those who are in are served, those who wait come in when others leave."""
+    connect = encode(Connect("", 5), 5)
+    with subprocess.Popen([sys.executable, "-c", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        assert child.stderr is not None
+        port = int(child.stdout.readline().rpartition(":")[2])
+        with ExitStack() as stack:
+            clients = [stack.enter_context(socket.create_connection(("127.0.0.1", port), 20)) for _ in range(40)]  # the kernel takes them all
+            for client in clients:
+                client.sendall(connect)
+            assert "too many open files" in child.stderr.readline()
+            served, waiting = clients[0], clients[-1]
+            assert served.recv(100)[0] == 0x20
+            served.sendall(b"\xc0\x00")
+            assert served.recv(100) == b"\xd0\x00"  # PINGRESP: the loop turns
+            for client in clients[:30]:
+                client.close()
+            assert waiting.recv(100)[0] == 0x20
+        said, warnings = child.communicate("\n")
+        errors, accepted = map(int, said.split())
+        assert accepted == 40
+        assert 1 <= errors < 1000  # a pause each, and each longer; a loop that spins makes a hundred thousand a second
+        assert warnings.count("\n") <= 10
+        assert child.returncode == 0
 
 
 async def test_a_connection_that_gave_up_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
