@@ -1,11 +1,22 @@
 """An MQTT 5.0, 3.1.1 and 3.1 broker and client, built on Trio.
 
-The public names, fetched when they are first used (PEP 562): `import broker` imports neither trio nor anything else of weight, so
+    open_broker, serve      a broker in a Trio program (Broker, Config, Listener, TlsFiles, Limits, ClientInfo)
+    broker_thread           one in a thread of its own, for asyncio, plain programs and tests (BrokerThread)
+    connect                 a client of any broker (Client, Subscription, Message, Will, QoS, Reconnect)
+    BrokerError             the root of all errors raised on purpose; ReasonCode is what a peer says
+    Authenticate, Authorize who may come in, and do what (ConnectRequest)
+
+Durations end in _s and are seconds, math.inf for "never"; sizes end in _bytes_max, counts in _count_max. A payload is bytes-like, or
+text that is sent as UTF-8. Every async function is a Trio checkpoint and is bounded by the caller's cancel scope: none takes a timeout.
+Exceptions arrive bare, never in an ExceptionGroup made here.
+
+The public names are fetched when they are first used (PEP 562): `import broker` imports neither trio nor anything else of weight, so
 that the command line's help and the pytest plugin start at once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from typing import TYPE_CHECKING
 
@@ -77,12 +88,28 @@ _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 
 __all__ = sorted(_ROOM_OF)
 
+# What help() says of a name that stands for a type and is none.
+_WORDS = {
+    "Authenticate": "async (ConnectRequest) -> the user name by which the client is known from now on; None refuses it (0x86).",
+    "Authorize": '(user name, client id, "publish", "receive" or "subscribe", topic or filter) -> may it? Synchronous; asked once for a topic, and '
+    "the answer kept until Broker.forget_permissions.",
+    "Overflow": "What happens to a message whose recipient has no room left. drop-oldest: the one that waited longest goes; drop-newest: this one "
+    "goes; latest: one is kept for each topic, the newest; disconnect: the recipient is closed; refuse: this one goes, and its "
+    "publisher is told (0x97).",
+    "Payload": "bytes, bytearray, memoryview, or str, which is sent as UTF-8.",
+    "UserProperties": "(name, value) pairs, or a mapping; the pairs may repeat a name.",
+    "Version": "MQTT's version, as connect(version=...) takes it.",
+}
+
 
 def __getattr__(name: str) -> object:
     room = _ROOM_OF.get(name)
     if room is None:
         raise AttributeError(f"module 'broker' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"broker.{room}"), name)
+    if name in _WORDS:
+        with contextlib.suppress(AttributeError):  # Python 3.14's unions take none
+            value.__doc__ = _WORDS[name]
     globals()[name] = value
     return value
 

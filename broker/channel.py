@@ -320,6 +320,8 @@ class Subscription:
     ack="on_receipt", or a second `connect`, frees them. The socket is read always: pings, PUBACKs and requests go on.
     QoS 0 beyond buffer_count_max follows `overflow`, and is counted.
 
+    filters: as they were asked for. granted: the QoS of each.
+
     Turns. Each message honours cancellation. Other tasks get their turn when no message is here, and else after 256 messages or
     a millisecond. While the buffer has no room and loops go on taking, the connection is read at their pace, so a loop that only
     takes loses nothing, however small its buffer; one that waits for something else is not waited for.

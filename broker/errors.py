@@ -59,7 +59,8 @@ class BrokerError(Exception):
 class ConfigError(BrokerError, ValueError):
     """One or more mistakes in a configuration.
 
-    problems: (key path such as ``listeners[1].port``, what was expected), every one and not only the first.
+    problems: (key path such as ``listeners[1].port``, what was expected), every one and not only the first. source: the file they
+    are in, or "config".
     """
 
     def __init__(self, problems: Sequence[tuple[str, str]], source: str = "config") -> None:
@@ -71,7 +72,7 @@ class ConfigError(BrokerError, ValueError):
 class ListenError(BrokerError, OSError):
     """A listener could not be opened: address in use, no permission, no such interface.
 
-    errno: the system's number for it (`errno.EADDRINUSE`), or None where it is no fault of the system's.
+    address: as in `Broker.urls`, or host:port. errno: the system's number for it (`errno.EADDRINUSE`), or None where it is no fault of the system's.
     """
 
     def __init__(self, address: str, cause: str, errno: int | None = None) -> None:
@@ -88,7 +89,7 @@ class InvalidTopic(BrokerError, ValueError):
 
 
 class ConnectError(BrokerError):
-    """The broker at `address` was not reached: refused, not found, timed out, TLS failed."""
+    """The broker at `address` (a URL without user and password) was not reached: refused, not found, timed out, TLS failed."""
 
     def __init__(self, address: str, cause: str) -> None:
         self.address = address
@@ -98,7 +99,7 @@ class ConnectError(BrokerError):
 class ConnectRefused(ConnectError):
     """The broker answered CONNECT with a reason code of 0x80 or more.
 
-    return_code: as the wire had it: 1 to 5 in 3.1.1, the reason code itself in 5.0.
+    reason: the same in either version. return_code: as the wire had it: 1 to 5 in 3.1.1, the reason code itself in 5.0.
     """
 
     def __init__(self, address: str, reason: ReasonCode, explanation: str | None = None, *, return_code: int | None = None) -> None:
@@ -119,7 +120,7 @@ class ConnectionLost(BrokerError):
 
 
 class PublishRefused(BrokerError):
-    """PUBACK or PUBREC of 0x80 or more, or a message too large for the broker."""
+    """PUBACK or PUBREC of 0x80 or more (`reason`) for a message to `topic`, or one too large for the broker."""
 
     def __init__(self, topic: str, reason: ReasonCode) -> None:
         self.topic = topic
@@ -140,7 +141,7 @@ class MessageExpired(BrokerError):
 
 
 class SubscribeRefused(BrokerError):
-    """SUBACK of 0x80 or more for one filter."""
+    """SUBACK of 0x80 or more (`reason`) for one `filter`."""
 
     def __init__(self, filter: str, reason: ReasonCode) -> None:
         self.filter = filter

@@ -47,7 +47,8 @@ logger = logging.getLogger("broker")
 
 
 class ClientInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """One session. peer, version and connected_at_s (Unix time) are None while its client is away; queue_bytes: topics and payloads."""
+    """One session: client_id, and the username by which it came in. peer ("192.0.2.7:50123"), version ("5.0") and connected_at_s (Unix time)
+    are None while its client is away. queue_count, queue_bytes: messages that wait for it, in bytes of topics and payloads."""
 
     client_id: str
     username: str | None
@@ -71,8 +72,7 @@ class Broker:
         doorkeeper: Doorkeeper,
         overflow: Mapping[str, str],
     ) -> None:
-        self.urls = tuple(one.url for one in bound)
-        """Where it listens, with real ports: "mqtt://127.0.0.1:49321"."""
+        self._urls = tuple(one.url for one in bound)
         self._server = server
         self._engine = server.engine
         self._config = config
@@ -85,6 +85,11 @@ class Broker:
         self._credit_s = server.limits.slow_subscriber_grace_s
         self._credit_at = trio.current_time()
         self._began_at = trio.current_time()
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Where it listens, with real ports: "mqtt://127.0.0.1:49321"."""
+        return self._urls
 
     # ---- messages ----
 

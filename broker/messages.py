@@ -10,14 +10,15 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
-from typing import Any, Final, Literal, Protocol, TypeAlias
+from typing import Any, Final, Literal, Protocol, TypeAlias, Union
 
 from broker.errors import InvalidTopic
 from broker.wire.packets import NO_PROPERTIES, Properties, WillMessage
 from broker.wire.topics import topic_name_fault
 
-Payload: TypeAlias = bytes | bytearray | memoryview | str
-UserProperties: TypeAlias = Sequence[tuple[str, str]] | Mapping[str, str]
+# typing's form, which takes a docstring: see broker/__init__.py.
+Payload: TypeAlias = Union[bytes, bytearray, memoryview, str]  # noqa: UP007
+UserProperties: TypeAlias = Union[Sequence[tuple[str, str]], Mapping[str, str]]  # noqa: UP007
 Overflow: TypeAlias = Literal["drop-oldest", "drop-newest", "latest", "disconnect", "refuse"]
 Version: TypeAlias = Literal["5.0", "3.1.1", "3.1"]
 Ack: TypeAlias = Literal["on_next", "on_receipt", "manual"]
@@ -26,6 +27,8 @@ FOUR_BYTE_MAX: Final = 0xFFFF_FFFF
 
 
 class QoS(IntEnum):
+    """How surely a message arrives: at most once (0), at least once (1), exactly once (2). Where a `qos` is asked for, the number will do."""
+
     AT_MOST_ONCE = 0
     AT_LEAST_ONCE = 1
     EXACTLY_ONCE = 2
@@ -74,10 +77,12 @@ class Message:
 
     @property
     def topic(self) -> str:
+        """The Topic Name it was published to."""
         return self._topic
 
     @property
     def payload(self) -> bytes:
+        """What was published, as it came; see `text` and `json`."""
         return self._payload
 
     @property
@@ -92,22 +97,27 @@ class Message:
 
     @property
     def dup(self) -> bool:
+        """The broker sent it again, and it may have been here before (QoS 1)."""
         return self._dup
 
     @property
     def content_type(self) -> str | None:
+        """The publisher's word for what the payload is, such as "application/json"; None: none was given, as below."""
         return self._properties.content_type
 
     @property
     def response_topic(self) -> str | None:
+        """Where an answer is awaited: this message is a request."""
         return self._properties.response_topic
 
     @property
     def correlation_data(self) -> bytes | None:
+        """By which the asker knows which request an answer belongs to."""
         return self._properties.correlation_data
 
     @property
     def user_properties(self) -> tuple[tuple[str, str], ...]:
+        """(name, value) pairs in the publisher's order; a name may come twice."""
         return self._properties.user_properties
 
     @property
@@ -122,6 +132,7 @@ class Message:
 
     @property
     def subscription_identifiers(self) -> tuple[int, ...]:
+        """Of the subscriptions that it came for, where they had one."""
         return self._properties.subscription_identifiers
 
     @property
@@ -168,7 +179,8 @@ class Message:
 class Will:
     """The message that the broker publishes when this connection ends without a goodbye.
 
-    delay_s: how long the broker waits first; whole seconds are sent, rounded up. delay_s and all properties need MQTT 5.0.
+    topic, payload, qos, retain and properties as in `Client.publish`. delay_s: how long the broker waits first; whole seconds are sent,
+    rounded up. delay_s and all properties need MQTT 5.0. message: as the packet has it.
     """
 
     __slots__ = ("message",)

@@ -59,6 +59,7 @@ class ReasonCode(IntEnum):
 
     @property
     def failed(self) -> bool:
+        """Is it 0x80 or more?"""
         return self >= 0x80
 
     def describe(self) -> str:

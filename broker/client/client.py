@@ -6,25 +6,21 @@ leaves nothing behind but what the wire has seen, and that ends in the backgroun
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Literal
-from weakref import WeakSet
 
 import trio
 
 from broker.channel import MessageChannel, Subscription
-from broker.client.connection import Connector
-from broker.client.line import Line
+from broker.client.driver import Driver
 from broker.client.news import News, NewsIterator
-from broker.client.publishing import Pipeline, Publisher, new_publish
-from broker.client.requests import Requester, Requests, new_request
-from broker.client.router import OpenSubscription, Router, settlement
-from broker.client.subscribing import RETAIN_HANDLING, Subscriber, check_filter
+from broker.client.publishing import Pipeline, new_publish
+from broker.client.requests import new_request
+from broker.client.router import OpenSubscription
+from broker.client.subscribing import RETAIN_HANDLING, check_filter
 from broker.core.client import ClientProtocol
-from broker.core.client_state import Connected, Delivery, Event, ExchangeDone, PublishDone, Received, Resubscribed
-from broker.errors import ConnectionLost, ConnectRefused, InvalidTopic, NotSupported
+from broker.errors import ConnectionLost, InvalidTopic, NotSupported
 from broker.messages import (
     Ack,
     Message,
@@ -44,29 +40,20 @@ from broker.wire.packets import MQTT_5, ConnAck, Properties, SubscriptionRequest
 class Client:
     """One client of a broker, over as many connections as its `Reconnect` policy makes. `connect` gives it; safe from any task of this Trio run."""
 
-    def __init__(self, core: ClientProtocol, address: str, version: Version, *, outgoing_count_max: int, unclaimed_grace_s: float) -> None:
-        self.version: Version = version
-        self._router = Router(self._settled, trio.current_time, unclaimed_grace_s)
-        self.unclaimed = Subscription((), (), self._router.unclaimed)
-        """Messages that no open subscription matches (a resumed session speaks before you subscribe). Held unsettled
-        unclaimed_grace_s, offered to each new subscription, then answered 0x83, counted and logged."""
-        self.core = core
-        """The rules underneath, for those who need more than this class says."""
-        self._line = Line(core, address, self.handle)
-        self._publisher = Publisher(self._line, outgoing_count_max)
-        self._requests = Requests()
-        self._subscriber = Subscriber(self._line, self._router, self._requests.forget_topics)
-        self._requester = Requester(self._line, self._router, self._requests, self._publisher, self._subscriber)
-        self._failure: BaseException | None = None
-        self._on_lost: Callable[[], None] = lambda: None
-        self._was_connected = False
-        self._news: WeakSet[NewsIterator] = WeakSet()
-        self._counts = dict.fromkeys(("connections", "received"), 0)
+    def __init__(self, driver: Driver, version: Version) -> None:
+        self._driver = driver
+        self._version: Version = version
+        self._unclaimed = Subscription((), (), driver.router.unclaimed)
 
     def __repr__(self) -> str:
-        return f"Client({self.client_id!r}, {self._line.address})"
+        return f"Client({self.client_id!r}, {self._driver.line.address})"
 
     # ---- what it is --------------------------------------------------------------------------------------------------
+
+    @property
+    def core(self) -> ClientProtocol:
+        """The rules underneath, for those who need more than this class says."""
+        return self._driver.core
 
     @property
     def client_id(self) -> str:
@@ -74,7 +61,13 @@ class Client:
         return self.core.client_id
 
     @property
+    def version(self) -> Version:
+        """That of the protocol, as `connect` was told."""
+        return self._version
+
+    @property
     def connected(self) -> bool:
+        """Is there a connection now, with its CONNACK?"""
         return self.core.state == "connected"
 
     @property
@@ -87,17 +80,15 @@ class Client:
         """Of the newest CONNACK."""
         return self.core.connack is not None and self.core.connack.session_present
 
+    @property
+    def unclaimed(self) -> Subscription:
+        """Messages that no open subscription matches (a resumed session speaks before you subscribe). Held unsettled
+        unclaimed_grace_s, offered to each new subscription, then answered 0x83, counted and logged."""
+        return self._unclaimed
+
     def statistics(self) -> Mapping[str, int]:
         """Counts since `connect`, and how many publishes and settlements are under way."""
-        return {
-            **self._counts,
-            **self._publisher.counts,
-            "late_answers": self._requests.late,
-            "refused_messages": self._router.refused,
-            "unclaimed_refused": self._router.unclaimed_refused,
-            "outgoing": self.core.outgoing_count,
-            "unsettled": self.core.inbox.unsettled_count,
-        }
+        return self._driver.statistics()
 
     # ---- publishing --------------------------------------------------------------------------------------------------
 
@@ -130,7 +121,7 @@ class Client:
         fields = message_properties(content_type, response_topic, correlation_data, user_properties, message_expiry_s, payload_is_text)
         if offline not in ("wait", "raise", "drop"):
             raise ValueError(f"offline must be wait, raise or drop, not {offline!r}")
-        return await self._publisher.publish(new_publish(topic, payload, qos, retain, fields), offline, topic_alias)
+        return await self._driver.publisher.publish(new_publish(topic, payload, qos, retain, fields), offline, topic_alias)
 
     @asynccontextmanager
     async def pipeline(self, *, count_max: int = 1000, bytes_max: int = 8_388_608) -> AsyncIterator[Pipeline]:
@@ -139,7 +130,7 @@ class Client:
         At most count_max messages and about bytes_max payload bytes are under way; they leave in the order of the calls. Left normally: waits
         for all handshakes. The first message that fails raises what `publish` would, from the next call or from the end of the scope.
         """
-        pipeline = Pipeline(self._publisher, self._line, count_max, bytes_max)
+        pipeline = Pipeline(self._driver.publisher, self._driver.line, count_max, bytes_max)
         try:
             yield pipeline
             await pipeline.wait_done()
@@ -181,17 +172,17 @@ class Client:
         full = tuple(filters if group is None else (f"$share/{group}/{filter}" for filter in filters))
         if retained not in RETAIN_HANDLING:
             raise ValueError(f"retained must be send, if-new or never, not {retained!r}")
-        self._subscriber.check(full, no_local, identifier)
+        self._driver.subscriber.check(full, no_local, identifier)
         channel = MessageChannel(
             ack=ack,
             buffer_count_max=buffer_count_max,
             overflow=overflow,
             spares_acknowledged=True,
-            on_disconnect=self._disconnect_overflowing,
+            on_disconnect=self._driver.disconnect_overflowing,
         )
         requests = tuple(SubscriptionRequest(filter, check_qos(qos), no_local, retain_as_published, RETAIN_HANDLING[retained]) for filter in full)
-        opened = OpenSubscription(full, self._router.new_identifier() if identifier is None else identifier, channel, keep)
-        return self._subscriber.scope(opened, requests, user_property_pairs(user_properties))
+        opened = OpenSubscription(full, self._driver.router.new_identifier() if identifier is None else identifier, channel, keep)
+        return self._driver.subscriber.scope(opened, requests, user_property_pairs(user_properties))
 
     async def unsubscribe(self, *filters: str, user_properties: UserProperties = ()) -> tuple[ReasonCode, ...]:
         """One UNSUBSCRIBE for filters that the Session holds, whoever made them; a reason code for each (3.1.1: SUCCESS).
@@ -202,10 +193,7 @@ class Client:
             raise ValueError("unsubscribe() needs at least one topic filter")
         for filter in filters:
             check_filter(filter)
-        return await self._subscriber.unsubscribe(filters, user_property_pairs(user_properties))
-
-    def _disconnect_overflowing(self) -> None:
-        self.core.disconnect(ReasonCode.QUOTA_EXCEEDED, trio.current_time(), cause="a subscription's buffer is full, and its rule is to disconnect")
+        return await self._driver.subscriber.unsubscribe(filters, user_property_pairs(user_properties))
 
     # ---- requests ----------------------------------------------------------------------------------------------------
 
@@ -232,7 +220,7 @@ class Client:
             response_topic = f"{self.core.capabilities.response_information or 'reply'}/{self.client_id}"
         request = new_request(response_topic)
         fields = message_properties(content_type, response_topic, request.correlation_data, user_properties, message_expiry_s, None)
-        return await self._requester.ask(new_publish(topic, payload, qos, False, fields), request, own=own)
+        return await self._driver.requester.ask(new_publish(topic, payload, qos, False, fields), request, own=own)
 
     async def reply(
         self, request: Message, payload: Payload = b"", *, qos: int = 1, content_type: str | None = None, user_properties: UserProperties = ()
@@ -255,14 +243,14 @@ class Client:
         """Returns when there is a connection. ConnectionLost if there will be none."""
         await trio.lowlevel.checkpoint()
         while not self.connected:
-            self._line.check_open()
-            await self._line.changed.park()
+            self._driver.line.check_open()
+            await self._driver.line.changed.park()
 
     def connections(self) -> AsyncIterator[News]:
         """What happens to the connection from now on: "connected" (the session is new, re-subscribed), "resumed", "lost"; ends with the client."""
         news = NewsIterator()
-        news.ended = self._line.lost is not None
-        self._news.add(news)
+        news.ended = self._driver.line.lost is not None
+        self._driver.news.add(news)
         return news
 
     async def disconnect(self, *, publish_will: bool = False, session_expiry_s: float | None = None, user_properties: UserProperties = ()) -> None:
@@ -277,120 +265,7 @@ class Client:
             self.core.check_disconnect(properties)
             self.core.disconnect_properties = properties
         await trio.lowlevel.checkpoint()
-        if self._line.lost is None and self._line.connector is not None:
-            self._line.connector.close(ReasonCode.DISCONNECT_WITH_WILL if publish_will else ReasonCode.SUCCESS)
-            self._end(ConnectionLost("this client has disconnected"))
-            await self._line.connector.ended.wait()
-
-    # ---- for connect() -----------------------------------------------------------------------------------------------
-
-    def attach_connector(self, connector: Connector, on_lost: Callable[[], None]) -> None:
-        self._line.connector = connector
-        self._on_lost = on_lost
-
-    @property
-    def failure(self) -> BaseException | None:
-        """Why no connection came, or none comes back; None if the program itself ended it."""
-        return self._failure
-
-    async def wait_idle(self) -> None:
-        """Returns when nothing that we sent or owe is under way, or nothing can be any more."""
-        while self._line.lost is None and not self.core.idle:
-            await self._line.changed.park()
-
-    def fail(self, error: BaseException) -> None:
-        """No connection will come any more."""
-        if self._line.lost is None:
-            # First the body's cancellation, so that its own waits end with that and `connect` raises the error, once.
-            self._failure = error
-            self._on_lost()
-            self._end(error)
-
-    def end(self) -> None:
-        """The scope of `connect` is over."""
-        self._end(ConnectionLost("this client is closed: its connect() scope has ended"))
-
-    def _end(self, error: BaseException) -> None:
-        self._router.unclaimed.close()
-        self._line.end(error)
-        self._subscriber.stop_leaving()
-        self._requests.wake()
-        for news in self._news:
-            news.end()
-
-    # ---- what the core says ------------------------------------------------------------------------------------------
-
-    @property
-    def turns(self) -> Router:
-        return self._router
-
-    def due(self) -> float:
-        return self._router.next_deadline()
-
-    def on_due(self, now: float) -> None:
-        self._router.tick(now)
-
-    def connection_lost(self) -> None:
-        """A connection is over, whether or not another follows."""
-        if self._was_connected:
-            self._was_connected = False
-            self.tell("lost")
-        self._subscriber.stop_leaving()
-        self._line.changed.unpark_all()
-
-    def tell(self, what: News) -> None:
-        for news in self._news:
-            news.tell(what)
-
-    def _settled(self, delivery: Delivery, taken: bool) -> None:
-        self.core.settle(delivery, settlement(taken))
-        if self._line.connector is not None:
-            self._line.connector.wake()
-
-    def handle(self) -> None:
-        """After every verb of the core: take the core's events, then see to it that its bytes leave."""
-        core = self.core
-        events = core.take_events()
-        while events:
-            for event in events:
-                self._handle_event(event)
-            events = core.take_events()
-        if core.idle:
-            self._line.changed.unpark_all()
-        if self._line.connector is not None:
-            self._line.connector.wake()
-
-    def _handle_event(self, event: Event) -> None:
-        if isinstance(event, Received):
-            self._on_received(event.delivery)
-        elif isinstance(event, PublishDone):
-            self._publisher.on_done(event.outgoing)
-        elif isinstance(event, ExchangeDone):
-            self._subscriber.on_done(event.exchange)
-        elif isinstance(event, Connected):
-            self._counts["connections"] += 1
-            self._was_connected = True
-            if self._line.connector is not None:
-                self._line.connector.connected()
-            if event.resumed:
-                self.tell("resumed")
-            self._line.changed.unpark_all()
-        elif isinstance(event, Resubscribed):
-            self.tell("connected")
-        elif self._line.connector is not None:
-            self._line.connector.refused = ConnectRefused(self._line.address, event.reason, event.explanation, return_code=event.return_code)
-
-    def _on_received(self, delivery: Delivery) -> None:
-        self._counts["received"] += 1
-        publish = delivery.publish
-        received_at = time.time()
-        if self._requests.topics or publish.properties.correlation_data is not None:
-            answered = self._requests.take(publish, received_at)
-            channels = self._router.channels(delivery)
-            if not channels and (answered or self._requests.is_response_topic(publish.topic)):
-                self._requests.late += not answered
-                self.core.settle(delivery)
-                return
-        else:
-            channels = self._router.channels(delivery)
-        self._router.route(delivery, channels, received_at)
+        if self._driver.line.lost is None and self._driver.line.connector is not None:
+            self._driver.line.connector.close(ReasonCode.DISCONNECT_WITH_WILL if publish_will else ReasonCode.SUCCESS)
+            self._driver.finish(ConnectionLost("this client has disconnected"))
+            await self._driver.line.connector.ended.wait()

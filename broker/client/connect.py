@@ -16,6 +16,7 @@ import trio
 
 from broker.client.client import Client
 from broker.client.connection import Connector, unwrap
+from broker.client.driver import Driver
 from broker.client.reconnect import Reconnect
 from broker.core.client import ClientProtocol
 from broker.core.client_state import PACKET_BYTES_MAX, ClientOptions, OnPacket
@@ -174,8 +175,8 @@ def connect(
     core = ClientProtocol(options, on_packet)
     core.check_disconnect(options.disconnect_properties)
     address, dialler = _dialler(where, tls, bind_address, nodelay, headers)
-    client = Client(core, address, version, outgoing_count_max=outgoing_count_max, unclaimed_grace_s=unclaimed_grace_s)
-    return _connected(client, dialler, address, reconnect, connect_timeout_s, close_grace_s)
+    driver = Driver(core, address, outgoing_count_max=outgoing_count_max, unclaimed_grace_s=unclaimed_grace_s)
+    return _connected(driver, Client(driver, version), dialler, address, reconnect, connect_timeout_s, close_grace_s)
 
 
 def _dialler(
@@ -210,23 +211,23 @@ def _dialler(
 
 @asynccontextmanager
 async def _connected(
-    client: Client, dialler: Any, address: str, policy: Reconnect | None, connect_timeout_s: float, close_grace_s: float
+    driver: Driver, client: Client, dialler: Any, address: str, policy: Reconnect | None, connect_timeout_s: float, close_grace_s: float
 ) -> AsyncIterator[Client]:
     body = trio.CancelScope()
     connector = Connector(
-        client.core,
+        driver.core,
         dialler,
         address,
         policy,
         connect_timeout_s=connect_timeout_s,
         close_grace_s=close_grace_s,
-        handle=client.handle,
-        lost=client.connection_lost,
-        failed=client.fail,
-        due=(client.due, client.on_due),
-        turns=client.turns,
+        handle=driver.handle,
+        lost=driver.connection_lost,
+        failed=driver.fail,
+        due=(driver.due, driver.on_due),
+        turns=driver.router,
     )
-    client.attach_connector(connector, body.cancel)
+    driver.attach_connector(connector, body.cancel)
     error: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:
@@ -236,7 +237,7 @@ async def _connected(
                     await client.wait_connected()
                     yield client
                     with trio.move_on_after(close_grace_s):
-                        await client.wait_idle()
+                        await driver.wait_idle()
             except BaseException as caught:
                 error = caught
             finally:
@@ -245,8 +246,8 @@ async def _connected(
         # Only KeyboardInterrupt and the like come this way; the connector hands over what is an Exception.
         raise unwrap(group) from None
     finally:
-        client.end()
-    lost = client.failure
+        driver.end()
+    lost = driver.failure
     if error is None:
         if lost is not None:
             raise lost

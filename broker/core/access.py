@@ -6,8 +6,7 @@ asked. Links and sessions hold the `Access` of the listener they came in by; new
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, TypeAlias
+from typing import Callable, Literal, TypeAlias  # noqa: UP035  # this Callable takes a docstring: see broker/__init__.py
 
 Action: TypeAlias = Literal["publish", "receive", "subscribe"]
 Authorize: TypeAlias = Callable[[str | None, str, Action, str], bool]

@@ -9,61 +9,70 @@ from msgspec import Struct
 
 
 class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The keys of the TOML's [limits], each explained in config/broker.toml; keywords of `open_broker`."""
+    """The keys of the TOML's [limits], and keywords of `open_broker`. Bytes are of topic and payload, where they are not a packet's.
+
+    connect_timeout_s: from accept to CONNECT, handshakes and authentication included.
+    close_timeout_s: how long a closing connection may take to read what it was sent, and to close its own side.
+    keepalive_s_max: told as Server Keep Alive to a client that asks for more (or for none, when this is below 65,535).
+    packet_bytes_max: largest packet accepted, fixed header included; refused at the header with 0x95.
+    control_bytes_max: largest packet that is no PUBLISH, refused with 0x95 before it is decoded: a filter of four bytes becomes an object of a
+        hundred.
+    properties_bytes_max: properties of one PUBLISH, refused with 0x95 before they are decoded, for the same reason.
+    unauthenticated_bytes_max: what a client may send ahead while its CONNECT is being decided.
+    session_expiry_s_max: of a session whose client is away (14 days); for 3.1.1 too, which by themselves never expire.
+    client_id_bytes_max: of a Client Identifier in UTF-8; above it 0x85.
+    sessions_count_max: sessions, connected or not; a CONNECT beyond is refused with 0x97.
+    inflight_count_max: QoS 1 and 2 messages sent and not yet acknowledged, a client (its Receive Maximum may lower it).
+    receive_maximum: the other direction: unfinished QoS 2 messages a client may have with us; beyond it 0x93.
+    topic_alias_maximum: Topic Aliases a client may set on a connection, and the most we set towards one.
+    maximum_qos: 0, 1 or 2; told in CONNACK.
+    retain_available: False: retained messages are refused with 0x9A; told in CONNACK.
+    wildcard_subscription_available: False: filters with + or # are refused with 0xA2; told in CONNACK.
+    subscription_identifier_available: False: Subscription Identifiers are refused with 0xA1; told in CONNACK.
+    shared_subscription_available: False: $share/... is refused with 0x9E; told in CONNACK.
+    queue_count_max: QoS 1 and 2 messages waiting, a session.
+    queue_bytes_max: the same, in bytes of topic and payload.
+    outbox_bytes_high: encoded bytes waiting for one client's socket; above it messages wait unencoded and its publishers are paused.
+    outbox_bytes_max: QoS 0 messages waiting unencoded for one client, in bytes; above it the overflow rule acts.
+    outbox_count_max: the same, in messages.
+    memory_bytes_max: queues, outboxes and retained messages of all clients together.
+    slow_subscriber_grace_s: the longest that one stuck subscriber may pause its publishers; the credit refills at a tenth of time.
+    subscriptions_count_max: of one session; a SUBSCRIBE beyond is answered 0x97.
+    filter_levels_max: levels in a Topic Filter or Topic Name.
+    retained_count_max: retained messages of all topics; beyond it a new topic is answered 0x97.
+    retained_replays_count_max: retained replays under way or waiting, a session; a SUBSCRIBE filter beyond it is answered 0x97.
+    routes_count_max: known topics kept resolved; the oldest go first.
+    work_per_turn_max: deliveries, expiries and replayed messages that one call of the core does before it yields.
+    """
 
     connect_timeout_s: float = 10.0
-    """From accept to CONNECT, handshakes and authentication included."""
     close_timeout_s: float = 5.0
-    """How long a closing connection may take to read what it was sent, and to close its own side."""
     keepalive_s_max: int = 65_535
-    """Told as Server Keep Alive to a client that asks for more (or for none, when this is below 65,535)."""
     packet_bytes_max: int = 16_777_216
-    """Largest packet accepted, fixed header included; refused at the header with 0x95."""
     control_bytes_max: int = 524_288
-    """Largest packet that is no PUBLISH, refused with 0x95 before it is decoded: a filter of four bytes becomes an object of a hundred."""
     properties_bytes_max: int = 262_144
-    """Properties of one PUBLISH, refused with 0x95 before they are decoded, for the same reason."""
     unauthenticated_bytes_max: int = 65_536
-    """What a client may send ahead while its CONNECT is being decided."""
     session_expiry_s_max: int = 1_209_600
-    """14 days. Applies to 3.1.1 sessions too, which by themselves never expire."""
     client_id_bytes_max: int = 65_535
     sessions_count_max: int = 1_000_000
-    """Sessions, connected or not; a CONNECT beyond is refused with 0x97."""
     inflight_count_max: int = 500
-    """QoS 1 and 2 messages sent and not yet acknowledged, a client (its Receive Maximum may lower it)."""
     receive_maximum: int = 100
-    """The other direction: unfinished QoS 2 messages a client may have with us; beyond it 0x93."""
     topic_alias_maximum: int = 32
-    """Topic Aliases a client may set on a connection, and the most we set towards one."""
     maximum_qos: int = 2
     retain_available: bool = True
     wildcard_subscription_available: bool = True
     subscription_identifier_available: bool = True
     shared_subscription_available: bool = True
     queue_count_max: int = 100_000
-    """QoS 1 and 2 messages waiting, a session."""
     queue_bytes_max: int = 67_108_864
-    """The same, in bytes of topic and payload."""
     outbox_bytes_high: int = 1_048_576
-    """Encoded bytes waiting for one client's socket; above it messages wait unencoded and its publishers are paused."""
     outbox_bytes_max: int = 8_388_608
-    """QoS 0 messages waiting unencoded for one client, in bytes; above it the overflow rule acts."""
     outbox_count_max: int = 100_000
-    """The same, in messages."""
     memory_bytes_max: int = 1_073_741_824
-    """Queues, outboxes and retained messages of all clients together."""
     slow_subscriber_grace_s: float = 1.0
-    """The longest that one stuck subscriber may pause its publishers; the credit refills at a tenth of time."""
     subscriptions_count_max: int = 10_000
-    """A session."""
     filter_levels_max: int = 200
-    """Levels in a Topic Filter or Topic Name."""
     retained_count_max: int = 1_000_000
-    """All."""
     retained_replays_count_max: int = 10_000
-    """Retained replays under way or waiting, a session; a SUBSCRIBE filter beyond it is answered 0x97."""
     routes_count_max: int = 100_000
-    """Known topics kept resolved; the oldest go first."""
     work_per_turn_max: int = 10_000
-    """Deliveries, expiries and replayed messages that one call of the core does before it yields."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Mapping
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Callable, Final, TypeAlias  # noqa: UP035  # this Callable takes a docstring: see broker/__init__.py
 
 import trio
 
@@ -29,9 +29,10 @@ logger = logging.getLogger("broker.auth")
 class ConnectRequest:
     """What a client says of itself.
 
-    peer: "192.0.2.7:50123", "unix" or "in-process"; listener: the URL it came in by; certificate: what
-    `ssl.SSLSocket.getpeercert()` gives, None without TLS or without a client's certificate. auth_method, auth_data: of MQTT 5.0's
-    enhanced authentication, else None. reauthentication: the client is connected already, and proves itself anew.
+    client_id, username, password (bytes): of its CONNECT; None where it gave none, and client_id may be empty. peer: "192.0.2.7:50123", "unix" or
+    "in-process"; listener: the URL it came in by; certificate: what `ssl.SSLSocket.getpeercert()` gives, None without TLS or without a client's
+    certificate. auth_method, auth_data: of MQTT 5.0's enhanced authentication, else None. reauthentication: the client is connected already, and
+    proves itself anew. final_data: set it to send Authentication Data with the success.
     """
 
     __slots__ = (
@@ -52,7 +53,6 @@ class ConnectRequest:
         self.auth_data = question.data
         self.reauthentication = question.reauthentication
         self.final_data: bytes | None = None
-        """Set it to send Authentication Data with the success."""
 
     def __repr__(self) -> str:
         hidden = None if self.password is None else "..."

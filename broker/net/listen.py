@@ -46,7 +46,8 @@ class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     else those of this machine. tls: over the socket;
     from `TlsFiles` the certificates are read anew when they change. allow_anonymous: overrides the broker's; False refuses a CONNECT
     without user name before anybody is asked. password_file, acl_file: Mosquitto's, instead of the broker's. backlog is capped by
-    the system. receive_buffer_bytes, send_buffer_bytes, tcp_keepalive_s: 0 leaves the system's. connections_count_max: more are closed at once.
+    the system. nodelay: TCP_NODELAY.
+    receive_buffer_bytes, send_buffer_bytes, tcp_keepalive_s: 0 leaves the system's. connections_count_max: more are closed at once.
     """
 
     host: str = "127.0.0.1"

@@ -42,7 +42,9 @@ class TlsName(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class TlsFiles(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """certificate: the chain, PEM, the server's own first; key: of the first, without a passphrase, by default in the same file. client_ca:
+    """The files of a listener with TLS, read again when they change: Listener(tls=TlsFiles(certificate="server.pem", key="server.key")).
+
+    certificate: the chain, PEM, the server's own first; key: of the first, without a passphrase, by default in the same file. client_ca:
     who may sign clients' certificates; without it none is asked for. crl: which of those are revoked (PEM, a list of each authority).
     require_certificate: no handshake without one. identity: the user name comes from the certificate, and no password is asked for:
     cn = Common Name, san = the first Subject Alternative Name (DNS, URI, email, IP). tls_version: at the least. ciphers: of TLS 1.2, as OpenSSL
@@ -66,6 +68,7 @@ class TlsFiles(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def paths(self) -> tuple[str, ...]:
+        """Of all files that are named."""
         every = [self.client_ca, self.crl]
         for pair in self.pairs:
             every += [pair.certificate, pair.key]
