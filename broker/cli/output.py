@@ -23,12 +23,17 @@ _ROOM_ASKED: Final = hasattr(select, "poll")
 class Output:
     """One message at a time, even with several writers. Raises OutputClosed when the reader has gone."""
 
-    def __init__(self, descriptor: int | None = None) -> None:
+    def __init__(self, descriptor: int | None = None, *, ends_lines: bool = True) -> None:
+        """ends_lines: is each message the whole of its lines?"""
         if descriptor is None:
             if sys.stdout is None:  # closed before we began: `broker sub >&-`
                 raise OutputClosed
             descriptor = sys.stdout.fileno()
         self._descriptor = descriptor
+        self.is_terminal = os.isatty(descriptor)
+        self.ends_lines = ends_lines
+        self.before = b""
+        """Goes before each message: what clears a line of `--progress` on the same terminal."""
         self._whole = trio.Lock()
         # A regular file and /dev/null always take everything, and cannot be waited for.
         self._may_block = _ROOM_ASKED and _is_pipe_or_terminal(self._descriptor)
@@ -42,7 +47,7 @@ class Output:
         except trio.WouldBlock:
             await self._whole.acquire()
         try:
-            await self._write_all(data)
+            await self._write_all(self.before + data)
         except OSError as error:
             raise OutputClosed from error
         finally:

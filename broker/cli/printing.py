@@ -30,9 +30,10 @@ def listen(connection: Connection, listening: Listening) -> int:
 
 
 async def _listen(connection: Connection, listening: Listening) -> int:
-    output = Output()
+    output = Output(ends_lines=bool(listening.printed.end))
+    meter = Meter("received", shown=connection.progress, total=listening.count_max, output=output)
     async with open_connection(connection, stay=True) as client:
-        with trio.move_on_after(connection.timeout_s) as scope, Meter("received", shown=connection.progress, total=listening.count_max) as meter:
+        with trio.move_on_after(connection.timeout_s) as scope, meter:
             receiver = Receiver(client, connection, listening, output, meter)
             await receiver.run()
     if scope.cancelled_caught:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -205,6 +207,31 @@ def test_progress_is_shown_on_stderr(port: str, topic: str) -> None:
     done = run("pub", "-p", port, "-t", topic, "-l", "--progress", stdin=b"a\nb\n")
     assert (done.returncode, done.stdout) == (0, b"")
     assert b"2 messages" in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
+@pytest.mark.parametrize("words", [["-v"], ["-v", "-N"]])
+def test_progress_on_the_terminal_of_the_messages_stays_below_them(words: list[str], port: str, topic: str) -> None:
+    ours, theirs = os.openpty()
+    argv = [*BROKER, "sub", "-p", port, "-t", topic, "-C", "2", "-d", "--progress", *words]
+    with subprocess.Popen(argv, cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm"}) as program:
+        os.close(theirs)
+        shown = b""
+        while b"SUBACK" not in shown:
+            shown += os.read(ours, 1000)
+        assert run("pub", "-p", port, "-t", topic, "-l", "-q", "1", stdin=b"one\ntwo\n").returncode == 0
+        with contextlib.suppress(OSError):  # EIO is how a terminal ends
+            while data := os.read(ours, 1000):
+                shown += data
+        assert program.wait(20) == 0
+    os.close(ours)
+    end = b"" if "-N" in words else b"\r\n"
+    for text in (b"one", b"two"):
+        before, _, after = shown.partition(f"{topic} ".encode() + text)
+        assert after.startswith(end)
+        if end:
+            assert before.endswith(b"\r\x1b[2K")  # the line of progress gives way
+    assert b"2 messages, 6 bytes" in shown
 
 
 def test_bytes_are_shown_and_the_password_is_not(port: str, topic: str) -> None:
