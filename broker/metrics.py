@@ -1,4 +1,5 @@
 """$SYS/broker/...: what the core counts, as retained messages under Mosquitto's names, so that its dashboards work here.
+Two of its names are missing: heap/..., which is its allocator's, and publish/bytes/..., for which each message would have to be measured twice.
 
 Load averages are Mosquitto's too: for each of 1, 5 and 15 minutes a rate per minute, decayed exponentially at every interval.
 """
