@@ -4,7 +4,8 @@
     python -m benchmarks.tls --rounds 1 --only ping
 
 `broker bench` makes the load, `mqtt://` and `mqtts://` in turn, against one broker that listens on both; each run is bounded by a number of
-messages. CPU is what the broker's process used meanwhile, so how fast the generator encrypts does not matter.
+messages. CPU is what the broker's process used meanwhile, so how fast the generator encrypts does not matter. Where it does, in streams, whose
+batches are what the generator makes them, two blocking sockets are the generator: one thread sends all it can, one takes it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -26,17 +28,21 @@ from typing import Final
 import trustme
 
 from broker.wire.codec import encode
-from broker.wire.packets import Connect
+from broker.wire.packets import Connect, Publish, Subscribe, SubscriptionRequest
 
 RUN_S_MAX: Final = 120.0
 LOADS: Final = {
-    "pair: QoS 0, at most 10,000 under way": ["-w", "10000", "-n", "200000"],
     "pair: QoS 0, at most 100 under way": ["-w", "100", "-n", "40000"],
-    "pair: QoS 0, 16 KiB": ["-s", "16384", "-w", "100", "-n", "6000"],
     "QoS 1, window 100": ["-q", "1", "-w", "100", "-n", "20000"],
     "fan-out to 100, QoS 0": ["--fan-out", "100", "-w", "1000", "-n", "3000"],
     "ping: QoS 0, one outstanding": ["-w", "1", "-n", "3000"],
 }
+STREAMS: Final = {
+    "stream: QoS 0, 64 bytes": (64, 200_000),
+    "stream: QoS 0, 1 KiB": (1024, 40_000),
+    "stream: QoS 0, 16 KiB": (16_384, 6_000),
+}
+"""(payload bytes, messages)"""
 PER_MESSAGE: Final = {"fan-out to 100, QoS 0": 100}
 """Delivered for each one published; 1 where nothing stands."""
 
@@ -91,19 +97,39 @@ def cost_of(broker: Served, scheme: str, words: list[str], deliveries: int) -> f
     return (broker.cpu_s() - before) / (int(report["published"]) * deliveries) * 1e6
 
 
+def connection(broker: Served, scheme: str, client_id: str) -> socket.socket:
+    """Accepted, blocking."""
+    one = socket.create_connection(("127.0.0.1", broker.ports[scheme]), RUN_S_MAX)
+    if scheme == "mqtts":
+        one = ssl.create_default_context(cafile=str(broker.ca)).wrap_socket(one, server_hostname="127.0.0.1")
+    one.sendall(encode(Connect(client_id), 5))
+    one.recv(100)
+    return one
+
+
+def cost_of_stream(broker: Served, scheme: str, payload_bytes: int, count: int) -> float:
+    """The same as `cost_of`; all of them arrive, since a sole recipient paces its publisher."""
+    frame = encode(Publish("t", bytes(payload_bytes)), 5)
+    with connection(broker, scheme, "taker") as taker, connection(broker, scheme, "sender") as sender:
+        taker.sendall(encode(Subscribe(1, (SubscriptionRequest("t"),)), 5))
+        taker.recv(100)
+        before = broker.cpu_s()
+        sending = threading.Thread(target=sender.sendall, args=(frame * count,))
+        sending.start()
+        left = count * len(frame)
+        while left:
+            part = len(taker.recv(65_536))
+            if not part:
+                raise SystemExit("the broker closed a connection")
+            left -= part
+        sending.join()
+        return (broker.cpu_s() - before) / count * 1e6
+
+
 def idle_bytes(broker: Served, scheme: str, count: int) -> float:
     """Resident memory of the broker for each connection that was accepted and says nothing more."""
-    context = ssl.create_default_context(cafile=str(broker.ca))
-    kept = []
     before = broker.resident_bytes()
-    for number in range(count):
-        one = socket.create_connection(("127.0.0.1", broker.ports[scheme]), 10)
-        if scheme == "mqtts":
-            one = context.wrap_socket(one, server_hostname="127.0.0.1")
-        one.sendall(encode(Connect(f"{scheme}-{number}"), 5))
-        kept.append(one)
-    for one in kept:
-        one.recv(100)
+    kept = [connection(broker, scheme, f"{scheme}-{number}") for number in range(count)]
     each = (broker.resident_bytes() - before) / count
     for one in kept:
         one.close()
@@ -118,13 +144,16 @@ def main() -> int:
     options = parser.parse_args()
     print(f"{'broker CPU, µs a message':42}{'TCP':>8}{'TLS':>8}{'TLS/TCP':>9}")
     with tempfile.TemporaryDirectory() as folder, served(Path(folder)) as broker:
-        for name, words in LOADS.items():
+        for name in (*STREAMS, *LOADS):
             if options.only not in name:
                 continue
             found: dict[str, list[float]] = {"mqtt": [], "mqtts": []}
             for _ in range(options.rounds):
                 for scheme, costs in found.items():
-                    costs.append(cost_of(broker, scheme, words, PER_MESSAGE.get(name, 1)))
+                    if name in STREAMS:
+                        costs.append(cost_of_stream(broker, scheme, *STREAMS[name]))
+                    else:
+                        costs.append(cost_of(broker, scheme, LOADS[name], PER_MESSAGE.get(name, 1)))
             plain, secured = (statistics.median(costs) for costs in found.values())
             print(f"{name:42}{plain:8.2f}{secured:8.2f}{secured / plain:9.2f}", flush=True)
     with tempfile.TemporaryDirectory() as folder, served(Path(folder)) as broker:

@@ -88,10 +88,10 @@ def make_context(files: TlsFiles, protocol: str = "mqtt") -> ssl.SSLContext:
         fault = _configure(context, files, protocol)
         if fault is not None and not place:  # else it is the same once more
             problems.append(fault)
-    named, faults = names_of(files)
+    named, faults = names_of(files) if files.names else ({}, [])
     if problems or faults:
         raise ConfigError([*problems, *faults], "tls")
-    if files.names:
+    if named:
         choose_by_name(contexts[0], {name: contexts[place] for name, place in named.items()})
     return contexts[0]
 
