@@ -237,6 +237,13 @@ async def test_garbage_and_plain_mqtt_at_the_tls_port_end_their_own_connection(p
         await bystander.subscribe("a")
 
 
+async def test_the_whole_chain_is_sent(pki: Pki) -> None:
+    """The client knows only the root."""
+    files = pki.issue("server", pki.ca.create_child_ca().create_child_ca().issue_cert("127.0.0.1"))
+    async with open_broker(config_of(files)) as hub, tls_client(hub, pki.context()) as client:
+        assert (await client.connect("c")).reason == ReasonCode.SUCCESS
+
+
 @pytest.mark.parametrize("version", ["mqttv5", "mqttv311"])
 async def test_mosquitto_pub(pki: Pki, mosquitto_pub: str, version: str) -> None:
     async with open_broker(config_of(pki.files)) as hub, hub.subscribe("a") as messages:
@@ -439,6 +446,15 @@ async def test_all_else_is_the_same_for_every_name(pki: Pki, several: TlsFiles) 
             await stranger.send_all(encode(Connect("d"), 5))
             assert await stranger.receive_some() == b""
         await trio.aclose_forcefully(stranger)
+
+
+async def test_a_name_may_be_added_to_a_listener_that_is_open(pki: Pki, several: TlsFiles) -> None:
+    async with open_broker(config_of(pki.files)) as hub, tls_client(hub, pki.context()) as client:
+        await client.connect("c")
+        assert await trio.to_thread.run_sync(shown_to, port_of(hub), pki.ca_path, "a.example") == "main.example"
+        assert hub.reload(config_of(several)) == []
+        assert await trio.to_thread.run_sync(shown_to, port_of(hub), pki.ca_path, "a.example") == "a.example"
+        await client.subscribe("still here")
 
 
 async def test_a_further_certificate_is_renewed_too(pki: Pki, several: TlsFiles, monkeypatch: pytest.MonkeyPatch) -> None:
