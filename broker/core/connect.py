@@ -19,7 +19,7 @@ from broker.core.session import Session
 from broker.errors import ProtocolError
 from broker.reasons import CONNACK_CODES, ReasonCode, to_connack_return_code
 from broker.wire.codec import encode, encode_within
-from broker.wire.packets import MQTT_5, NO_PROPERTIES, Auth, ConnAck, Connect, Properties, PubRel
+from broker.wire.packets import MQTT_5, NO_PROPERTIES, Auth, ConnAck, Connect, Properties, PubRel, WillMessage
 
 if TYPE_CHECKING:
     from broker.core.link import Link
@@ -37,7 +37,7 @@ def on_connect(state: State, link: Link, packet: Connect, now: float) -> None:
     link.packet_bytes_max = properties.maximum_packet_size or PACKET_BYTES_LARGEST
     link.problem_information = properties.request_problem_information != 0
     link.connect = packet
-    refusal = _check(state, packet)
+    refusal = _check(state, link, packet)
     if refusal is not None:
         refuse(state, link, *refusal, now)
         return
@@ -52,16 +52,22 @@ def on_connect(state: State, link: Link, packet: Connect, now: float) -> None:
         accept(state, link, now)
 
 
-def _check(state: State, packet: Connect) -> tuple[ReasonCode, str] | None:
-    """What this broker, as it is configured, cannot serve; None if it can."""
-    limits = state.limits
+def _check(state: State, link: Link, packet: Connect) -> tuple[ReasonCode, str] | None:
+    """What this broker, as it is configured, cannot serve, whoever asks for it; None if it can."""
     if state.shutting_down:
         return ReasonCode.SERVER_UNAVAILABLE, "the broker is shutting down"
     if not packet.client_id and not packet.clean_start and packet.version < MQTT_5:
         return ReasonCode.CLIENT_IDENTIFIER_NOT_VALID, "an empty Client Identifier needs Clean Session 1"  # [MQTT311-3.1.3-8]
-    if len(packet.client_id.encode()) > limits.client_id_bytes_max:
+    if len(packet.client_id.encode()) > link.limits.client_id_bytes_max:
         return ReasonCode.CLIENT_IDENTIFIER_NOT_VALID, "the Client Identifier is too long"
-    will = packet.will
+    if len(state.sessions) >= state.limits.sessions_count_max and packet.client_id not in state.sessions:
+        return ReasonCode.QUOTA_EXCEEDED, "there are too many sessions"
+    return None
+
+
+def _check_will(link: Link, will: WillMessage | None) -> tuple[ReasonCode, str] | None:
+    """What this client's limits, which are known when it is known, have no place for."""
+    limits = link.limits
     if will is not None:
         if will.qos > limits.maximum_qos:
             return ReasonCode.QOS_NOT_SUPPORTED, f"Will QoS {will.qos} is above the maximum"  # [MQTT5-3.2.2-12]
@@ -69,8 +75,6 @@ def _check(state: State, packet: Connect) -> tuple[ReasonCode, str] | None:
             return ReasonCode.RETAIN_NOT_SUPPORTED, "a retained Will is not supported"  # [MQTT5-3.2.2-13]
         if will.topic.startswith("$SYS/") or will.topic.count("/") >= limits.filter_levels_max:
             return ReasonCode.TOPIC_NAME_INVALID, f"the Will Topic {will.topic!r} is not for clients"
-    if len(state.sessions) >= limits.sessions_count_max and packet.client_id not in state.sessions:
-        return ReasonCode.QUOTA_EXCEEDED, "there are too many sessions"
     return None
 
 
@@ -105,26 +109,31 @@ def refuse(state: State, link: Link, reason: ReasonCode, cause: str, now: float)
 def accept(state: State, link: Link, now: float, final_data: bytes | None = None) -> None:
     packet = link.connect
     assert packet is not None
+    link.limits = link.allowance.of(link.username)
+    will = packet.will
+    refusal = _check_will(link, will)
+    if refusal is not None:
+        refuse(state, link, *refusal, now)
+        return
     link.connect = None
     assigned = not packet.client_id
     if assigned:
         link.client_id = state.new_client_id()  # [MQTT5-3.1.3-6]
         while link.client_id in state.sessions:
             link.client_id = state.new_client_id()
-    will = packet.will
     access = link.access
     if will is not None and access.refuses_wills and not access.may(link.username, link.client_id, "publish", will.topic):
         refuse(state, link, ReasonCode.NOT_AUTHORIZED, f"the Will Topic {will.topic!r} is not allowed", now)
         return
     session, present = _take_session(state, link, packet, now)
-    expiry_s = _session_expiry_s(state, packet)
+    expiry_s = _session_expiry_s(link, packet)
     session.expiry_s = expiry_s
     session.will = will  # [MQTT5-3.1.2-7]
     session.link = link
     link.session = session
     link.phase = CONNECTED
-    _adopt_capabilities(state, link, packet)
-    keep_alive_s, server_keep_alive = _keep_alive(state, packet)
+    _adopt_capabilities(link, packet)
+    keep_alive_s, server_keep_alive = _keep_alive(link, packet)
     connack = ConnAck(present, ReasonCode.SUCCESS, NO_PROPERTIES)
     if link.is_mqtt_5:
         properties = _connack_properties(state, link, packet, expiry_s, server_keep_alive, assigned, final_data)
@@ -147,8 +156,8 @@ def accept(state: State, link: Link, now: float, final_data: bytes | None = None
     counters.clients_maximum = max(counters.clients_maximum, state.connected_count)
     state.observer.connected(link)
     receive_maximum = packet.properties.receive_maximum or 65_535
-    session.sender.begin(min(receive_maximum, state.limits.inflight_count_max))
-    session.receiver.begin(state.limits.receive_maximum if link.is_mqtt_5 else PACKET_ID_MAX)  # 3.1.1 has no Receive Maximum
+    session.sender.begin(min(receive_maximum, link.limits.inflight_count_max))
+    session.receiver.begin(link.limits.receive_maximum if link.is_mqtt_5 else PACKET_ID_MAX)  # 3.1.1 has no Receive Maximum
     for packet_id in session.sender.released:  # [MQTT5-4.4.0-1]
         state.send(link, encode(PubRel(packet_id), link.version))
     pump(state, link, now)
@@ -171,33 +180,37 @@ def _take_session(state: State, link: Link, packet: Connect, now: float) -> tupl
         if session.access is not link.access:  # it came in by another listener
             session.access = link.access
             state.topics.forget_routes()
+        session.allowance = link.allowance
         return session, True
-    session = Session(link.client_id, link.access, state.waiting, link.username)
+    session = Session(link.client_id, link.access, link.allowance, state.waiting, link.username)
     state.sessions[link.client_id] = session
     return session, False
 
 
-def _session_expiry_s(state: State, packet: Connect) -> float:
-    limit = state.limits.session_expiry_s_max
+def _session_expiry_s(link: Link, packet: Connect) -> float:
+    limit = link.limits.session_expiry_s_max
     if packet.version < MQTT_5:
         return 0.0 if packet.clean_start else float(limit)
     wanted = packet.properties.session_expiry_interval or 0
     return float(min(wanted, limit)) if limit < NEVER_EXPIRES or wanted < NEVER_EXPIRES else math.inf
 
 
-def _keep_alive(state: State, packet: Connect) -> tuple[float, int | None]:
+def _keep_alive(link: Link, packet: Connect) -> tuple[float, int | None]:
     """(what is enforced, what a 5.0 client is told to use instead of its own)."""
-    limit = state.limits.keepalive_s_max
+    limit = link.limits.keepalive_s_max
     wanted = packet.keep_alive_s
     if packet.version >= MQTT_5 and limit < 65_535 and not 0 < wanted <= limit:
         return float(limit), limit  # [MQTT5-3.2.2-21]
     return float(wanted), None  # [MQTT5-3.2.2-22]
 
 
-def _adopt_capabilities(state: State, link: Link, packet: Connect) -> None:
-    link.promised = state.limits
-    link.decoder.packet_bytes_max = state.limits.packet_bytes_max
-    aliases_max = min(packet.properties.topic_alias_maximum or 0, state.limits.topic_alias_maximum)
+def _adopt_capabilities(link: Link, packet: Connect) -> None:
+    limits = link.limits
+    link.promised = limits
+    link.decoder.packet_bytes_max = limits.packet_bytes_max
+    link.outbox_bytes_high = limits.outbox_bytes_high
+    link.credit_s = limits.slow_subscriber_grace_s
+    aliases_max = min(packet.properties.topic_alias_maximum or 0, limits.topic_alias_maximum)
     link.aliases_out_max = aliases_max  # [MQTT5-3.1.2-26, -27]
     link.aliases_out = {} if aliases_max else None
 
@@ -206,7 +219,7 @@ def _connack_properties(
     state: State, link: Link, packet: Connect, expiry_s: float, server_keep_alive: int | None, assigned: bool, final_data: bytes | None
 ) -> Properties:
     """What the client has to know; what is at its protocol default is left out."""
-    limits = state.limits
+    limits = link.promised
     wanted_expiry = packet.properties.session_expiry_interval or 0
     told_expiry = NEVER_EXPIRES if expiry_s == math.inf else int(expiry_s)
     wants_information = packet.properties.request_response_information == 1  # [MQTT5-3.1.2-28]
@@ -296,7 +309,7 @@ def on_disconnect(state: State, link: Link, reason: ReasonCode, properties: Prop
     if session is not None and expiry is not None:
         if expiry > 0 and not session.lasts:
             raise ProtocolError("DISCONNECT sets a Session Expiry Interval, where CONNECT had none")  # not a valid DISCONNECT (3.14.2.2.2)
-        limit = state.limits.session_expiry_s_max
+        limit = link.limits.session_expiry_s_max
         session.expiry_s = float(min(expiry, limit)) if limit < NEVER_EXPIRES or expiry < NEVER_EXPIRES else math.inf
     normal = reason == ReasonCode.SUCCESS
     leave(state, link, now, "it disconnected" if normal else f"it disconnected: {reason.describe()}", error=not normal, discard_will=normal)

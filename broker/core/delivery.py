@@ -246,10 +246,10 @@ def _has_place(state: State, queue: WaitingQueue, size: int, count_max: int, byt
 
 
 def _wait_in_outbox(state: State, link: Link, session: Session, delivery: Delivery, now: float) -> bool:
-    limits = state.limits
+    limits = link.limits
     return _wait(state, session, link.outbox.waiting, delivery, limits.outbox_count_max, limits.outbox_bytes_max, "overflow", now)
 
 
 def _wait_in_session(state: State, session: Session, delivery: Delivery, now: float) -> bool:
-    limits = state.limits
+    limits = session.limits
     return _wait(state, session, session.queue, delivery, limits.queue_count_max, limits.queue_bytes_max, "queue-full", now)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from broker.core import pausing
 from broker.core.access import Access, Authorize
+from broker.core.allowance import Allowance, UserLimits
 from broker.core.connect import authenticated, challenge, on_auth, on_connect, on_disconnect, refuse
 from broker.core.deadlines import CONNECT_TIMEOUT, KEEP_ALIVE, PAUSE_CREDIT, RETAINED_EXPIRY, SESSION_EXPIRY, WILL_DELAY
 from broker.core.delivery import deliver, pump
@@ -101,16 +102,25 @@ class Engine:
 
     # ---- a byte stream's life ----
 
-    def attach(self, peer: str, now: float, *, listener: str = "", transport: object = None, access: Access | None = None) -> Link:
-        """A byte stream has come. access: what its client may do, if not the rule of all."""
+    def attach(
+        self,
+        peer: str,
+        now: float,
+        *,
+        listener: str = "",
+        transport: object = None,
+        access: Access | None = None,
+        allowance: Allowance | None = None,
+    ) -> Link:
+        """A byte stream has come. access, allowance: what its client may do, and how much, if not what holds for all."""
         state = self.state
-        link = Link(peer, listener, transport, state.limits, state.waiting, access or state.access, now)
+        link = Link(peer, listener, transport, allowance or state.allowance, state.waiting, access or state.access, now)
         state.links[link] = None
         state.counters.connections_count += 1
         if state.shutting_down:
             refuse(state, link, ReasonCode.SERVER_UNAVAILABLE, "the broker is shutting down", now)
         else:
-            link.deadline = state.deadlines.add(now + state.limits.connect_timeout_s, CONNECT_TIMEOUT, link)
+            link.deadline = state.deadlines.add(now + link.limits.connect_timeout_s, CONNECT_TIMEOUT, link)
         return link
 
     def receive(self, link: Link, data: bytes, now: float) -> bool:
@@ -156,12 +166,12 @@ class Engine:
                     continue
             elif phase == AUTHENTICATING and link.auth_method is None:
                 # Plain authentication: what the client sends ahead is kept, bounded, and not looked at [MQTT5-3.1.4-6].
-                if decoder.buffered_bytes > state.limits.unauthenticated_bytes_max:
+                if decoder.buffered_bytes > link.limits.unauthenticated_bytes_max:
                     raise ProtocolError("too much was sent ahead of CONNACK", ReasonCode.QUOTA_EXCEEDED)
                 return False
             elif phase == AWAITING_CONNECT and decoder.position < len(decoder.data) and decoder.data[decoder.position] >> 4 != CONNECT:
                 raise ProtocolError("the first packet is not CONNECT")  # [MQTT5-3.1.0-1], seen before the rest of it is waited for
-            if link.outbox.committed_bytes > link.outbox_bytes_high + state.limits.outbox_bytes_max + TURN_BYTES:
+            if link.outbox.committed_bytes > link.outbox_bytes_high + link.limits.outbox_bytes_max + TURN_BYTES:
                 raise ProtocolError("it asks for more answers than it reads", ReasonCode.QUOTA_EXCEEDED)
             frame = decoder.next_frame()
             if frame is None:
@@ -180,7 +190,7 @@ class Engine:
             raise MalformedPacket("Remaining Length is not in its shortest form")  # [MQTT5-1.5.5-1]
         if phase == AUTHENTICATING and kind not in (AUTH, DISCONNECT):
             raise ProtocolError("only AUTH and DISCONNECT may come before CONNACK")  # [MQTT5-3.1.2-30]
-        limits = self.state.limits
+        limits = link.limits
         if kind != PUBLISH:
             if len(body) > limits.control_bytes_max:
                 raise ProtocolError(f"a packet of {len(body)} bytes that is no PUBLISH", ReasonCode.PACKET_TOO_LARGE)
@@ -290,7 +300,7 @@ class Engine:
             if fault is not None:
                 raise InvalidTopic(fault)
         state = self.state
-        session = Session(f"${name}", Access(), state.waiting, sink=sink)
+        session = Session(f"${name}", Access(), state.allowance, state.waiting, sink=sink)
         for filter in filters:
             state.topics.add(Subscription(session, filter, qos, False, True, 0))
         if retained:
@@ -340,9 +350,16 @@ class Engine:
                 link.known_topics = {}
         state.topics.forget_routes()
 
-    def set_limits(self, limits: Limits) -> None:
-        """For what comes from now on; connected clients keep what their CONNACK said."""
-        self.state.limits = limits
+    def set_limits(self, limits: Limits, users: UserLimits = ()) -> None:
+        """For what comes from now on; connected clients keep what their CONNACK said. users: of those who have limits of their own.
+
+        The allowances of listeners have been given theirs before.
+        """
+        state = self.state
+        state.limits = limits
+        state.allowance.use(limits, users)
+        for link in state.links:
+            link.limits = link.allowance.of(link.username if link.phase == CONNECTED else None)
 
     def set_overflow(self, overflow: Mapping[str, str]) -> None:
         """Topic Filter to rule, for what comes from now on. ConfigError: nothing was changed."""

@@ -115,7 +115,7 @@ def _publish_run(state: State, link: Link, session: Session, data: bytes, positi
     end = len(data)
     if end - position < 8:
         return 0
-    limits = state.limits
+    limits = link.promised
     is_mqtt_5 = link.version >= MQTT_5
     # The frame at hand, and its route, as in `relay`.
     body = position + 2
@@ -149,7 +149,7 @@ def _publish_run(state: State, link: Link, session: Session, data: bytes, positi
     if not route.plain or not targets or qos > limits.maximum_qos:
         return 0
     # The run: frames that begin with the very same bytes, no longer than what one message may keep alive, nor than the budget.
-    count_max = max(1, min(RUN_BYTES_MAX // size, (limits.work_per_turn_max - state.work) // len(targets)))
+    count_max = max(1, min(RUN_BYTES_MAX // size, (state.limits.work_per_turn_max - state.work) // len(targets)))
     prefix = data[position:topic_stop]
     ids: list[int] = []
     start = position

@@ -13,6 +13,7 @@ from broker.wire.packets import MQTT_5
 
 if TYPE_CHECKING:
     from broker.core.access import Access
+    from broker.core.allowance import Allowance
     from broker.core.auth import AuthRequest
     from broker.core.deadlines import Deadline
     from broker.core.limits import Limits
@@ -33,13 +34,14 @@ PACKET_BYTES_LARGEST: Final = 268_435_460
 
 class Link:
     __slots__ = (
-        "access", "aliases_in", "aliases_out", "aliases_out_max", "attached", "auth", "auth_method", "cause", "charging", "client_id", "closing",
-        "connect", "credit_at", "credit_s", "deadline", "decoder", "error", "keep_alive_s", "known_topics", "last_received_at", "leaving",
-        "listener", "outbox", "outbox_bytes_high", "packet_bytes_max", "pause_deadline", "paused", "paused_by", "pausing", "peer", "phase",
-        "problem_information", "progress_at", "progress_mark", "promised", "ready", "session", "stuck", "transport", "username", "version",
+        "access", "aliases_in", "aliases_out", "aliases_out_max", "allowance", "attached", "auth", "auth_method", "cause", "charging", "client_id",
+        "closing", "connect", "credit_at", "credit_s", "deadline", "decoder", "error", "keep_alive_s", "known_topics", "last_received_at",
+        "leaving", "limits", "listener", "outbox", "outbox_bytes_high", "packet_bytes_max", "pause_deadline", "paused", "paused_by", "pausing",
+        "peer", "phase", "problem_information", "progress_at", "progress_mark", "promised", "ready", "session", "stuck", "transport", "username",
+        "version",
     )  # fmt: skip
 
-    def __init__(self, peer: str, listener: str, transport: object, limits: Limits, account: Account, access: Access, now: float) -> None:
+    def __init__(self, peer: str, listener: str, transport: object, allowance: Allowance, account: Account, access: Access, now: float) -> None:
         self.peer = peer
         """Where it comes from, for people: "192.0.2.7:50123", "unix", "in-process"."""
         self.listener = listener
@@ -47,6 +49,10 @@ class Link:
         """The surroundings' own object; the core never looks into it."""
         self.access = access
         """What it may do; the listener's."""
+        limits = allowance.limits
+        self.allowance = allowance
+        self.limits: Limits = limits
+        """The listener's, and from CONNACK on its user's."""
         self.phase = AWAITING_CONNECT
         self.attached = True
         """False once the stream is gone."""

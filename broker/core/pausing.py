@@ -44,7 +44,7 @@ def press(state: State, publisher: Link, link: Link, route: Route | None, now: f
     sole = route is not None and _is_only_recipient(link, publisher, route) and _may_pace(state, link, now)
     if not sole:
         if not link.charging:
-            link.credit_s = min(state.limits.slow_subscriber_grace_s, link.credit_s + _REFILL_RATE * (now - link.credit_at))
+            link.credit_s = min(link.limits.slow_subscriber_grace_s, link.credit_s + _REFILL_RATE * (now - link.credit_at))
             link.credit_at = now
         if link.credit_s - (now - link.credit_at) < _CREDIT_S_MIN:
             return
@@ -79,7 +79,7 @@ def _may_pace(state: State, link: Link, now: float) -> bool:
         link.progress_mark = taken
         link.progress_at = now
         link.stuck = False
-    elif now - link.progress_at >= _SOLE_GRACES * state.limits.slow_subscriber_grace_s:
+    elif now - link.progress_at >= _SOLE_GRACES * link.limits.slow_subscriber_grace_s:
         link.stuck = True
     return not link.stuck
 
@@ -88,7 +88,7 @@ def _set_deadline(state: State, link: Link) -> None:
     """Wake when the credit is spent, or when it is to be seen whether it takes enough, whichever comes first."""
     pausing = link.pausing
     assert pausing is not None
-    at = link.progress_at + _SOLE_GRACES * state.limits.slow_subscriber_grace_s
+    at = link.progress_at + _SOLE_GRACES * link.limits.slow_subscriber_grace_s
     if link.charging:
         credit_at = link.credit_at + link.credit_s
         if credit_at < at or not any(pausing.values()):

@@ -85,7 +85,7 @@ def _topic(link: Link, packet: Publish) -> str:
 
 def _refusal(state: State, link: Link, packet: Publish, topic: str) -> ReasonCode | None:
     """Why this client's message is not taken, or None. 3.1.1 has no word for it: it is acknowledged and dropped [MQTT311-3.3.5-2]."""
-    if topic.count("/") >= state.limits.filter_levels_max:
+    if topic.count("/") >= link.limits.filter_levels_max:
         return ReasonCode.TOPIC_NAME_INVALID
     if topic.startswith("$SYS/") or not may_publish(state, link, topic):
         return ReasonCode.NOT_AUTHORIZED

@@ -35,9 +35,8 @@ def relay(state: State, link: Link, now: float) -> bool:
     position = decoder.position
     end = len(data)
     is_mqtt_5 = link.version >= MQTT_5
-    limits = state.limits
-    work_max = limits.work_per_turn_max
-    packet_bytes_max = limits.packet_bytes_max
+    work_max = state.limits.work_per_turn_max
+    packet_bytes_max = decoder.packet_bytes_max
     while end - position >= 6 and data[position] == 0x30:
         # The frame at hand, and its route.
         body = position + 2

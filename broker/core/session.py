@@ -11,7 +11,9 @@ from broker.core.waiting import Account, Unacknowledged, WaitingQueue
 
 if TYPE_CHECKING:
     from broker.core.access import Access
+    from broker.core.allowance import Allowance
     from broker.core.deadlines import Deadline
+    from broker.core.limits import Limits
     from broker.core.link import Link
     from broker.core.message import ApplicationMessage
     from broker.core.replay import Replay
@@ -28,13 +30,16 @@ class Session:
     """
 
     __slots__ = (
-        "access", "client_id", "dropped_count", "ended", "expiry_deadline", "expiry_s", "link", "order", "queue",
+        "access", "allowance", "client_id", "dropped_count", "ended", "expiry_deadline", "expiry_s", "link", "order", "queue",
         "receiver", "replays", "sender", "sink", "subscriptions", "username", "will", "will_deadline",
     )  # fmt: skip
 
-    def __init__(self, client_id: str, access: Access, account: Account, username: str | None = None, sink: Sink | None = None) -> None:
+    def __init__(
+        self, client_id: str, access: Access, allowance: Allowance, account: Account, username: str | None = None, sink: Sink | None = None
+    ) -> None:
         self.client_id = client_id
         self.access = access
+        self.allowance = allowance
         self.username = username
         self.sink = sink
         self.link: Link | None = None
@@ -56,6 +61,11 @@ class Session:
 
     def may_receive(self, topic: str) -> bool:
         return self.access.allows_all or self.access.may(self.username, self.client_id, "receive", topic)
+
+    @property
+    def limits(self) -> Limits:
+        """Those of its link, while it has one. Not kept: they may change while its client is away."""
+        return self.allowance.of(self.username)
 
     def has_room(self, qos: int) -> bool:
         """Could a message of this QoS leave at once? (For the choice of a shared group's member.)"""

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from broker.core.allowance import Allowance
 from broker.core.deadlines import Deadlines
 from broker.core.retained import RetainedStore
 from broker.core.topic_table import TopicTable
@@ -56,6 +57,9 @@ class State:
         bytes_underway: Callable[[Link], int],
     ) -> None:
         self.limits = limits
+        """Of the broker as a whole; those of one client are `link.limits`."""
+        self.allowance = Allowance(limits)
+        """Of links that were attached without one."""
         self.access = access
         self.observer = observer
         self.overflow = overflow

@@ -62,7 +62,7 @@ def _refuse_unanswerable(link: Link, count: int) -> None:
 
 
 def _subscribe(state: State, link: Link, session: Session, request: SubscriptionRequest, identifier: int) -> ReasonCode:
-    limits = state.limits
+    limits = link.limits
     filter = request.filter
     if topic_filter_fault(filter) is not None or filter.count("/") >= limits.filter_levels_max:
         return ReasonCode.TOPIC_FILTER_INVALID

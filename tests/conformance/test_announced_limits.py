@@ -454,8 +454,8 @@ async def test_reason_codes_of_connack_are_from_its_table() -> None:
         await scene.connect("first", username="u")
         for request in (
             Connect("first", username="v"), Connect("first", username="broken"), Connect("second", username="u"), Connect("far too long"),
-            Connect("first", will=WillMessage("w", b"", 2)), Connect("first", will=WillMessage("w", b"", 0, True)),
-            Connect("first", will=WillMessage("$SYS/w", b"")),
+            Connect("first", username="u", will=WillMessage("w", b"", 2)), Connect("first", username="u", will=WillMessage("w", b"", 0, True)),
+            Connect("first", username="u", will=WillMessage("$SYS/w", b"")),
             Connect("first", properties=Properties(authentication_method="none such")),
             connect_frame(string("first"), flags=3), connect_frame(string("first"), version=7),
             connect_frame(string("first"), property_section=properties(b"\x21\x00\x00")),

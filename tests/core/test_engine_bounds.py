@@ -243,7 +243,7 @@ def test_300000_sessions_that_end_at_once() -> None:
     gc.disable()
     try:
         for number in range(300_000):
-            session = Session(f"x{number}", state.access, state.waiting)
+            session = Session(f"x{number}", state.access, state.allowance, state.waiting)
             session.expiry_s = 1.0
             state.sessions[session.client_id] = session
             session.expiry_deadline = state.deadlines.add(1.0, SESSION_EXPIRY, session)
@@ -274,7 +274,7 @@ def test_links_that_are_lost_with_much_waiting_do_not_hold_up_the_others() -> No
     assert crowd.state.waiting.count == 2500
     for number in range(20):
         crowd.client(f"w{number}")
-    crowd.engine.state.limits = Limits(work_per_turn_max=100, inflight_count_max=10_000)
+    crowd.engine.set_limits(Limits(work_per_turn_max=100, inflight_count_max=10_000))
     again = crowd.engine.attach("away", 0.0)
     crowd.engine.receive(again, encode(Connect("away", MQTT_311, False), MQTT_311), 0.0)
     assert crowd.state.work <= 101

@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.core.access import Access
+from broker.core.allowance import Allowance
+from broker.core.limits import Limits
 from broker.core.session import Session
 from broker.core.topic_table import KEPT_TOPIC_LENGTH_MAX, TARGETS_PER_ROUTE_COUNT, FilterEntry, SharedGroup, Subscription, TopicTable
 from broker.core.waiting import Account
@@ -35,7 +37,7 @@ class Stand:
 
 
 def session(name: str = "s") -> Session:
-    return Session(name, Access(), Account())
+    return Session(name, Access(), Allowance(Limits()), Account())
 
 
 def subscription(
