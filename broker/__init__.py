@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from broker.client.reconnect import Reconnect as Reconnect
     from broker.config import Config as Config
     from broker.core.access import Authorize as Authorize
+    from broker.core.allowance import LimitOverrides as LimitOverrides
     from broker.core.limits import Limits as Limits
     from broker.errors import BrokerError as BrokerError
     from broker.errors import ConfigError as ConfigError
@@ -71,6 +72,7 @@ _ROOMS = {
     "client.reconnect": ("Reconnect",),
     "config": ("Config",),
     "core.access": ("Authorize",),
+    "core.allowance": ("LimitOverrides",),
     "core.limits": ("Limits",),
     "errors": (
         "BrokerError", "ConfigError", "ConnectError", "ConnectRefused", "ConnectionLost", "DeliveryUnknown", "InvalidTopic", "ListenError",

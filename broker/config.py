@@ -16,13 +16,15 @@ from typing import Any, Final, Literal, Self, TypeAlias, TypeVar, get_args, get_
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import FieldInfo
 
 from broker.auth.acl import May, load_rules
 from broker.auth.passwords import load_passwords
-from broker.core.limits import Limits
+from broker.core.allowance import LimitOverrides, UserLimits
+from broker.core.limits import OF_ALL, OF_STRANGERS, Limits
 from broker.errors import ConfigError
 from broker.net.listen import NOT_WITH_UNIX, Listener, check
-from broker.net.settings import limit_faults
+from broker.net.settings import BEFORE_CONNECT, WHOLE_BROKER, limit_faults
 from broker.net.tls import TlsFiles, TlsName, make_context
 from broker.wire.topics import topic_filter_fault
 
@@ -34,9 +36,11 @@ ENV_PREFIX: Final = "BROKER__"
 _NOT_THERE_YET: Final = {
     "listeners.mount_point": "",
     "listeners.proxy_protocol_from": "",
-    "listeners.limits": "[limits] holds for all listeners",
 }
 """Planned keys, and what to do meanwhile. Never ignored: whoever writes one relies on it."""
+
+_NOT_OF_LISTENERS: Final = dict.fromkeys(sorted(OF_ALL), WHOLE_BROKER)
+_NOT_OF_USERS: Final = _NOT_OF_LISTENERS | dict.fromkeys(sorted(OF_STRANGERS), BEFORE_CONNECT)
 
 _NAMES: Final = {
     "int": "a whole number",
@@ -72,6 +76,8 @@ class ListenerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     send_buffer_bytes: int = 0
     tcp_keepalive_s: float = 0
     connections_count_max: int = 100_000
+    limits: dict[str, Any] | None = None
+    """Keys of [limits]."""
 
 
 class LogConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -115,12 +121,14 @@ DEFAULT_LISTENERS: Final = (Listener(host="localhost"),)
 class Config(Struct, frozen=True, kw_only=True):
     """All settings of a broker. listeners: none written means this machine only, port 1883. allow_anonymous: None allows clients
     without authentication while every listener is loopback or Unix and there is no password file. password_file, acl_file: paths of
-    Mosquitto's. access: rules after those of acl_file. overflow: (Topic Filter, rule), the first match counts. limits: `Limits`. log: where the
+    Mosquitto's. access: rules after those of acl_file. overflow: (Topic Filter, rule), the first match counts. limits: `Limits`. limits_for:
+    (user name, what differs for that user). log: where the
     command's log goes; in a program only its `connections` counts. shutdown_grace_s: how long clients get what is queued for them when it ends.
     sys_interval_s: between two rounds of $SYS/broker/..., 0 is off. Mostly made by `load` and `from_dict`."""
 
     listeners: tuple[Listener, ...] = DEFAULT_LISTENERS
     limits: Limits = Limits()
+    limits_for: UserLimits = ()
     log: LogConfig = LogConfig()
     overflow: tuple[OverflowConfig, ...] = ()
     access: tuple[AccessConfig, ...] = ()
@@ -167,6 +175,7 @@ class Config(Struct, frozen=True, kw_only=True):
         listeners = _tables(ListenerConfig, tables.pop("listeners", []), "listeners", problems)
         overflow = _tables(OverflowConfig, tables.pop("overflow", []), "overflow", problems)
         access = _tables(AccessConfig, tables.pop("access", []), "access", problems)
+        limits_for = _limits_for(tables.pop("limits_for", []), limits or Limits(), problems)
         top = _table(_Top, tables, "", problems)
         if limits is not None:
             problems += limit_faults(limits)
@@ -174,7 +183,7 @@ class Config(Struct, frozen=True, kw_only=True):
             _check_not_negative("", {"shutdown_grace_s": top.shutdown_grace_s, "sys_interval_s": top.sys_interval_s}, problems)
         _check_filters([(place, rule.filter) for place, rule in overflow], "filter", problems)
         _check_filters([(place, rule.topic) for place, rule in access], "topic", problems)
-        opened = _listeners(listeners, folder, problems)
+        opened = _listeners(listeners, limits or Limits(), folder, problems)
         if top is not None:
             _check_file(load_passwords, _at(folder, top.password_file), "password_file", problems)
             _check_file(load_rules, _at(folder, top.acl_file), "acl_file", problems)
@@ -186,6 +195,7 @@ class Config(Struct, frozen=True, kw_only=True):
         return cls(
             listeners=opened or DEFAULT_LISTENERS,
             limits=limits,
+            limits_for=limits_for,
             log=log,
             overflow=tuple(rule for _, rule in overflow),
             access=tuple(rule for _, rule in access),
@@ -206,6 +216,14 @@ def _table(kind: type[S], data: Any, path: str, problems: Problems) -> S | None:
         problems.append((path, f"expected a table, got {_kind_of(data)}"))
         return None
     fields = {field.name: field for field in msgspec.structs.fields(kind)}
+    known = _known(fields, data, path, problems)
+    required = [name for name, field in fields.items() if field.required]
+    problems.extend((f"{path}.{name}", "is missing") for name in required if name not in data)
+    return kind(**known) if all(name in known for name in required) else None
+
+
+def _known(fields: Mapping[str, FieldInfo], data: Mapping[str, Any], path: str, problems: Problems) -> dict[str, Any]:
+    """What is right in one table."""
     known: dict[str, Any] = {}
     for key, value in data.items():
         place = f"{path}.{key}" if path else str(key)
@@ -220,9 +238,44 @@ def _table(kind: type[S], data: Any, path: str, problems: Problems) -> S | None:
                 known[key] = msgspec.convert(value, fields[key].type)
             except msgspec.ValidationError as error:
                 problems.append((place, _expected(str(error), fields[key].type, value)))
-    required = [name for name, field in fields.items() if field.required]
-    problems.extend((f"{path}.{name}", "is missing") for name in required if name not in data)
-    return kind(**known) if all(name in known for name in required) else None
+    return known
+
+
+def _overrides(data: Any, limits: Limits, path: str, misplaced: Mapping[str, str], problems: Problems) -> LimitOverrides:
+    """Keys of [limits] in another table, to be laid over it. misplaced: those that mean nothing there, and why."""
+    if not isinstance(data, Mapping):
+        problems.append((path, f"expected a table, got {_kind_of(data)}"))
+        return LimitOverrides()
+    fields = {field.name: field for field in msgspec.structs.fields(Limits) if field.name not in misplaced}
+    problems.extend((f"{path}.{name}", text) for name, text in misplaced.items() if name in data)
+    known = _known(fields, {key: value for key, value in data.items() if key not in misplaced}, path, problems)
+    overrides = LimitOverrides(**known)
+    problems += limit_faults(overrides.over(limits), path, overrides.names)
+    return overrides
+
+
+def _limits_for(data: Any, limits: Limits, problems: Problems) -> UserLimits:
+    """[[limits_for]], one entry a user."""
+    if not isinstance(data, list):
+        problems.append(("limits_for", f"expected a list of tables ([[limits_for]]), got {_kind_of(data)}"))
+        return ()
+    found: dict[str, LimitOverrides] = {}
+    for index, entry in enumerate(data):
+        place = f"limits_for[{index}]"
+        users: Any = None
+        if isinstance(entry, Mapping):
+            users = entry.get("users")
+            entry = {key: value for key, value in entry.items() if key != "users"}
+            if not isinstance(users, list) or not users or not all(isinstance(name, str) for name in users):
+                got = "is missing" if users is None else f"expected a list of user names, got {_kind_of(users)}"
+                problems.append((f"{place}.users", got))
+                users = None
+        overrides = _overrides(entry, limits, place, _NOT_OF_USERS, problems)
+        for name in users or ():
+            if name in found:
+                problems.append((f"{place}.users", f'"{name}" has limits already'))
+            found.setdefault(name, overrides)
+    return tuple(found.items())
 
 
 def _tables(kind: type[S], data: Any, path: str, problems: Problems) -> list[tuple[str, S]]:
@@ -243,7 +296,7 @@ def _siblings(path: str) -> list[str]:
     """What else may, or will, stand beside the keys of a struct."""
     room = path.partition("[")[0]
     later = [key.rpartition(".")[2] for key in _NOT_THERE_YET if key.rpartition(".")[0] == room]
-    return later if path else [*later, "listeners", "limits", "log", "overflow", "access"]
+    return later if path else [*later, "listeners", "limits", "limits_for", "log", "overflow", "access"]
 
 
 def _unknown(key: str, known: Sequence[str]) -> str:
@@ -324,7 +377,7 @@ def _tls(data: dict[str, Any] | None, folder: Path | None, protocol: str, place:
     return files
 
 
-def _listeners(found: Sequence[tuple[str, ListenerConfig]], folder: Path | None, problems: Problems) -> tuple[Listener, ...]:
+def _listeners(found: Sequence[tuple[str, ListenerConfig]], limits: Limits, folder: Path | None, problems: Problems) -> tuple[Listener, ...]:
     listeners = []
     for place, entry in found:
         unix = entry.unix
@@ -334,7 +387,8 @@ def _listeners(found: Sequence[tuple[str, ListenerConfig]], folder: Path | None,
         _check_file(load_passwords, passwords, f"{place}.password_file", problems)
         _check_file(load_rules, rules, f"{place}.acl_file", problems)
         tls = _tls(entry.tls, folder, entry.protocol, f"{place}.tls", problems)
-        fields = msgspec.structs.asdict(entry) | {"unix": unix, "password_file": passwords, "acl_file": rules, "tls": tls}
+        own = LimitOverrides() if entry.limits is None else _overrides(entry.limits, limits, f"{place}.limits", _NOT_OF_LISTENERS, problems)
+        fields = msgspec.structs.asdict(entry) | {"unix": unix, "password_file": passwords, "acl_file": rules, "tls": tls, "limits": own}
         for key in ("host", "port"):
             if (fields[key] is None or unix is not None) and fields.pop(key) is not None:
                 problems.append((f"{place}.{key}", NOT_WITH_UNIX))

@@ -20,6 +20,7 @@ import trio
 
 from broker.channel import MessageChannel, Subscription
 from broker.core.access import Authorize
+from broker.core.allowance import LimitOverrides
 from broker.core.engine import Engine
 from broker.core.limits import Limits
 from broker.core.message import ApplicationMessage
@@ -33,7 +34,7 @@ from broker.net.doors import Doorkeeper, anonymous_at, is_locked, without_live
 from broker.net.listen import BoundSocket, Listener, adopted_is_private, bind_all, parse_listener
 from broker.net.observer import ClientLog
 from broker.net.server import Server
-from broker.net.settings import Settings, limit_faults
+from broker.net.settings import Settings, limit_faults, override_faults
 from broker.net.transport import StreamTransport
 from broker.reasons import ReasonCode
 from broker.wire.packets import NO_PROPERTIES, Properties
@@ -71,6 +72,7 @@ class Broker:
         log: ClientLog,
         doorkeeper: Doorkeeper,
         overflow: Mapping[str, str],
+        overrides: LimitOverrides,
     ) -> None:
         self._urls = tuple(one.url for one in bound)
         self._server = server
@@ -80,6 +82,7 @@ class Broker:
         self._log = log
         self._doorkeeper = doorkeeper
         self._overflow = overflow
+        self._overrides = overrides
         self._grace_s = SHUTDOWN_GRACE_S if config is None else config.shutdown_grace_s
         self._numbers = itertools.count(1)
         self._credit_s = server.limits.slow_subscriber_grace_s
@@ -219,21 +222,19 @@ class Broker:
     # ---- itself ----
 
     def reload(self, config: Settings) -> Sequence[str]:
-        """Take over what can change while running: limits and overflow (for what comes from now on), passwords, access rules,
+        """Take over what can change while running: limits (under those that `open_broker` was given) and overflow for what comes from
+        now on, passwords, access rules,
         certificates, allow_anonymous and the small keys of listeners, sys_interval_s, shutdown_grace_s, log.connections. The files are
         read again. Clients stay connected, with what the new rules allow them. Returns the keys that differ and need a restart.
         ConfigError: nothing was changed. (log.level is the process's, which owns its logging.)
         """
-        faults = limit_faults(config.limits)
-        if faults:
-            raise ConfigError(faults)
         old = self._config
         plan = self._doorkeeper.read(config)
+        limits = _limits(self._overrides, config, plan.listeners)
         check_open(plan.listeners, config, self._doorkeeper.hook)
         self._engine.set_overflow(_overflow_rules(self._overflow, config))
         self._doorkeeper.use(plan)
-        self._engine.set_limits(config.limits)
-        self._server.limits = config.limits
+        self._server.set_limits(limits, config.limits_for)
         self._sys_topics.set_interval(config.sys_interval_s)
         self._grace_s = config.shutdown_grace_s
         self._log.connections = config.log.connections
@@ -315,15 +316,13 @@ async def open_broker(
     body's own exception comes out bare. ConfigError for a listener that is not loopback or Unix while nothing says who may come in.
     """
     wanted = _listeners(config, listeners)
-    unknown = sorted(limits.keys() - {field.name for field in msgspec.structs.fields(Limits)})
+    unknown = sorted(limits.keys() - set(Limits.__struct_fields__))
     if unknown:
         raise TypeError(f"open_broker() has neither an argument nor a limit of the name {unknown[0]!r}")
-    chosen = msgspec.structs.replace(Limits() if config is None else config.limits, **limits)
-    faults = limit_faults(chosen)
-    if faults:
-        raise ConfigError(faults)
-    check_open(wanted, config, authenticate)
+    overrides = LimitOverrides(**limits)
     own = [listener for listener in wanted if isinstance(listener, Listener)]
+    chosen = _limits(overrides, config, own)
+    check_open(wanted, config, authenticate)
     doorkeeper = Doorkeeper(config, own, authenticate, authorized_by_hook=authorize is not None, fixed=listeners is not None)
     log = ClientLog(config is None or config.log.connections)
     engine = Engine(
@@ -340,11 +339,13 @@ async def open_broker(
     server = Server(engine, chosen, chores=(sys_topics.run, doorkeeper.watch, log.drops.run))
     bound = await bind_all(wanted)
     doorkeeper.begin(server, bound)
+    server.bound = bound
+    server.set_limits(chosen, () if config is None else config.limits_for)
     failure: BaseException | None = None
     caught: BaseExceptionGroup[BaseException] | None = None
     try:
         async with trio.open_nursery() as nursery:
-            hub = Broker(server, bound, config, sys_topics, log, doorkeeper, overflow or {})
+            hub = Broker(server, bound, config, sys_topics, log, doorkeeper, overflow or {}, overrides)
             try:
                 await nursery.start(server.run, bound)
                 yield hub
@@ -415,6 +416,15 @@ def _listeners(config: Settings | None, listeners: Sequence[Listener | str | tri
     if isinstance(listeners, str):
         raise TypeError("listeners is a list: listeners=[...]")
     return [parse_listener(listener) if isinstance(listener, str) else listener for listener in listeners]
+
+
+def _limits(overrides: LimitOverrides, config: Settings | None, listeners: Sequence[Listener]) -> Limits:
+    """Of the file, under the embedder's. ConfigError names all that make no sense, those of listeners and users too."""
+    limits = overrides.over(Limits() if config is None else config.limits)
+    faults = limit_faults(limits) or override_faults(limits, listeners, () if config is None else config.limits_for)
+    if faults:
+        raise ConfigError(faults)
+    return limits
 
 
 def _overflow_rules(first: Mapping[str, str], config: Settings | None) -> dict[str, str]:

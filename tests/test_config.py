@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from broker.config import DEFAULT_LISTENERS, AccessConfig, Config, ListenerConfig, LogConfig, OverflowConfig
+from broker.core.allowance import LimitOverrides
 from broker.core.limits import Limits
 from broker.errors import ConfigError
 from broker.net.listen import Listener, parse_listener
@@ -98,7 +99,6 @@ def test_every_mistake_is_told() -> None:
     [
         ({"listeners": [{"mount_point": ""}]}, "listeners[0].mount_point"),
         ({"listeners": [{"proxy_protocol_from": []}]}, "listeners[0].proxy_protocol_from"),
-        ({"listeners": [{"limits": {}}]}, "listeners[0].limits"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -106,6 +106,51 @@ def test_what_is_planned_says_so(data: dict[str, Any], key: str) -> None:
     found = problems_of(data)
     assert list(found) == [key]
     assert "not there yet" in found[key]
+
+
+def test_limits_of_listeners_and_users() -> None:
+    config = Config.from_dict(
+        {
+            "limits": {"queue_count_max": 5},
+            "listeners": [{"limits": {"packet_bytes_max": 1000}}, {"port": 1}],
+            "limits_for": [{"users": ["ann", "ben"], "inflight_count_max": 7}, {"users": ["eve"]}],
+        },
+        env={"BROKER__LISTENERS__1__LIMITS__MAXIMUM_QOS": "1", "BROKER__LIMITS_FOR__1__QUEUE_COUNT_MAX": "6"},
+    )
+    assert [listener.limits for listener in config.listeners] == [LimitOverrides(packet_bytes_max=1000), LimitOverrides(maximum_qos=1)]
+    seven = LimitOverrides(inflight_count_max=7)
+    assert config.limits_for == (("ann", seven), ("ben", seven), ("eve", LimitOverrides(queue_count_max=6)))
+
+
+def test_mistakes_in_limits_of_listeners_and_users() -> None:
+    found = problems_of(
+        {
+            "limits": {"outbox_bytes_high": 2000},
+            "listeners": [{"limits": {"sessions_count_max": 1, "queue_cuont_max": 1, "outbox_bytes_max": 1999}}, {"limits": 5}],
+            "limits_for": [
+                {"users": ["ann"], "connect_timeout_s": 1, "memory_bytes_max": 1},
+                {"users": ["ann"], "receive_maximum": 0, "maximum_qos": "two"},
+                {"users": "ann"},
+                {},
+                3,
+            ],
+        }
+    )
+    assert found == {
+        "listeners[0].limits.sessions_count_max": "holds for the whole broker: it belongs to [limits]",
+        "listeners[0].limits.queue_cuont_max": "unknown key; did you mean queue_count_max?",
+        "listeners[0].limits.outbox_bytes_max": "expected at least outbox_bytes_high (2,000), got 1,999",
+        "listeners[1].limits": "expected a table, got 5",
+        "limits_for[0].connect_timeout_s": "holds before anybody knows whose client it is: it belongs to [limits] or [listeners.limits]",
+        "limits_for[0].memory_bytes_max": "holds for the whole broker: it belongs to [limits]",
+        "limits_for[1].users": '"ann" has limits already',
+        "limits_for[1].receive_maximum": "expected 1 to 65,535, got 0",
+        "limits_for[1].maximum_qos": 'expected a whole number, got "two"',
+        "limits_for[2].users": 'expected a list of user names, got "ann"',
+        "limits_for[3].users": "is missing",
+        "limits_for[4]": "expected a table, got 3",
+    }
+    assert problems_of({"limits_for": {"users": ["ann"]}}) == {"limits_for": "expected a list of tables ([[limits_for]]), got a table"}
 
 
 def test_mistakes_in_the_files_are_told_too(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ Nothing in the core grows without one of these. `math.inf` and 0 have no special
 
 from __future__ import annotations
 
+from typing import Final
+
 from msgspec import Struct
 
 
@@ -76,3 +78,9 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     retained_replays_count_max: int = 10_000
     routes_count_max: int = 100_000
     work_per_turn_max: int = 10_000
+
+
+OF_ALL: Final = frozenset({"memory_bytes_max", "retained_count_max", "routes_count_max", "sessions_count_max", "work_per_turn_max"})
+"""Bounds of the broker as a whole: no listener and no user has others."""
+OF_STRANGERS: Final = frozenset({"client_id_bytes_max", "connect_timeout_s", "unauthenticated_bytes_max"})
+"""What holds before anybody knows who a client is: a listener may have others, a user not."""

@@ -22,6 +22,7 @@ from broker.reasons import ReasonCode
 
 if TYPE_CHECKING:
     from broker.core.auth import AuthRequest
+    from broker.core.limits import Limits
     from broker.core.link import Link
     from broker.net.listen import BoundSocket
     from broker.net.server import Server
@@ -107,6 +108,10 @@ class Connection:
     def describe(self) -> str:
         return f"({self.peer})" if self.link is None else self.link.describe()
 
+    @property
+    def limits(self) -> Limits:
+        return self.server.limits_of(self.bound) if self.link is None else self.link.limits
+
     def cancel(self) -> None:
         """End it at once, without a goodbye."""
         self.ended = True
@@ -145,7 +150,7 @@ class Connection:
         if secured is None and not over_websocket:
             return True
         kind = ""
-        with trio.CancelScope(deadline=self._attached_at + self.server.limits.connect_timeout_s) as scope:
+        with trio.CancelScope(deadline=self._attached_at + self.limits.connect_timeout_s) as scope:
             if secured is not None:
                 kind = "TLS"
                 if not await self._handshake_tls(secured):
@@ -175,7 +180,7 @@ class Connection:
 
         assert self._nursery is not None
         try:
-            path, close_timeout_s = bound.listener.path, self.server.limits.close_timeout_s
+            path, close_timeout_s = bound.listener.path, self.limits.close_timeout_s
             upgraded = await websocket.accept(self._nursery, stream, path, bound.origins, close_timeout_s=close_timeout_s)
         except websocket.HandshakeFailed as error:
             logger.info("WebSocket handshake failed with %s: %s", self.peer, error)
@@ -187,7 +192,10 @@ class Connection:
     def _attach(self) -> None:
         # Counted from accept: a slow handshake leaves less for CONNECT.
         access = None if self.bound is None else self.bound.access
-        self.link = self.server.engine.attach(self.peer, self._attached_at, listener=self.listener, transport=self, access=access)
+        allowance = None if self.bound is None else self.bound.allowance
+        self.link = self.server.engine.attach(
+            self.peer, self._attached_at, listener=self.listener, transport=self, access=access, allowance=allowance
+        )
         self.server.flush()
 
     def _detach(self) -> None:
@@ -264,7 +272,7 @@ class Connection:
         """From now on the peer has `close_timeout_s`."""
         if self._nursery is not None:
             scope = self._nursery.cancel_scope
-            scope.deadline = min(scope.deadline, trio.current_time() + self.server.limits.close_timeout_s)
+            scope.deadline = min(scope.deadline, trio.current_time() + self.limits.close_timeout_s)
 
     # ---- writing ----
 
@@ -358,7 +366,7 @@ class Connection:
             self._settle(*verdict, None)
             return
         begun = trio.current_time() if question.reauthentication else self._attached_at
-        deadline = begun + server.limits.connect_timeout_s
+        deadline = begun + self.limits.connect_timeout_s
         limiter = None if lock.hook is None else server.limiter
         self._nursery.start_soon(authentication.ask, self, question, lock.authenticate, limiter, deadline)
 

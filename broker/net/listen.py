@@ -21,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 import trio
 from msgspec import Struct
 
+from broker.core.allowance import LimitOverrides
 from broker.errors import ConfigError, ListenError
 from broker.net.origins import origin_fault
 from broker.net.tls import TlsFiles
@@ -29,6 +30,7 @@ from broker.net.unix import bind_unix, parse_mode, parse_owner
 
 if TYPE_CHECKING:
     from broker.core.access import Access
+    from broker.core.allowance import Allowance
     from broker.net.locks import Lock
 
 PORT_ZERO_ATTEMPTS_MAX: Final = 50
@@ -48,6 +50,7 @@ class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     without user name before anybody is asked. password_file, acl_file: Mosquitto's, instead of the broker's. backlog is capped by
     the system. nodelay: TCP_NODELAY.
     receive_buffer_bytes, send_buffer_bytes, tcp_keepalive_s: 0 leaves the system's. connections_count_max: more are closed at once.
+    limits: what differs from [limits] for those who come in here, `LimitOverrides(packet_bytes_max=65_536)`.
     """
 
     host: str = "127.0.0.1"
@@ -68,6 +71,7 @@ class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     send_buffer_bytes: int = 0
     tcp_keepalive_s: float = 0
     connections_count_max: int = 100_000
+    limits: LimitOverrides = LimitOverrides()
 
     def __post_init__(self) -> None:
         if self.origins is not None and not isinstance(self.origins, tuple):  # a text would be a list of letters, and a list has no hash
@@ -99,7 +103,7 @@ NOT_WITH_UNIX: Final = "a listener has unix, or host and port; make two of them,
 class BoundSocket:
     """A listening, non-blocking socket of one Listener, and how many of its connections are open."""
 
-    __slots__ = ("access", "address", "connections_count", "inode", "listener", "lock", "origins", "socket", "tls", "url")
+    __slots__ = ("access", "address", "allowance", "connections_count", "inode", "listener", "lock", "origins", "socket", "tls", "url")
 
     def __init__(self, listening: socket.socket, listener: Listener, url: str, inode: tuple[int, int] | None = None) -> None:
         self.socket = listening
@@ -116,6 +120,8 @@ class BoundSocket:
         """None: pages of this machine."""
         self.access: Access | None = None
         """None: what holds for all."""
+        self.allowance: Allowance | None = None
+        """Likewise."""
 
     def close(self) -> None:
         """Stop listening; a Unix path goes too, unless somebody has put another there since."""

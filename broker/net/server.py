@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from broker.core.allowance import Allowance, UserLimits
 from broker.net.authentication import QUESTIONS_COUNT_MAX
 from broker.net.connection import Connection
 from broker.net.locks import Guard, Lock
@@ -159,6 +160,21 @@ class Server:
     def lock_of(self, bound: BoundSocket | None) -> Lock:
         """A listener's own, or that of all."""
         return self.lock if bound is None or bound.lock is None else bound.lock
+
+    def limits_of(self, bound: BoundSocket | None) -> Limits:
+        """Of a client that comes in there, while nobody knows who it is."""
+        return self.limits if bound is None or bound.allowance is None else bound.allowance.limits
+
+    def set_limits(self, limits: Limits, users: UserLimits) -> None:
+        """For what comes from now on: of all, of each listener, and of users that have their own."""
+        self.limits = limits
+        for one in self.bound:
+            own = one.listener.limits.over(limits)
+            if one.allowance is None:
+                one.allowance = Allowance(own, users)
+            else:  # clients and sessions hold it
+                one.allowance.use(own, users)
+        self.engine.set_limits(limits, users)
 
     def drop_all(self) -> None:
         """Cut every connection without a goodbye."""

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Final, Protocol
 
 from broker.auth.acl import May
-from broker.core.limits import Limits
+from broker.core.allowance import UserLimits
+from broker.core.limits import OF_ALL, OF_STRANGERS, Limits
 from broker.net.listen import Listener
 
 
@@ -46,6 +47,8 @@ class Settings(Protocol):
     @property
     def limits(self) -> Limits: ...
     @property
+    def limits_for(self) -> UserLimits: ...
+    @property
     def log(self) -> LogSettings: ...
     @property
     def overflow(self) -> Sequence[OverflowRule]: ...
@@ -62,6 +65,9 @@ class Settings(Protocol):
     @property
     def sys_interval_s(self) -> float: ...
 
+
+WHOLE_BROKER: Final = "holds for the whole broker: it belongs to [limits]"
+BEFORE_CONNECT: Final = "holds before anybody knows whose client it is: it belongs to [limits] or [listeners.limits]"
 
 # name: (least, most); all others are 0 or more.
 RANGES: Final[dict[str, tuple[float, float]]] = {
@@ -83,25 +89,41 @@ RANGES: Final[dict[str, tuple[float, float]]] = {
 }
 
 
-def limit_faults(limits: Limits) -> list[tuple[str, str]]:
-    """(key path, what was expected) of every limit that makes no sense."""
+def limit_faults(limits: Limits, place: str = "limits", names: Sequence[str] = Limits.__struct_fields__) -> list[tuple[str, str]]:
+    """(key path, what was expected) of every limit that makes no sense. names: those that are written at that place."""
     found = []
-    for name in limits.__struct_fields__:
+    for name in names:
         value = getattr(limits, name)
         default = getattr(Limits(), name)
         if isinstance(default, bool):
             if not isinstance(value, bool):
-                found.append((f"limits.{name}", f"expected true or false, got {value!r}"))
+                found.append((f"{place}.{name}", f"expected true or false, got {value!r}"))
             continue
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            found.append((f"limits.{name}", f"expected a number, got {value!r}"))
+            found.append((f"{place}.{name}", f"expected a number, got {value!r}"))
             continue
         least, most = RANGES.get(name, (0, math.inf))
         if not least <= value <= most:
             wanted = f"{least:,} or more" if most == math.inf else f"{least:,} to {most:,}"
-            found.append((f"limits.{name}", f"expected {wanted}, got {value:,}"))
-    if not found and limits.outbox_bytes_max < limits.outbox_bytes_high:
+            found.append((f"{place}.{name}", f"expected {wanted}, got {value:,}"))
+    if not found and not {"outbox_bytes_max", "outbox_bytes_high"}.isdisjoint(names) and limits.outbox_bytes_max < limits.outbox_bytes_high:
         found.append(
-            ("limits.outbox_bytes_max", f"expected at least outbox_bytes_high ({limits.outbox_bytes_high:,}), got {limits.outbox_bytes_max:,}")
+            (f"{place}.outbox_bytes_max", f"expected at least outbox_bytes_high ({limits.outbox_bytes_high:,}), got {limits.outbox_bytes_max:,}")
         )
+    return found
+
+
+def override_faults(limits: Limits, listeners: Sequence[Listener], users: UserLimits) -> list[tuple[str, str]]:
+    """The same of what listeners and users have of their own, over these limits."""
+    found = []
+    for index, listener in enumerate(listeners):
+        place, own = f"listeners[{index}].limits", listener.limits
+        found += [(f"{place}.{name}", WHOLE_BROKER) for name in own.names if name in OF_ALL]
+        found += limit_faults(own.over(limits), place, own.names)
+    for index, (name, own) in enumerate(users):
+        place = f"limits_for {name!r}"
+        if name in [other for other, _ in users[:index]]:
+            found.append((place, "this user has limits already"))
+        found += [(f"{place}.{key}", WHOLE_BROKER if key in OF_ALL else BEFORE_CONNECT) for key in own.names if key in OF_ALL | OF_STRANGERS]
+        found += limit_faults(own.over(limits), place, own.names)
     return found

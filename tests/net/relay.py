@@ -28,8 +28,9 @@ from broker.net.transport import StreamTransport
 
 
 class RelayLink:
-    def __init__(self, peer: str, transport: object) -> None:
+    def __init__(self, peer: str, transport: object, limits: Limits) -> None:
         self.peer = peer
+        self.limits = limits
         self.transport = transport
         self.out = bytearray()
         self.closing = self.paused = self.ready = False
@@ -47,6 +48,7 @@ class RelayEngine:
 
     def __init__(self, *, relays: bool = True) -> None:
         self.relays = relays
+        self.limits = Limits()
         self.links: list[RelayLink] = []
         self.received = bytearray()
         self.detached: list[RelayLink] = []
@@ -61,8 +63,10 @@ class RelayEngine:
             link.ready = True
             self._ready.append(link)
 
-    def attach(self, peer: str, now: float, *, listener: str = "", transport: object = None, access: object = None) -> RelayLink:
-        link = RelayLink(peer, transport)
+    def attach(
+        self, peer: str, now: float, *, listener: str = "", transport: object = None, access: object = None, allowance: object = None
+    ) -> RelayLink:
+        link = RelayLink(peer, transport, self.limits)
         self.links.append(link)
         return link
 
@@ -142,7 +146,8 @@ class RelayEngine:
 
 
 def make_server(engine: RelayEngine, *, authenticate: Any = None, **limits: Any) -> Server:
-    return Server(cast("Engine", engine), Limits(**limits), lock=Lock(Guard(), authenticate, None, None, "none"))
+    engine.limits = Limits(**limits)
+    return Server(cast("Engine", engine), engine.limits, lock=Lock(Guard(), authenticate, None, None, "none"))
 
 
 _peers: dict[Server, list[trio.abc.Stream]] = {}

@@ -1,0 +1,115 @@
+"""Limits of one listener's clients, and of one user: what CONNACK promises, what is refused, and what a reload changes."""
+
+from __future__ import annotations
+
+import pytest
+
+from broker.core.allowance import Allowance, LimitOverrides
+from broker.core.limits import Limits
+from broker.reasons import ReasonCode
+from broker.wire.packets import ConnAck, Connect, Publish, WillMessage
+from tests.core.harness import Peer, World
+
+GENERAL = Limits(queue_count_max=3)
+USERS = (("ann", LimitOverrides(maximum_qos=1, receive_maximum=9, queue_count_max=1, subscriptions_count_max=1)),)
+
+
+def at(world: World, allowance: Allowance, client_id: str, username: str | None = None, **options: object) -> Peer:
+    """A client that comes in by another listener; its answer is in the inbox."""
+    peer = Peer(world, world.engine.attach(client_id, world.now, allowance=allowance))
+    peer.send(Connect(client_id, username=username, **options))  # type: ignore[arg-type]
+    return peer
+
+
+def test_what_connack_promises() -> None:
+    world = World(queue_count_max=3)
+    small = Allowance(LimitOverrides(packet_bytes_max=1000, keepalive_s_max=60, topic_alias_maximum=4).over(GENERAL), USERS)
+    anybody = at(world, small, "anybody", "eve").pop(ConnAck).properties
+    assert (anybody.maximum_packet_size, anybody.server_keep_alive, anybody.topic_alias_maximum) == (1000, 60, 4)
+    assert (anybody.maximum_qos, anybody.receive_maximum) == (None, 100)
+    ann = at(world, small, "ann's", "ann").pop(ConnAck).properties
+    assert (ann.maximum_packet_size, ann.server_keep_alive, ann.topic_alias_maximum) == (1000, 60, 4)
+    assert (ann.maximum_qos, ann.receive_maximum) == (1, 9)
+    other = world.client("by the other listener", username="ann").connack
+    assert other is not None
+    assert (other.properties.maximum_packet_size, other.properties.maximum_qos) == (16_777_216, None)
+
+
+def test_each_is_held_to_its_own() -> None:
+    world = World()
+    strict = Allowance(Limits(packet_bytes_max=128, filter_levels_max=2), USERS)
+    peer = at(world, strict, "p")
+    neighbour = world.client("neighbour")
+    neighbour.subscribe("#")
+    peer.pop(ConnAck)
+    assert peer.subscribe("a/b/c", "a/b") == (ReasonCode.TOPIC_FILTER_INVALID, 0)
+    neighbour.publish("a/b/c/d", bytes(1000))
+    for size in (50, 50, 200):  # on the way that knows the topic, too
+        peer.publish("t", bytes(size))
+    assert peer.ends_with(ReasonCode.PACKET_TOO_LARGE)
+    assert [len(message) for message in neighbour.payloads()] == [1000, 50, 50]
+    ann = at(world, strict, "ann's", "ann")
+    ann.pop(ConnAck)
+    assert ann.subscribe("a", "b") == (0, ReasonCode.QUOTA_EXCEEDED)
+    ann.publish("t", b"", 2, 1)
+    assert ann.ends_with(ReasonCode.QOS_NOT_SUPPORTED)
+
+
+@pytest.mark.parametrize("version", [4, 5])
+def test_a_will_above_its_users_limits(version: int) -> None:
+    world = World(asks_authentication=True)
+    world.state.allowance.use(GENERAL, USERS)
+    peer = world.peer("p", version)
+    peer.send(Connect("p", version, username="somebody", will=WillMessage("w", b"", 2)))
+    assert not peer.inbox  # nobody knows yet whose it is
+    world.engine.authenticated(peer.link, "ann", world.now)
+    world.settle()
+    assert peer.ends_with(ReasonCode.QOS_NOT_SUPPORTED) if version == 5 else peer.link.closing and not peer.inbox  # 3.1.1 has no word for it
+
+
+def test_an_away_sessions_queue_is_its_users() -> None:
+    world = World(queue_count_max=3)
+    world.state.allowance.use(GENERAL, USERS)
+    for name in ("ann", "ben"):
+        peer = world.client(name, clean=False, expiry=1000, username=name)
+        peer.subscribe(("q", 1))
+        peer.detach()
+    publisher = world.client("publisher")
+    for number in range(1, 6):
+        publisher.publish("q", b"%d" % number, 1, number)
+    world.engine.set_limits(GENERAL, (("ben", LimitOverrides(queue_count_max=2)),))
+    publisher.publish("q", b"6", 1, 6)
+    assert [len(world.client(name, clean=False, expiry=0, username=name).payloads()) for name in ("ann", "ben")] == [2, 2]
+
+
+def test_a_reload_keeps_what_was_promised() -> None:
+    world = World()
+    listener = Allowance(Limits())
+    peer = at(world, listener, "p")
+    peer.pop(ConnAck)
+    listener.use(Limits(packet_bytes_max=128, maximum_qos=0, subscriptions_count_max=1))
+    world.engine.set_limits(Limits())
+    assert peer.subscribe(("t", 2), "u") == (2, ReasonCode.QUOTA_EXCEEDED)
+    peer.publish("t", bytes(1000), 1, 1)
+    peer.publish("t", bytes(1000), 1, 2)
+    assert [len(packet.payload) for packet in peer.take() if isinstance(packet, Publish)] == [1000, 1000]
+    late = at(world, listener, "late").pop(ConnAck).properties
+    assert (late.maximum_packet_size, late.maximum_qos) == (128, 0)
+
+
+def test_a_session_goes_over_to_the_listener_it_comes_back_by() -> None:
+    world = World()
+    small = Allowance(Limits(queue_count_max=1))
+    world.client("c", clean=False, expiry=1000).subscribe(("q", 1))
+    assert world.state.sessions["c"].limits.queue_count_max == 100_000
+    at(world, small, "c", clean_start=False)
+    assert world.state.sessions["c"].limits.queue_count_max == 1
+
+
+def test_names_of_limits() -> None:
+    with pytest.raises(TypeError, match="no limit of the name 'packets'"):
+        LimitOverrides(packets=3)
+    one = LimitOverrides(queue_count_max=1, maximum_qos=0)
+    assert one == LimitOverrides(maximum_qos=0, queue_count_max=1)
+    assert repr(one) == "LimitOverrides(maximum_qos=0, queue_count_max=1)"
+    assert len({one, LimitOverrides(maximum_qos=0, queue_count_max=1), LimitOverrides()}) == 2
