@@ -15,6 +15,7 @@ from broker.core.delivery import pump
 from broker.core.ending import close_link, end_session, leave
 from broker.core.inflight import PACKET_ID_MAX
 from broker.core.link import AUTHENTICATING, CONNECTED, ENDED, PACKET_BYTES_LARGEST
+from broker.core.rate import Rate
 from broker.core.session import Session
 from broker.errors import ProtocolError
 from broker.reasons import CONNACK_CODES, ReasonCode, to_connack_return_code
@@ -56,6 +57,8 @@ def _check(state: State, link: Link, packet: Connect) -> tuple[ReasonCode, str] 
     """What this broker, as it is configured, cannot serve, whoever asks for it; None if it can."""
     if state.shutting_down:
         return ReasonCode.SERVER_UNAVAILABLE, "the broker is shutting down"
+    if link.refusal is not None:
+        return link.refusal
     if not packet.client_id and not packet.clean_start and packet.version < MQTT_5:
         return ReasonCode.CLIENT_IDENTIFIER_NOT_VALID, "an empty Client Identifier needs Clean Session 1"  # [MQTT311-3.1.3-8]
     if len(packet.client_id.encode()) > link.limits.client_id_bytes_max:
@@ -76,6 +79,19 @@ def _check_will(link: Link, will: WillMessage | None) -> tuple[ReasonCode, str] 
         if will.topic.startswith("$SYS/") or will.topic.count("/") >= limits.filter_levels_max:
             return ReasonCode.TOPIC_NAME_INVALID, f"the Will Topic {will.topic!r} is not for clients"
     return None
+
+
+def _check_user(state: State, link: Link) -> tuple[ReasonCode, str] | None:
+    """One more client of this user; the one that it takes over from makes room."""
+    count_max = link.limits.connections_per_user_max
+    if not count_max or link.username is None:
+        return None
+    count = state.users.get(link.username, 0)
+    if count >= count_max:
+        session = state.sessions.get(link.client_id)
+        if session is not None and session.link is not None and session.link.username == link.username:
+            count -= 1
+    return (ReasonCode.QUOTA_EXCEEDED, f"its user has {count} clients connected already") if count >= count_max else None
 
 
 def refuse(state: State, link: Link, reason: ReasonCode, cause: str, now: float) -> None:
@@ -111,7 +127,7 @@ def accept(state: State, link: Link, now: float, final_data: bytes | None = None
     assert packet is not None
     link.limits = link.allowance.of(link.username)
     will = packet.will
-    refusal = _check_will(link, will)
+    refusal = _check_will(link, will) or _check_user(state, link)
     if refusal is not None:
         refuse(state, link, *refusal, now)
         return
@@ -132,7 +148,7 @@ def accept(state: State, link: Link, now: float, final_data: bytes | None = None
     session.link = link
     link.session = session
     link.phase = CONNECTED
-    _adopt_capabilities(link, packet)
+    _adopt_capabilities(link, packet, now)
     keep_alive_s, server_keep_alive = _keep_alive(link, packet)
     connack = ConnAck(present, ReasonCode.SUCCESS, NO_PROPERTIES)
     if link.is_mqtt_5:
@@ -140,6 +156,8 @@ def accept(state: State, link: Link, now: float, final_data: bytes | None = None
         connack = ConnAck(present, ReasonCode.SUCCESS, properties)
     encoded = encode_within(connack, link.version, link.packet_bytes_max)
     state.connected_count += 1
+    if link.username is not None:
+        state.users[link.username] = state.users.get(link.username, 0) + 1
     if encoded is None:
         # Nobody was told that it is connected: no DISCONNECT [MQTT5-3.14.0-1], and no Will.
         leave(state, link, now, "its Maximum Packet Size is too small for a CONNACK", error=True, discard_will=True)
@@ -204,12 +222,23 @@ def _keep_alive(link: Link, packet: Connect) -> tuple[float, int | None]:
     return float(wanted), None  # [MQTT5-3.2.2-22]
 
 
-def _adopt_capabilities(link: Link, packet: Connect) -> None:
+def limit_rate(link: Link, now: float) -> None:
+    """Hold it to its rate, from what it has sent already on."""
+    limits = link.limits
+    if link.rate is not None:
+        link.rate.use(limits)
+    elif limits.publish_per_s_max or limits.receive_bytes_per_s_max:
+        link.rate = Rate(limits, now)
+        link.rate.hold(link.decoder.take_rest())
+
+
+def _adopt_capabilities(link: Link, packet: Connect, now: float) -> None:
     limits = link.limits
     link.promised = limits
     link.decoder.packet_bytes_max = limits.packet_bytes_max
     link.outbox_bytes_high = limits.outbox_bytes_high
     link.credit_s = limits.slow_subscriber_grace_s
+    limit_rate(link, now)
     aliases_max = min(packet.properties.topic_alias_maximum or 0, limits.topic_alias_maximum)
     link.aliases_out_max = aliases_max  # [MQTT5-3.1.2-26, -27]
     link.aliases_out = {} if aliases_max else None

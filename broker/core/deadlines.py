@@ -16,6 +16,7 @@ WILL_DELAY: Final = 2
 SESSION_EXPIRY: Final = 3
 RETAINED_EXPIRY: Final = 4
 PAUSE_CREDIT: Final = 5
+RATE: Final = 6
 
 _COMPACT_COUNT_MIN: Final = 64
 

@@ -65,6 +65,12 @@ def leave(state: State, link: Link, now: float, cause: str, *, error: bool, disc
         return
     session.link = None
     state.connected_count -= 1
+    if link.username is not None:
+        count = state.users[link.username] - 1
+        if count:
+            state.users[link.username] = count
+        else:
+            del state.users[link.username]
     _settle_will(state, session, now, discard_will)
     if not session.lasts:
         if keep_waiting:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 from broker.core import pausing
 from broker.core.access import Access, Authorize
 from broker.core.allowance import Allowance, UserLimits
-from broker.core.connect import authenticated, challenge, on_auth, on_connect, on_disconnect, refuse
-from broker.core.deadlines import CONNECT_TIMEOUT, KEEP_ALIVE, PAUSE_CREDIT, RETAINED_EXPIRY, SESSION_EXPIRY, WILL_DELAY
+from broker.core.connect import authenticated, challenge, limit_rate, on_auth, on_connect, on_disconnect, refuse
+from broker.core.deadlines import CONNECT_TIMEOUT, KEEP_ALIVE, PAUSE_CREDIT, RATE, RETAINED_EXPIRY, SESSION_EXPIRY, WILL_DELAY
 from broker.core.delivery import deliver, pump
 from broker.core.ending import close_link, end_session, leave, publish_will
 from broker.core.exchange import exchange
@@ -26,6 +26,7 @@ from broker.core.message import ApplicationMessage
 from broker.core.observer import CONNECTION_LOST, Observer
 from broker.core.overflow import OverflowRules
 from broker.core.publish import on_puback, on_pubcomp, on_publish, on_pubrec, on_pubrel, publish
+from broker.core.rate import Rate
 from broker.core.relay import relay
 from broker.core.session import Session
 from broker.core.state import State
@@ -111,10 +112,13 @@ class Engine:
         transport: object = None,
         access: Access | None = None,
         allowance: Allowance | None = None,
+        refusal: tuple[ReasonCode, str] | None = None,
     ) -> Link:
-        """A byte stream has come. access, allowance: what its client may do, and how much, if not what holds for all."""
+        """A byte stream has come. access, allowance: what its client may do, and how much, if not what holds for all.
+        refusal: what its CONNECT is to be answered, come what may."""
         state = self.state
         link = Link(peer, listener, transport, allowance or state.allowance, state.waiting, access or state.access, now)
+        link.refusal = refusal
         state.links[link] = None
         state.counters.connections_count += 1
         if state.shutting_down:
@@ -136,11 +140,17 @@ class Engine:
         if data:
             link.last_received_at = now
             state.counters.bytes_received += len(data)
-            decoder.feed(data)
+            if link.rate is None:
+                decoder.feed(data)
+            else:
+                link.rate.hold(data)
         state.work = 0
         more = False
+        published = state.counters.publish_received
         try:
             more = self._process(link, now)
+            if link.rate is not None:
+                more = self._paced(link, link.rate, more, published, now)
         except PeerError as error:
             self._violation(link, error, now)
         if state.wills or state.orphans:
@@ -180,6 +190,26 @@ class Engine:
             state.work += 1
             self._handle(link, frame[0], frame[1], now)
         return False
+
+    def _paced(self, link: Link, rate: Rate, more: bool, published: int, now: float) -> bool:
+        """Go on, piece by piece, with what a link with a rate has sent, until that is used up; then hold it up."""
+        state = self.state
+        while True:
+            rate.spend(state.counters.publish_received - published)
+            if more or link.paused or link.closing:
+                return more
+            if not rate.holds:
+                return False
+            wait_s = rate.wait_s(now)
+            if wait_s:
+                if link.limits.disconnect_above_rate:
+                    close_link(state, link, ReasonCode.MESSAGE_RATE_TOO_HIGH, "it sends faster than it may", now)
+                else:
+                    pausing.hold_up(state, link, rate, wait_s, now)
+                return False
+            published = state.counters.publish_received
+            link.decoder.feed(rate.next_piece(link.decoder.missing_bytes))
+            more = self._process(link, now)
 
     def _handle(self, link: Link, first_byte: int, body: bytes, now: float) -> None:
         kind = first_byte >> 4
@@ -350,7 +380,7 @@ class Engine:
                 link.known_topics = {}
         state.topics.forget_routes()
 
-    def set_limits(self, limits: Limits, users: UserLimits = ()) -> None:
+    def set_limits(self, limits: Limits, now: float, users: UserLimits = ()) -> None:
         """For what comes from now on; connected clients keep what their CONNACK said. users: of those who have limits of their own.
 
         The allowances of listeners have been given theirs before.
@@ -360,6 +390,8 @@ class Engine:
         state.allowance.use(limits, users)
         for link in state.links:
             link.limits = link.allowance.of(link.username if link.phase == CONNECTED else None)
+            if link.phase == CONNECTED:
+                limit_rate(link, now)
 
     def set_overflow(self, overflow: Mapping[str, str]) -> None:
         """Topic Filter to rule, for what comes from now on. ConfigError: nothing was changed."""
@@ -441,6 +473,8 @@ class Engine:
             owner.expiry_deadline = None
         elif kind == PAUSE_CREDIT:
             pausing.pause_due(state, owner, now)
+        elif kind == RATE:
+            pausing.waited(state, owner, now)
         elif kind == CONNECT_TIMEOUT and owner.phase != ENDED:
             refuse(state, owner, ReasonCode.NOT_AUTHORIZED, "it was not connected in time", now)
 

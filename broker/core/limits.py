@@ -39,6 +39,14 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     outbox_count_max: the same, in messages.
     memory_bytes_max: queues, outboxes and retained messages of all clients together.
     slow_subscriber_grace_s: the longest that one stuck subscriber may pause its publishers; the credit refills at a tenth of time.
+    publish_per_s_max: messages that one client may publish, with bursts of a second's worth; beyond it the client is not read for a while. 0: no
+        bound.
+    receive_bytes_per_s_max: the same for the bytes of whatever it sends.
+    disconnect_above_rate: True: instead of making such a client wait, throw it out (0x96).
+    connections_per_user_max: clients connected at a time with one user name; one more is refused with 0x97. 0: no bound.
+    connections_per_address_max: of TCP, by IPv4 address or IPv6 /64; more are refused with 0x97, or closed at once. 0: no bound.
+    connects_per_address_per_s_max: new connections of one address; more are refused with 0x9F, or closed at once. 0: no bound.
+    connects_per_address_burst_max: so many at once, after a silence: all devices of a house come back together when its network does.
     subscriptions_count_max: of one session; a SUBSCRIBE beyond is answered 0x97.
     filter_levels_max: levels in a Topic Filter or Topic Name.
     retained_count_max: retained messages of all topics; beyond it a new topic is answered 0x97.
@@ -72,6 +80,13 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     outbox_count_max: int = 100_000
     memory_bytes_max: int = 1_073_741_824
     slow_subscriber_grace_s: float = 1.0
+    publish_per_s_max: float = 0.0
+    receive_bytes_per_s_max: float = 0.0
+    disconnect_above_rate: bool = False
+    connections_per_user_max: int = 0
+    connections_per_address_max: int = 0
+    connects_per_address_per_s_max: float = 0.0
+    connects_per_address_burst_max: int = 50
     subscriptions_count_max: int = 10_000
     filter_levels_max: int = 200
     retained_count_max: int = 1_000_000
@@ -82,5 +97,8 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 OF_ALL: Final = frozenset({"memory_bytes_max", "retained_count_max", "routes_count_max", "sessions_count_max", "work_per_turn_max"})
 """Bounds of the broker as a whole: no listener and no user has others."""
-OF_STRANGERS: Final = frozenset({"client_id_bytes_max", "connect_timeout_s", "unauthenticated_bytes_max"})
+OF_STRANGERS: Final = frozenset({
+    "client_id_bytes_max", "connect_timeout_s", "connections_per_address_max", "connects_per_address_burst_max",
+    "connects_per_address_per_s_max", "unauthenticated_bytes_max",
+})  # fmt: skip
 """What holds before anybody knows who a client is: a listener may have others, a user not."""

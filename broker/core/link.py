@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from broker.core.auth import AuthRequest
     from broker.core.deadlines import Deadline
     from broker.core.limits import Limits
+    from broker.core.rate import Rate
     from broker.core.session import Session
     from broker.core.topic_table import Route
     from broker.core.waiting import Account
+    from broker.reasons import ReasonCode
     from broker.wire.packets import Connect
 
 # Phases of a link, in order.
@@ -37,8 +39,8 @@ class Link:
         "access", "aliases_in", "aliases_out", "aliases_out_max", "allowance", "attached", "auth", "auth_method", "cause", "charging", "client_id",
         "closing", "connect", "credit_at", "credit_s", "deadline", "decoder", "error", "keep_alive_s", "known_topics", "last_received_at",
         "leaving", "limits", "listener", "outbox", "outbox_bytes_high", "packet_bytes_max", "pause_deadline", "paused", "paused_by", "pausing",
-        "peer", "phase", "problem_information", "progress_at", "progress_mark", "promised", "ready", "session", "stuck", "transport", "username",
-        "version",
+        "peer", "phase", "problem_information", "progress_at", "progress_mark", "promised", "rate", "ready", "refusal", "session", "stuck",
+        "transport", "username", "version",
     )  # fmt: skip
 
     def __init__(self, peer: str, listener: str, transport: object, allowance: Allowance, account: Account, access: Access, now: float) -> None:
@@ -76,6 +78,10 @@ class Link:
         self.auth: AuthRequest | None = None
         self.auth_method: str | None = None
         self.problem_information = True
+        self.refusal: tuple[ReasonCode, str] | None = None
+        """It came to be told this, and why, as the answer to its CONNECT."""
+        self.rate: Rate | None = None
+        """How fast it may send, if that is bounded."""
         self.keep_alive_s = 0.0
         self.deadline: Deadline | None = None
         """The connect timeout, then the keepalive."""

@@ -28,5 +28,8 @@ class Observer:
     def disconnected(self, link: Link, cause: str, error: bool) -> None:
         """A served connection is over; error: not by a DISCONNECT 0x00 of the client."""
 
+    def held_up(self, link: Link) -> None:
+        """It sends faster than it may, and is made to wait."""
+
     def dropped(self, client_id: str, reason: str, count: int) -> None:
         """`count` messages were not delivered to this client; reason is one of those in `statistics()`."""

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from broker.core.deadlines import PAUSE_CREDIT
+from broker.core.deadlines import PAUSE_CREDIT, RATE
 
 if TYPE_CHECKING:
     from broker.core.link import Link
+    from broker.core.rate import Rate
     from broker.core.state import State
     from broker.core.topic_table import Route
 
@@ -143,13 +144,36 @@ def withdraw(state: State, publisher: Link) -> None:
             link.pausing.pop(publisher, None)
     publisher.paused_by = None
     publisher.paused = False
+    if publisher.rate is not None:
+        state.deadlines.cancel(publisher.rate.deadline)
+        publisher.rate.deadline = None
+
+
+def hold_up(state: State, link: Link, rate: Rate, wait_s: float, now: float) -> None:
+    """It sends faster than it may: do not read it for so long."""
+    rate.deadline = state.deadlines.add(now + wait_s, RATE, link)
+    link.paused = True
+    state.counters.held_up_count += 1
+    state.observer.held_up(link)
+
+
+def waited(state: State, link: Link, now: float) -> None:
+    """It may send again."""
+    if link.rate is not None:
+        link.rate.deadline = None
+    _go_on(state, link, now)
 
 
 def _let_go(state: State, publisher: Link, link: Link, now: float) -> None:
     if publisher.paused_by is None:
         return
     publisher.paused_by.discard(link)
-    if not publisher.paused_by:
-        publisher.paused = False
-        publisher.last_received_at = now  # its keepalive stood still
-        state.mark_ready(publisher)
+    _go_on(state, publisher, now)
+
+
+def _go_on(state: State, link: Link, now: float) -> None:
+    """Read it again, if nothing else is in the way."""
+    if not link.paused_by and (link.rate is None or link.rate.deadline is None):
+        link.paused = False
+        link.last_received_at = now  # its keepalive stood still
+        state.mark_ready(link)

@@ -27,8 +27,8 @@ class Counters:
     """Since the start. Packets and bytes are MQTT's, not the network's."""
 
     __slots__ = (
-        "bytes_received", "bytes_sent", "clients_expired", "clients_maximum", "connections_count", "packets_received", "packets_sent",
-        "publish_dropped", "publish_received", "publish_sent",
+        "bytes_received", "bytes_sent", "clients_expired", "clients_maximum", "connections_count", "held_up_count", "packets_received",
+        "packets_sent", "publish_dropped", "publish_received", "publish_sent",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -42,6 +42,8 @@ class Counters:
         self.clients_expired = 0
         self.clients_maximum = 0
         self.connections_count = 0
+        self.held_up_count = 0
+        """How often a client was made to wait for its rate."""
 
 
 class State:
@@ -73,6 +75,8 @@ class State:
         self.sessions: dict[str, Session] = {}
         self.links: dict[Link, None] = {}  # not a set: its order would change from run to run, and shutdown's goodbyes with it
         self.connected_count = 0
+        self.users: dict[str, int] = {}
+        """How many clients are connected with each user name."""
         self.counters = Counters()
         self.dropped: dict[str, int] = {}
         """Messages not delivered, by reason."""

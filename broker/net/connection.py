@@ -46,7 +46,8 @@ def bytes_underway(link: Link) -> int:
 class Connection:
     __slots__ = (
         "_answered", "_attached_at", "_drained", "_nursery", "_question", "_read_scope", "_shut", "_unpaused", "_writing", "bound",
-        "cause", "certificate", "connected_at_s", "ended", "finished", "link", "listener", "peer", "question_scope", "server", "transport",
+        "address", "cause", "certificate", "connected_at_s", "ended", "finished", "link", "listener", "peer", "question_scope", "refusal", "server",
+        "transport",
     )  # fmt: skip
 
     def __init__(self, server: Server, transport: Transport, peer: str, listener: str = "", bound: BoundSocket | None = None) -> None:
@@ -55,6 +56,10 @@ class Connection:
         self.peer = peer
         self.listener = listener
         self.bound = bound
+        self.address = ""
+        """Under which it is counted."""
+        self.refusal: tuple[ReasonCode, str] | None = None
+        """What it is to be told, if it was let in for nothing else."""
         self.link: Link | None = None
         self.connected_at_s = time.time()
         """Unix time."""
@@ -194,7 +199,7 @@ class Connection:
         access = None if self.bound is None else self.bound.access
         allowance = None if self.bound is None else self.bound.allowance
         self.link = self.server.engine.attach(
-            self.peer, self._attached_at, listener=self.listener, transport=self, access=access, allowance=allowance
+            self.peer, self._attached_at, listener=self.listener, transport=self, access=access, allowance=allowance, refusal=self.refusal
         )
         self.server.flush()
 

@@ -13,6 +13,7 @@ from broker.core.link import AUTHENTICATING, AWAITING_CONNECT
 from broker.core.observer import CONNECTION_LOST, Observer
 from broker.net.connection import Connection
 from broker.net.drops import Drops
+from broker.net.seldom import Seldom
 
 if TYPE_CHECKING:
     from broker.core.link import Link
@@ -29,6 +30,7 @@ class ClientLog(Observer):
     def __init__(self, connections: bool = True) -> None:
         self.connections = connections
         self.drops = Drops()
+        self._seldom = Seldom(logger)
 
     def connected(self, link: Link) -> None:
         if self.connections:
@@ -50,6 +52,9 @@ class ClientLog(Observer):
     def disconnected(self, link: Link, cause: str, error: bool) -> None:
         if self.connections:
             logger.info("disconnected %r from %s user=%r: %s", link.client_id, link.peer, link.username, _cause(link, cause))
+
+    def held_up(self, link: Link) -> None:
+        self._seldom.warn("rate", "%r from %s user=%r sends faster than it may, and is made to wait", link.client_id, link.peer, link.username)
 
     def dropped(self, client_id: str, reason: str, count: int) -> None:
         self.drops.note(client_id, reason, count)

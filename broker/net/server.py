@@ -17,10 +17,13 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from broker.auth.throttle import address_of
 from broker.core.allowance import Allowance, UserLimits
+from broker.net.addresses import Addresses
 from broker.net.authentication import QUESTIONS_COUNT_MAX
 from broker.net.connection import Connection
 from broker.net.locks import Guard, Lock
+from broker.net.seldom import Seldom
 from broker.net.tls_transport import TlsTransport
 from broker.net.transport import ReadSizes, SocketTransport, StreamTransport, Transport, peer_name, set_options, strerror
 
@@ -29,13 +32,15 @@ if TYPE_CHECKING:
     from broker.core.limits import Limits
     from broker.core.link import Link
     from broker.net.listen import BoundSocket
+    from broker.reasons import ReasonCode
 
 FLUSH_COUNT_MAX: Final = 256
 """Links that one flush serves; the rest is the flusher's, so that a fan-out to thousands is no long turn."""
 ACCEPT_COUNT_MAX: Final = 64
 PAUSE_S_MIN: Final = 0.1
 PAUSE_S_MAX: Final = 1.0
-WARN_INTERVAL_S: Final = 10.0
+REFUSALS_COUNT_MAX: Final = 64
+"""Connections of addresses above their limits that are heard out at a time, to be told why; more are closed at once."""
 
 # Nothing left to accept with: waiting helps. Everything else about one connection that was never made: the next, please.
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -83,7 +88,11 @@ class Server:
         self._ended = trio.Event()
         self._freed = trio.Event()
         """A connection has ended: there may be a file descriptor again."""
-        self._warned_at = -math.inf
+        self.addresses = Addresses()
+        self.refused_count = 0
+        """Connections refused for their address."""
+        self._refusing_count = 0
+        self._seldom = Seldom(logger)
 
     # ---- its life ----
 
@@ -153,6 +162,9 @@ class Server:
     def forget(self, connection: Connection) -> None:
         """Its `run` is over."""
         self.connections.discard(connection)
+        self.addresses.leave(connection.address)
+        if connection.refusal is not None:
+            self._refusing_count -= 1
         if connection.bound is not None:
             connection.bound.connections_count -= 1
         self._freed.set()
@@ -174,7 +186,19 @@ class Server:
                 one.allowance = Allowance(own, users)
             else:  # clients and sessions hold it
                 one.allowance.use(own, users)
-        self.engine.set_limits(limits, users)
+        self.engine.set_limits(limits, trio.current_time(), users)
+
+    def count_address(self, peer: str, bound: BoundSocket | None) -> tuple[str, tuple[ReasonCode, str] | None]:
+        """Where a connection comes from is known: the address under which it counts, and why it is to be refused, if it is. For
+        `Connection.address` and `.refusal`, before it is attached; `forget` takes both back."""
+        address = address_of(peer)
+        refusal = self.addresses.enter(address, self.limits_of(bound), trio.current_time())
+        if refusal is None:
+            return address, None
+        self.refused_count += 1
+        self._refusing_count += 1
+        self._seldom.warn("address", "refused a connection from %s: %s", peer, refusal[1])
+        return "", refusal
 
     def drop_all(self) -> None:
         """Cut every connection without a goodbye."""
@@ -199,7 +223,9 @@ class Server:
                         raise
                     if error.errno not in _EXHAUSTED:
                         continue  # it gave up before we came: ECONNABORTED, and on Linux any error of its network
-                    self._warn(f"cannot accept connections on {bound.url}: {strerror(error)}; waiting for others to close (see ulimit -n)")
+                    self._seldom.warn(
+                        "exhausted", "cannot accept connections on %s: %s; waiting for others to close (see ulimit -n)", bound.url, strerror(error)
+                    )
                     self._freed = trio.Event()
                     with trio.move_on_after(pause_s):
                         await self._freed.wait()
@@ -211,14 +237,24 @@ class Server:
     def _admit_socket(self, bound: BoundSocket, connected: socket.socket, address: object) -> None:
         listener = bound.listener
         if bound.connections_count >= listener.connections_count_max:
-            self._warn(f"{bound.url} has {bound.connections_count} connections, its connections_count_max; closing new ones")
+            self._seldom.warn("full", "%s has %d connections, its connections_count_max; closing new ones", bound.url, bound.connections_count)
             connected.close()
+            return
+        peer = peer_name(address, connected.family)
+        counted, refusal = self.count_address(peer, bound)
+        if refusal is not None and (bound.tls is not None or listener.protocol == "websocket" or self._refusing_count > REFUSALS_COUNT_MAX):
+            self._refusing_count -= 1
+            connected.close()  # a handshake costs more than a refusal is worth
             return
         set_options(connected, nodelay=listener.nodelay, tcp_keepalive_s=listener.tcp_keepalive_s)
-        transport = self._transport_of(bound, connected)
-        if self.admit(transport, peer_name(address, connected.family), bound.url, bound) is None:
+        connection = self.admit(self._transport_of(bound, connected), peer, bound.url, bound)
+        if connection is None:
+            self.addresses.leave(counted)
+            self._refusing_count -= refusal is not None
             connected.close()
             return
+        connection.address = counted
+        connection.refusal = refusal
         self.accepted_count += 1
         bound.connections_count += 1
 
@@ -231,13 +267,6 @@ class Server:
             # https_compatible: many clients leave without close_notify, and MQTT frames need no mark of their end.
             stream = trio.SSLStream(stream, bound.tls, server_side=True, https_compatible=True)
         return StreamTransport(stream, connected)
-
-    def _warn(self, text: str) -> None:
-        """At a bounded rate: what repeats a thousand times a second must not fill the disk too."""
-        now = trio.current_time()
-        if now - self._warned_at >= WARN_INTERVAL_S:
-            self._warned_at = now
-            logger.warning("%s", text)
 
     # ---- sending ----
 

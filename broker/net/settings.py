@@ -86,6 +86,7 @@ RANGES: Final[dict[str, tuple[float, float]]] = {
     "filter_levels_max": (1, 65_535),
     "work_per_turn_max": (1, math.inf),
     "routes_count_max": (1, math.inf),
+    "connects_per_address_burst_max": (1, math.inf),
 }
 
 

@@ -42,6 +42,18 @@ class FrameDecoder:
         """Bytes that were fed and not yet given out."""
         return len(self.data) - self.position + self._gathered
 
+    @property
+    def missing_bytes(self) -> int:
+        """What the frame that has begun to come still lacks, as far as that is known; 0 between frames."""
+        return self._missing
+
+    def take_rest(self) -> bytes:
+        """What was fed and not given out, but for a frame that has begun to come: for the caller to feed again."""
+        rest = self.data[self.position :]
+        self.data = b""
+        self.position = 0
+        return rest
+
     def feed(self, data: bytes) -> None:
         """Take more of the stream. `next_frame()` until None should follow before the next feed."""
         if self._missing > 0:

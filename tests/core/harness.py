@@ -139,7 +139,7 @@ class World:
             more = False
             for peer in list(self.peers.values()):
                 if peer.more and not peer.link.paused:
-                    peer.more = engine.receive(peer.link, b"", self.now)
+                    peer.more = engine.receive(peer.link, b"", self.now) or peer.link.paused
                     self._worked()
                     more = True
             if engine.next_deadline() <= self.now:
@@ -208,7 +208,7 @@ class Peer:
 
     def give(self, data: bytes) -> None:
         """Bytes as they are."""
-        self.more = self.world.engine.receive(self.link, data, self.world.now) or (self.link.paused and bool(self.link.decoder.buffered_bytes))
+        self.more = self.world.engine.receive(self.link, data, self.world.now) or self.link.paused
         self.world.settle()
 
     def send(self, *packets: Packet) -> None:

@@ -77,7 +77,7 @@ def test_an_away_sessions_queue_is_its_users() -> None:
     publisher = world.client("publisher")
     for number in range(1, 6):
         publisher.publish("q", b"%d" % number, 1, number)
-    world.engine.set_limits(GENERAL, (("ben", LimitOverrides(queue_count_max=2)),))
+    world.engine.set_limits(GENERAL, world.now, (("ben", LimitOverrides(queue_count_max=2)),))
     publisher.publish("q", b"6", 1, 6)
     assert [len(world.client(name, clean=False, expiry=0, username=name).payloads()) for name in ("ann", "ben")] == [2, 2]
 
@@ -88,7 +88,7 @@ def test_a_reload_keeps_what_was_promised() -> None:
     peer = at(world, listener, "p")
     peer.pop(ConnAck)
     listener.use(Limits(packet_bytes_max=128, maximum_qos=0, subscriptions_count_max=1))
-    world.engine.set_limits(Limits())
+    world.engine.set_limits(Limits(), world.now)
     assert peer.subscribe(("t", 2), "u") == (2, ReasonCode.QUOTA_EXCEEDED)
     peer.publish("t", bytes(1000), 1, 1)
     peer.publish("t", bytes(1000), 1, 2)

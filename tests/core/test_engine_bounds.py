@@ -274,7 +274,7 @@ def test_links_that_are_lost_with_much_waiting_do_not_hold_up_the_others() -> No
     assert crowd.state.waiting.count == 2500
     for number in range(20):
         crowd.client(f"w{number}")
-    crowd.engine.set_limits(Limits(work_per_turn_max=100, inflight_count_max=10_000))
+    crowd.engine.set_limits(Limits(work_per_turn_max=100, inflight_count_max=10_000), 0.0)
     again = crowd.engine.attach("away", 0.0)
     crowd.engine.receive(again, encode(Connect("away", MQTT_311, False), MQTT_311), 0.0)
     assert crowd.state.work <= 101

@@ -64,7 +64,15 @@ class RelayEngine:
             self._ready.append(link)
 
     def attach(
-        self, peer: str, now: float, *, listener: str = "", transport: object = None, access: object = None, allowance: object = None
+        self,
+        peer: str,
+        now: float,
+        *,
+        listener: str = "",
+        transport: object = None,
+        access: object = None,
+        allowance: object = None,
+        refusal: object = None,
     ) -> RelayLink:
         link = RelayLink(peer, transport, self.limits)
         self.links.append(link)
