@@ -223,11 +223,15 @@ class Connection:
         engine = server.engine
         clock = server.clock
         receive = self.transport.receive
+        held = False  # what was read has not all been worked through
         while True:
             if link.paused and not link.closing:
                 if not await self._wait_unpaused():
                     return
                 data = b""  # what it held when it was paused
+            elif held:
+                await trio.lowlevel.checkpoint()
+                data = b""
             else:
                 data = await receive()
                 if not data:
@@ -235,31 +239,28 @@ class Connection:
                 if link.closing:
                     continue  # discarded, so that the kernel sends no RST, which may overtake our last bytes
             now = clock()
-            more = engine.receive(link, data, now)
+            # A pause may be over before we see it: this very flush can end it.
+            held = engine.receive(link, data, now) or link.paused
             server.flush(now)
-            while more:
-                await trio.lowlevel.checkpoint()
-                now = clock()
-                more = engine.receive(link, b"", now)
-                server.flush(now)
             if link.auth is not None and link.auth is not self._question:
-                self._ask(link.auth)
+                held = self._ask(link.auth) or held
         await self._drain(link)
 
     async def _wait_unpaused(self) -> bool:
         """Nothing is read meanwhile, so all that can be seen is a connection that broke: then it is False, and what it had sent is lost."""
-        self._unpaused = trio.Event()
+        unpaused = self._unpaused = self._unpaused or trio.Event()
         try:
-            while not self._unpaused.is_set():
+            while not unpaused.is_set():
                 with trio.move_on_after(PAUSED_LOOK_S):
-                    await self._unpaused.wait()
+                    await unpaused.wait()
                     return True
                 if self.transport.is_gone():
                     self.cause = "the connection broke while it was paused"
                     return False
             return True
         finally:
-            self._unpaused = None
+            if self._unpaused is unpaused:
+                self._unpaused = None
 
     async def _drain(self, link: Link) -> None:
         """The peer sends no more; it may still read, so it gets what was queued for it."""
@@ -360,7 +361,8 @@ class Connection:
 
     # ---- authentication ----
 
-    def _ask(self, question: AuthRequest) -> None:
+    def _ask(self, question: AuthRequest) -> bool:
+        """Was it answered at once? Then there may be something that the client has sent ahead."""
         server = self.server
         self._question = question
         assert self._nursery is not None
@@ -369,11 +371,12 @@ class Connection:
         verdict = lock.verdict(question, self.certificate)
         if verdict is not None:
             self._settle(*verdict, None)
-            return
+            return True
         begun = trio.current_time() if question.reauthentication else self._attached_at
         deadline = begun + self.limits.connect_timeout_s
         limiter = None if lock.hook is None else server.limiter
         self._nursery.start_soon(authentication.ask, self, question, lock.authenticate, limiter, deadline)
+        return False
 
     def _look_at_question(self, question: AuthRequest) -> None:
         if question.done:
@@ -392,11 +395,18 @@ class Connection:
     async def answer(self, username: str | None, refused: ReasonCode | None, data: bytes | None) -> None:
         """The hook's verdict, for the core; then what the client has sent ahead."""
         self._settle(username, refused, data)
-        assert self.link is not None
-        while self.server.engine.receive(self.link, b"", trio.current_time()):
+        link = self.link
+        assert link is not None
+        while True:
+            held = self.server.engine.receive(link, b"", trio.current_time()) or link.paused
             self.server.flush()
-            await trio.lowlevel.checkpoint()
-        self.server.flush()
+            if link.paused and not link.closing:
+                if not await self._wait_unpaused():
+                    return  # the reading task will find out too
+            elif held:
+                await trio.lowlevel.checkpoint()
+            else:
+                return
 
     async def challenge(self, question: AuthRequest, data: bytes) -> bytes:
         """Ask the client for more and wait for what it says; the caller's deadline bounds it."""

@@ -1,0 +1,66 @@
+"""What was read and could not be worked through at once is worked through later, though the client sends nothing more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+
+from broker.auth.hashes import hash_password
+from broker.auth.passwords import with_user
+from broker.hub import Broker, open_broker
+from broker.net.authentication import ConnectRequest
+from broker.net.listen import Listener
+from broker.wire.packets import ConnAck, Connect, PingReq, PingResp, Publish, SubAck, Subscribe, SubscriptionRequest
+from tests.net.mqtt import Client
+from tests.net.test_limits import Phone
+
+
+async def pong(client: Client) -> None:
+    with trio.fail_after(5):
+        while await client.receive() != PingResp():
+            pass
+
+
+async def test_after_a_pause_that_its_own_flush_has_ended() -> None:
+    """Both subscribers' sockets take the message the moment it is sent, so the publisher's pause is over before anybody has seen it."""
+    async with open_broker(listeners=["mqtt://127.0.0.1:0"], outbox_bytes_high=1024) as hub, Phone(hub) as phone:
+        publisher, *subscribers = [await phone.dial() for _ in range(3)]
+        for number, one in enumerate((publisher, *subscribers)):
+            await one.connect(f"c{number}")
+        for one in subscribers:
+            await one.subscribe("t")
+        for _ in range(3):
+            await publisher.send(Publish("t", bytes(10_000)), PingReq())
+            await pong(publisher)
+
+
+async def test_after_a_verdict_that_needs_no_waiting(tmp_path: Path) -> None:
+    (tmp_path / "passwords").write_text(with_user("", "ann", hash_password(b"secret"))[0])
+    locked = Listener(port=0, password_file=str(tmp_path / "passwords"))
+    async with open_broker(listeners=[locked, Listener(port=0, allow_anonymous=True)]) as hub, Phone(hub) as phone:
+        client = await phone.dial(1)
+        await client.send(Connect("c"), Subscribe(1, (SubscriptionRequest("t"),)))
+        with trio.fail_after(5):
+            assert isinstance(await client.receive(), ConnAck)
+            assert isinstance(await client.receive(), SubAck)
+
+
+@pytest.mark.parametrize("asks", [False, True])
+async def test_after_a_wait_for_its_rate_that_began_with_connect(asks: bool) -> None:
+    async def authenticate(request: ConnectRequest) -> str | None:
+        await trio.lowlevel.checkpoint()
+        return request.client_id
+
+    async with open_broker(listeners=["mqtt://127.0.0.1:0"], authenticate=authenticate if asks else None, publish_per_s_max=200) as hub:
+        await check_rate(hub)
+
+
+async def check_rate(hub: Broker) -> None:
+    async with Phone(hub) as phone:
+        client = await phone.dial()
+        await client.send(Connect("c"), *[Publish("t", b"%d" % number) for number in range(280)], PingReq())
+        await pong(client)
+    assert hub.statistics()["publish_received"] == 280
+    assert hub.statistics()["held_up_count"] > 0
