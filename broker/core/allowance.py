@@ -7,12 +7,13 @@ with `use`. A link has the `Limits` that came out for it at hand, so that a hot 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import msgspec
 
 from broker.core.limits import Limits
 
-Number = int | float
+Number: TypeAlias = int | float
 
 
 class LimitOverrides:
@@ -44,7 +45,7 @@ class LimitOverrides:
         return f"LimitOverrides({', '.join(f'{name}={value!r}' for name, value in self._changes)})"
 
 
-UserLimits = Sequence[tuple[str, LimitOverrides]]
+UserLimits: TypeAlias = Sequence[tuple[str, LimitOverrides]]
 """(user name, what differs for that user), each name once."""
 
 
