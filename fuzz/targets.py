@@ -38,8 +38,10 @@ def decoder(data: bytes) -> None:
 
 
 def engine(data: bytes) -> None:
-    """The first byte of each piece of 20 says whose it is, and how long until then."""
-    under_test = Engine(Limits(work_per_turn_max=50, outbox_bytes_high=1024, outbox_bytes_max=4096), new_client_id=lambda: "assigned")
+    """The first byte of each piece of 20 says whose it is, and how long until then; the very first one, whether clients are held to a rate."""
+    rate = 3 if data[:1] >= b"\x80" else 0
+    limits = Limits(work_per_turn_max=50, outbox_bytes_high=1024, outbox_bytes_max=4096, publish_per_s_max=rate, receive_bytes_per_s_max=rate * 50)
+    under_test = Engine(limits, new_client_id=lambda: "assigned")
     now = 0.0
     links = [under_test.attach(str(number), now) for number in range(3)]
     for number, link in enumerate(links):
@@ -56,6 +58,8 @@ def engine(data: bytes) -> None:
         while under_test.next_deadline() <= now:
             under_test.tick(now)
         for ready in under_test.take_ready():
+            if not ready.paused:
+                under_test.receive(ready, b"", now)  # it may have been, and holds what came meanwhile
             while piece := under_test.data_to_send(ready):
                 under_test.bytes_sent(ready, len(piece), now)
     for link in links:
