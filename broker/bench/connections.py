@@ -11,7 +11,7 @@ import trio
 from broker.bench.frames import SEQUENCES_PER_RUN, Checker, Maker, Run, acknowledgement_run, acknowledgements, numbers_of, payload_of
 from broker.bench.ledger import Stream
 from broker.errors import BrokerError, ConnectionLost, ConnectRefused, NotSupported, PeerError, SubscribeRefused
-from broker.net.transport import BROKEN, Transport
+from broker.net.transport import BROKEN, Transport, receive
 from broker.wire.codec import decode, encode
 from broker.wire.framing import FrameDecoder
 from broker.wire.packets import (
@@ -96,7 +96,7 @@ class Endpoint:
     async def _next_packet(self) -> Packet:
         """While opening, nothing else reads."""
         while (frame := self.decoder.next_frame()) is None:
-            data = await self.transport.receive()
+            data = await receive(self.transport)
             if not data:
                 raise ConnectionLost(f"{self.client_id}: the broker closed the connection while it was being opened")
             self.decoder.feed(data)
@@ -136,7 +136,7 @@ class Endpoint:
 
     async def _read(self) -> None:
         while True:
-            data = await self.transport.receive()
+            data = await receive(self.transport)
             if not data:
                 if self.load.ending:
                     return

@@ -222,8 +222,9 @@ class Connection:
         server = self.server
         engine = server.engine
         clock = server.clock
-        receive = self.transport.receive
+        transport = self.transport
         held = False  # what was read has not all been worked through
+        data: bytes | None
         while True:
             if link.paused and not link.closing:
                 if not await self._wait_unpaused():
@@ -233,11 +234,13 @@ class Connection:
                 await trio.lowlevel.checkpoint()
                 data = b""
             else:
-                data = await receive()
-                if not data:
+                data = None  # the last read is not kept alive for as long as nothing comes
+                await transport.arrival()
+                data = transport.take()
+                if data == b"":
                     break
-                if link.closing:
-                    continue  # discarded, so that the kernel sends no RST, which may overtake our last bytes
+                if data is None or link.closing:
+                    continue  # when closing: discarded, so that the kernel sends no RST, which may overtake our last bytes
             now = clock()
             # A pause may be over before we see it: this very flush can end it.
             held = engine.receive(link, data, now) or link.paused

@@ -156,7 +156,7 @@ class Server:
             return None
         connection = Connection(self, transport, peer, listener, bound)
         self.connections.add(connection)
-        self._clients.start_soon(connection.run)
+        self._clients.start_soon(connection.run, name="client")  # else Trio makes a name of 85 bytes for each
         return connection
 
     def forget(self, connection: Connection) -> None:

@@ -11,13 +11,13 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Any, Final
 
 import trio
 
 from broker.net.tls import reason_of
-from broker.net.transport import READ_BYTES, ReadSizes, SocketTransport
+from broker.net.transport import READ_BYTES, ReadSizes, SocketTransport, checkpoint
 
 RECORD_BYTES: Final = 16_384
 """The most that one record holds (RFC 8446, 5.1). OpenSSL's memory buffers keep the size that they have grown to, so they get no more at a time."""
@@ -71,10 +71,11 @@ class TlsTransport(SocketTransport):
             while not self._push():
                 await trio.lowlevel.wait_writable(self.socket)
             if not done:
-                ciphertext = await super().receive()
-                if not ciphertext:
+                await super().arrival()
+                ciphertext = super().take()
+                if ciphertext == b"":
                     raise trio.BrokenResourceError("it left")
-                self._incoming.write(ciphertext)
+                self._incoming.write(ciphertext or b"")
         self._certificate = self._tls.getpeercert()  # now: after a fault in what follows it would not be told
         self._early = self._decrypt(b"")
 
@@ -84,20 +85,21 @@ class TlsTransport(SocketTransport):
 
     # ---- reading ----
 
-    async def receive(self) -> bytes:
+    def arrival(self) -> Awaitable[None]:
+        return checkpoint() if self._early or self._fault or self._ended else super().arrival()
+
+    def take(self) -> bytes | None:
         """One read of ciphertext, decrypted to its end. A peer that leaves without close_notify has ended all the same: MQTT's packets
         say themselves whether they are whole."""
         data, self._early = self._early, b""
-        while not data:
-            if self._fault:
-                raise trio.BrokenResourceError(self._fault)
-            if self._ended:
-                return b""
-            ciphertext = await super().receive()
-            if not ciphertext:
-                return b""
-            data = self._decrypt(ciphertext)
-        return data
+        if data:
+            return data
+        if self._fault:
+            raise trio.BrokenResourceError(self._fault)
+        if self._ended:
+            return b""
+        ciphertext = super().take()
+        return self._decrypt(ciphertext) or None if ciphertext else ciphertext
 
     def _decrypt(self, ciphertext: bytes) -> bytes:
         """What came before the peer's end, or before a fault, is handed on first."""

@@ -34,8 +34,8 @@ class FrameDecoder:
         """Whether the Remaining Length of the last frame had more bytes than it needs [MQTT5-1.5.5-1]."""
         self._missing = 0  # bytes that the frame being gathered still lacks; 0: none is being gathered
         self._gathered = 0  # bytes of it that have come
-        self._blocks: list[bytes] = []
-        self._pieces: list[bytes] = []
+        self._blocks: list[bytes] | None = None  # pieces that were made one
+        self._pieces: list[bytes] | None = None  # None: no list, of which an idle connection would keep two
 
     @property
     def buffered_bytes(self) -> int:
@@ -108,6 +108,7 @@ class FrameDecoder:
             self._missing = end - size
             self._gathered = size - position
             self._pieces = [data[position:]]
+            self._blocks = []
             self.data = b""
             self.position = 0
             return None
@@ -122,16 +123,18 @@ class FrameDecoder:
             raise IncompletePacket(f"the stream ended inside a packet, after {left} bytes of it")
 
     def _gather(self, data: bytes) -> None:
-        self._pieces.append(data)
+        pieces, blocks = self._pieces, self._blocks
+        assert pieces is not None
+        assert blocks is not None
+        pieces.append(data)
         self._missing -= len(data)
         self._gathered += len(data)
         if self._missing <= 0:
-            self.data = b"".join(self._blocks + self._pieces)
+            self.data = b"".join(blocks + pieces)
             self.position = 0
             self._missing = 0
             self._gathered = 0
-            self._blocks = []
-            self._pieces = []
-        elif len(self._pieces) == _PIECES_MAX:
-            self._blocks.append(b"".join(self._pieces))
-            self._pieces = []
+            self._blocks = self._pieces = None
+        elif len(pieces) == _PIECES_MAX:
+            blocks.append(b"".join(pieces))
+            pieces.clear()
