@@ -8,6 +8,7 @@ a person at a terminal, gets to see: its `str()` is one line that says what to d
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from broker.reasons import ReasonCode
 
@@ -47,6 +48,14 @@ class IncompletePacket(PeerError):
     """The stream ended inside a packet."""
 
     reason = ReasonCode.MALFORMED_PACKET
+
+
+SHOWN_LENGTH_MAX: Final = 100
+
+
+def shown(text: str) -> str:
+    """What somebody gave us, quoted, and cut where a line could not hold it: a topic may have 65,535 bytes."""
+    return repr(text) if len(text) <= SHOWN_LENGTH_MAX else f"{text[:SHOWN_LENGTH_MAX]!r}..."
 
 
 # ---- ours, for the people who use us ------------------------------------------------------------------------------
@@ -125,7 +134,7 @@ class PublishRefused(BrokerError):
     def __init__(self, topic: str, reason: ReasonCode) -> None:
         self.topic = topic
         self.reason = reason
-        super().__init__(f"publish to {topic!r} refused: {reason.describe()}")
+        super().__init__(f"publish to {shown(topic)} refused: {reason.describe()}")
 
 
 class DeliveryUnknown(BrokerError):
@@ -146,7 +155,7 @@ class SubscribeRefused(BrokerError):
     def __init__(self, filter: str, reason: ReasonCode) -> None:
         self.filter = filter
         self.reason = reason
-        super().__init__(f"subscription to {filter!r} refused: {reason.describe()}")
+        super().__init__(f"subscription to {shown(filter)} refused: {reason.describe()}")
 
 
 class SubscriptionExists(BrokerError):

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from typing import Any, Final, Literal, Protocol, TypeAlias, Union
 
-from broker.errors import InvalidTopic
+from broker.errors import InvalidTopic, shown
 from broker.wire.packets import NO_PROPERTIES, Properties, WillMessage
 from broker.wire.topics import topic_name_fault
 
@@ -229,9 +229,12 @@ def payload_bytes(payload: Payload) -> bytes:
 
 
 def user_property_pairs(user_properties: UserProperties) -> tuple[tuple[str, str], ...]:
-    """In order, names may repeat; a mapping gives one of each."""
-    pairs = user_properties.items() if isinstance(user_properties, Mapping) else user_properties
-    return tuple((str(name), str(value)) for name, value in pairs)
+    """In order, names may repeat; a mapping gives one of each. TypeError for what is no pair of texts."""
+    pairs: tuple[Any, ...] = tuple(user_properties.items() if isinstance(user_properties, Mapping) else user_properties)
+    for pair in pairs:
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
+            raise TypeError(f"user_properties are (name, value) pairs of str, not {shown(str(pair))}")
+    return tuple((name, value) for name, value in pairs)
 
 
 def message_properties(
@@ -279,5 +282,5 @@ def check_topic_name(topic: str) -> str:
     """The topic itself; InvalidTopic says what is wrong with it."""
     fault = topic_name_fault(topic)
     if fault is not None:
-        raise InvalidTopic(f"{topic!r} is not a topic name: {fault}")
+        raise InvalidTopic(f"{shown(topic)} is not a topic name: {fault}")
     return topic

@@ -20,6 +20,7 @@ import msgspec
 import trio
 
 from broker.core.message import ApplicationMessage
+from broker.errors import shown
 from broker.hub import Broker, open_broker
 from broker.messages import Message, Payload
 from broker.net.listen import Listener, parse_listener
@@ -152,7 +153,7 @@ class BrokerThread:
         """The first `count` messages that match, of those seen since `start` or `clear`. TimeoutError lists what came instead."""
         fault = topic_filter_fault(filter)
         if fault is not None:
-            raise ValueError(f"{filter!r} is not a topic filter: {fault}")
+            raise ValueError(f"{shown(filter)} is not a topic filter: {fault}")
         deadline = time.monotonic() + timeout_s if timeout_s != math.inf else None
         with self._arrived:
             while True:

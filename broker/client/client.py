@@ -20,7 +20,7 @@ from broker.client.requests import new_request
 from broker.client.router import OpenSubscription
 from broker.client.subscribing import RETAIN_HANDLING, check_filter
 from broker.core.client import ClientProtocol
-from broker.errors import ConnectionLost, InvalidTopic, NotSupported
+from broker.errors import ConnectionLost, InvalidTopic, NotSupported, shown
 from broker.messages import (
     Ack,
     Message,
@@ -227,7 +227,7 @@ class Client:
     ) -> ReasonCode:
         """Publish to the request's response topic with its correlation data. ValueError if it has no response topic."""
         if request.response_topic is None:
-            raise ValueError(f"the message on {request.topic!r} has no response topic, so it is not a request")
+            raise ValueError(f"the message on {shown(request.topic)} has no response topic, so it is not a request")
         return await self.publish(
             request.response_topic,
             payload,

@@ -134,6 +134,11 @@ def connect(
     address to dial from; nodelay=False leaves Nagle's algorithm on; on_packet("sent" or "received", packet, frame) is called
     for each packet with its bytes, and may neither wait nor raise.
     """
+    if not isinstance(where, str) and not hasattr(where, "attach"):
+        raise TypeError(f"where must be a URL or a Broker, not {type(where).__name__}")
+    for name, text in (("client_id", client_id), ("username", username)):
+        if text is not None and not isinstance(text, str):
+            raise TypeError(f"{name} must be str, not {type(text).__name__}")
     level = VERSIONS.get(version)
     if level is None:
         raise ValueError(f"version must be one of {', '.join(VERSIONS)}, not {version!r}")

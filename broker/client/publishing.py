@@ -12,7 +12,7 @@ import trio
 
 from broker.client.line import Line, Waiter
 from broker.core.client_state import Outgoing
-from broker.errors import DeliveryUnknown, MessageExpired, Offline, PublishRefused
+from broker.errors import DeliveryUnknown, MessageExpired, Offline, PublishRefused, shown
 from broker.messages import Payload, UserProperties, check_qos, check_topic_name, message_properties, payload_bytes
 from broker.pace import Pace
 from broker.reasons import ReasonCode
@@ -33,7 +33,7 @@ class Publisher:
         if publish.qos == 0 and offline != "wait" and not line.connected:
             await trio.lowlevel.checkpoint()
             if offline == "raise":
-                raise Offline(f"not connected to {line.address}, so {publish.topic!r} was not published")
+                raise Offline(f"not connected to {line.address}, so {shown(publish.topic)} was not published")
             self.counts["dropped_offline"] += 1
             return ReasonCode.SUCCESS
         outgoing = await self.begin(publish, offline=offline, topic_alias=topic_alias)
@@ -104,12 +104,12 @@ class Publisher:
         if outgoing.outcome == "acknowledged":
             return outgoing.reason
         if outgoing.outcome == "unknown":
-            raise DeliveryUnknown(f"the broker lost the session while {topic!r} was on its way at QoS 2: it may have been delivered, or not")
+            raise DeliveryUnknown(f"the broker lost the session while {shown(topic)} was on its way at QoS 2: it may have been delivered, or not")
         if outgoing.outcome == "offline":
-            raise Offline(f"the connection to {self._line.address} was lost before {topic!r} was sent")
+            raise Offline(f"the connection to {self._line.address} was lost before {shown(topic)} was sent")
         if outgoing.outcome == "expired":
             raise MessageExpired(
-                f"{topic!r} was not published: its {outgoing.publish.properties.message_expiry_interval} s ended before it could be sent"
+                f"{shown(topic)} was not published: its {outgoing.publish.properties.message_expiry_interval} s ended before it could be sent"
             )
         raise PublishRefused(topic, outgoing.reason)
 

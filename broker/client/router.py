@@ -16,7 +16,7 @@ import trio
 
 from broker.channel import MessageChannel, Subscription
 from broker.core.client_state import Delivery
-from broker.errors import SubscriptionExists
+from broker.errors import SubscriptionExists, shown
 from broker.messages import Message
 from broker.pace import IN_A_ROW_COUNT_MAX
 from broker.reasons import ReasonCode
@@ -115,7 +115,7 @@ class Router:
         """From now on it gets what is its own, and first what was unclaimed and matches."""
         for filter in subscription.filters:
             if filter in self._filters:
-                raise SubscriptionExists(f"this client is subscribed to {filter!r} already: use Subscription.clone()")
+                raise SubscriptionExists(f"this client is subscribed to {shown(filter)} already: use Subscription.clone()")
         if subscription.identifier in self._open:
             raise SubscriptionExists(f"this client uses the subscription identifier {subscription.identifier} already")
         self._filters.update(subscription.filters)

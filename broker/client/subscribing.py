@@ -12,7 +12,7 @@ from broker.channel import Subscription
 from broker.client.line import Line
 from broker.client.router import OpenSubscription, Router
 from broker.core.client_state import Exchange
-from broker.errors import InvalidTopic, NotSupported, SubscribeRefused
+from broker.errors import InvalidTopic, NotSupported, SubscribeRefused, shown
 from broker.messages import QoS
 from broker.reasons import ReasonCode
 from broker.wire.packets import MQTT_5, SubscriptionRequest
@@ -161,4 +161,4 @@ class Subscriber:
 def check_filter(filter: str) -> None:
     fault = topic_filter_fault(filter)
     if fault is not None:
-        raise InvalidTopic(f"{filter!r} is not a topic filter: {fault}")
+        raise InvalidTopic(f"{shown(filter)} is not a topic filter: {fault}")

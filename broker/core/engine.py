@@ -33,7 +33,7 @@ from broker.core.state import State
 from broker.core.strangers import other_protocol
 from broker.core.subscribe import on_subscribe, on_unsubscribe
 from broker.core.topic_table import Subscription
-from broker.errors import IncompletePacket, InvalidTopic, MalformedPacket, PeerError, ProtocolError
+from broker.errors import IncompletePacket, InvalidTopic, MalformedPacket, PeerError, ProtocolError, shown
 from broker.reasons import CLIENT_DISCONNECT_CODES, ReasonCode
 from broker.wire.codec import decode
 from broker.wire.packets import (
@@ -315,7 +315,7 @@ class Engine:
         """A message of the broker's own; no access rules. Raises InvalidTopic."""
         fault = topic_name_fault(message.topic)
         if fault is not None:
-            raise InvalidTopic(fault)
+            raise InvalidTopic(f"{shown(message.topic)} is not a topic name: {fault}")
         self.state.work = 0
         reason = publish(self.state, message, None, now)
         self._finish(now)
@@ -328,7 +328,7 @@ class Engine:
         for filter in filters:
             fault = topic_filter_fault(filter)
             if fault is not None:
-                raise InvalidTopic(fault)
+                raise InvalidTopic(f"{shown(filter)} is not a topic filter: {fault}")
         state = self.state
         session = Session(f"${name}", Access(), state.allowance, state.waiting, sink=sink)
         for filter in filters:
@@ -365,7 +365,7 @@ class Engine:
         """All retained messages that match."""
         fault = topic_filter_fault(filter)
         if fault is not None:
-            raise InvalidTopic(fault)
+            raise InvalidTopic(f"{shown(filter)} is not a topic filter: {fault}")
         found: list[ApplicationMessage] = []
         cursor = self.state.retained.cursor(filter)
         while not cursor.exhausted:
