@@ -6,6 +6,8 @@ import re
 import signal
 import socket
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -148,9 +150,20 @@ def test_hangup_reads_the_file_again_and_a_mistake_changes_nothing(start: Start,
     assert broker.process.returncode == 0
 
 
+@contextmanager
+def hangup_is(what: signal.Handlers) -> Iterator[None]:
+    """What a child inherits: SIG_IGN is nohup's, and these tests may run under it themselves."""
+    before = signal.signal(signal.SIGHUP, what)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_hangup_without_a_file_ends_it_with_a_goodbye(start: Start, tmp_path: Path) -> None:
     path = tmp_path / "mqtt.sock"
-    broker = start("serve", "--unix", str(path))
+    with hangup_is(signal.SIG_DFL):
+        broker = start("serve", "--unix", str(path))
     broker.wait("listening on")
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(path))
@@ -169,12 +182,9 @@ def test_hangup_without_a_file_ends_it_with_a_goodbye(start: Start, tmp_path: Pa
     assert not path.exists()
 
 
-def test_nohup_keeps_it(start: Start, port: str) -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what nohup does, and a child inherits
-    try:
+def test_nohup_keeps_it(start: Start) -> None:
+    with hangup_is(signal.SIG_IGN):
         broker = start("serve", "--host", "127.0.0.1", "-p", "0")
-    finally:
-        signal.signal(signal.SIGHUP, before)
     where = port_of(broker.wait("listening on")["line"])
     broker.process.send_signal(signal.SIGHUP)
     assert run("pub", "-p", str(where), "-t", "x", "-q", "1", "-m", "y").returncode == 0
