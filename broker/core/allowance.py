@@ -29,9 +29,11 @@ class LimitOverrides:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """Of the limits that are given here."""
         return tuple(name for name, _ in self._changes)
 
     def over(self, limits: Limits) -> Limits:
+        """`limits` with these laid over them."""
         changes: dict[str, Number] = dict(self._changes)
         return msgspec.structs.replace(limits, **changes) if changes else limits
 
