@@ -35,7 +35,6 @@ ENV_PREFIX: Final = "BROKER__"
 
 _NOT_THERE_YET: Final = {
     "listeners.mount_point": "",
-    "listeners.proxy_protocol_from": "",
 }
 """Planned keys, and what to do meanwhile. Never ignored: whoever writes one relies on it."""
 
@@ -70,6 +69,7 @@ class ListenerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     allow_anonymous: bool | None = None
     password_file: str | None = None
     acl_file: str | None = None
+    proxy_protocol_from: tuple[str, ...] = ()
     backlog: int = 1024
     nodelay: bool = True
     receive_buffer_bytes: int = 0

@@ -8,13 +8,14 @@ bounded: by the core's own deadlines while it is served, by `close_timeout_s` on
 from __future__ import annotations
 
 import logging
+import socket
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from broker.net import authentication
+from broker.net import authentication, proxy_protocol
 from broker.net.tls import fault_of
 from broker.net.tls_transport import TlsTransport
 from broker.net.transport import BROKEN, StreamTransport, Transport, strerror
@@ -45,15 +46,24 @@ def bytes_underway(link: Link) -> int:
 
 class Connection:
     __slots__ = (
-        "_answered", "_attached_at", "_drained", "_nursery", "_question", "_read_scope", "_shut", "_unpaused", "_writing", "bound",
-        "address", "cause", "certificate", "connected_at_s", "ended", "finished", "link", "listener", "peer", "question_scope", "refusal", "server",
+        "_answered", "_attached_at", "_drained", "_nursery", "_proxied", "_question", "_read_scope", "_shut", "_unpaused", "_writing", "address",
+        "bound", "cause", "certificate", "connected_at_s", "ended", "finished", "link", "listener", "peer", "question_scope", "refusal", "server",
         "transport",
     )  # fmt: skip
 
-    def __init__(self, server: Server, transport: Transport, peer: str, listener: str = "", bound: BoundSocket | None = None) -> None:
+    def __init__(
+        self,
+        server: Server,
+        transport: Transport,
+        peer: str,
+        listener: str = "",
+        bound: BoundSocket | None = None,
+        proxied: socket.socket | None = None,
+    ) -> None:
         self.server = server
         self.transport = transport
         self.peer = peer
+        """Of a proxied connection, from its PROXY header on, whom that names."""
         self.listener = listener
         self.bound = bound
         self.address = ""
@@ -71,6 +81,8 @@ class Connection:
         self.finished: trio.Event | None = None
         """Set at the very end, for those who wait for it."""
         self.question_scope: trio.CancelScope | None = None
+        self._proxied = proxied
+        """The socket from which a PROXY header must come first."""
         self._nursery: trio.Nursery | None = None
         self._read_scope: trio.CancelScope | None = None
         self._attached_at = 0.0
@@ -146,16 +158,20 @@ class Connection:
                 nursery.cancel_scope.cancel()
 
     async def _handshake(self) -> bool:
-        """TLS and WebSocket lie under the same timeout as CONNECT."""
+        """A PROXY header, TLS and WebSocket lie under the same timeout as CONNECT."""
         transport = self.transport
         self._attached_at = trio.current_time()
         stream = transport.stream if isinstance(transport, StreamTransport) else None
         secured = transport if isinstance(transport, TlsTransport) else stream if isinstance(stream, trio.SSLStream) else None
         over_websocket = self.bound is not None and self.bound.listener.protocol == "websocket"
-        if secured is None and not over_websocket:
+        if secured is None and not over_websocket and self._proxied is None:
             return True
         kind = ""
         with trio.CancelScope(deadline=self._attached_at + self.limits.connect_timeout_s) as scope:
+            if self._proxied is not None:
+                kind = "PROXY"
+                if not await self._take_proxy_header(self._proxied):
+                    return False
             if secured is not None:
                 kind = "TLS"
                 if not await self._handshake_tls(secured):
@@ -169,6 +185,19 @@ class Connection:
         if scope.cancelled_caught:
             logger.info("%s handshake timed out with %s", kind, self.peer)
             return False
+        return True
+
+    async def _take_proxy_header(self, proxied: socket.socket) -> bool:
+        try:
+            named = await proxy_protocol.receive(proxied)
+        except proxy_protocol.ProxyFault as error:
+            logger.info("no connection by the proxy at %s: %s", self.peer, error)
+            return False
+        if named is not None:
+            self.peer = named
+            self.address, self.refusal = self.server.count_address(named, self.bound)
+            if self.refusal is not None and self.bound is not None:
+                return not self.server.refuses_silently(self.bound)
         return True
 
     async def _handshake_tls(self, secured: TlsTransport | trio.SSLStream[trio.abc.Stream]) -> bool:

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 WATCH_INTERVAL_S: Final = 2.0
 
 LIVE: Final = (
-    "allow_anonymous", "password_file", "acl_file", "origins", "nodelay", "tcp_keepalive_s", "connections_count_max", "limits",
+    "allow_anonymous", "password_file", "acl_file", "origins", "proxy_protocol_from", "nodelay", "tcp_keepalive_s", "connections_count_max",
+    "limits",
 )  # fmt: skip
 """Of a Listener, what can change while it listens. The files of its TLS too, but not whether it has any."""
 

@@ -24,6 +24,7 @@ from msgspec import Struct
 from broker.core.allowance import LimitOverrides
 from broker.errors import ConfigError, ListenError
 from broker.net.origins import origin_fault
+from broker.net.proxy_protocol import trust_fault
 from broker.net.tls import TlsFiles
 from broker.net.transport import strerror
 from broker.net.unix import bind_unix, parse_mode, parse_owner
@@ -47,9 +48,11 @@ class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     as browsers write them, ("https://dashboard.example",), "*" is any; None: any where there are passwords or allow_anonymous is written,
     else those of this machine. tls: over the socket;
     from `TlsFiles` the certificates are read anew when they change. allow_anonymous: overrides the broker's; False refuses a CONNECT
-    without user name before anybody is asked. password_file, acl_file: Mosquitto's, instead of the broker's. backlog is capped by
-    the system. nodelay: TCP_NODELAY.
-    receive_buffer_bytes, send_buffer_bytes, tcp_keepalive_s: 0 leaves the system's. connections_count_max: more are closed at once.
+    without user name before anybody is asked. password_file, acl_file: Mosquitto's, instead of the broker's. proxy_protocol_from: addresses,
+    networks ("10.0.0.0/8") and "unix", from which connections begin with HAProxy's PROXY header, v1 or v2, and are those of whom it names;
+    others are served as themselves. backlog is capped by
+    the system. nodelay: TCP_NODELAY. receive_buffer_bytes, send_buffer_bytes, tcp_keepalive_s: 0 leaves the system's.
+    connections_count_max: more are closed at once.
     limits: what differs from [limits] for those who come in here, `LimitOverrides(packet_bytes_max=65_536)`.
     """
 
@@ -65,6 +68,7 @@ class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     allow_anonymous: bool | None = None
     password_file: str | None = None
     acl_file: str | None = None
+    proxy_protocol_from: tuple[str, ...] = ()
     backlog: int = 1024
     nodelay: bool = True
     receive_buffer_bytes: int = 0
@@ -76,6 +80,8 @@ class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if self.origins is not None and not isinstance(self.origins, tuple):  # a text would be a list of letters, and a list has no hash
             raise TypeError('origins is a tuple: origins=("https://dashboard.example",)')
+        if not isinstance(self.proxy_protocol_from, tuple):
+            raise TypeError('proxy_protocol_from is a tuple: proxy_protocol_from=("10.0.0.0/8",)')
 
     @property
     def url(self) -> str:
@@ -92,8 +98,8 @@ class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def is_private(self) -> bool:
-        """Reached from this machine only: a Unix socket or a loopback address."""
-        return self.unix is not None or is_loopback(self.host)
+        """Reached from this machine only: a Unix socket or a loopback address, and no proxy that brings others there."""
+        return not self.proxy_protocol_from and (self.unix is not None or is_loopback(self.host))
 
 
 _DEFAULT: Final = Listener()
@@ -184,6 +190,7 @@ def check(listener: Listener) -> list[str]:
         faults.append(f"path: expected the path of a URL, as /mqtt, got {listener.path!r}")
     if listener.origins is not None and listener.protocol != "websocket":
         faults.append('origins: means something only with protocol = "websocket"')
+    faults += [f"proxy_protocol_from: {fault}" for fault in map(trust_fault, listener.proxy_protocol_from) if fault is not None]
     faults += [f"origins: {fault}" for fault in map(origin_fault, listener.origins or ()) if fault is not None]
     if listener.unix is None and not 0 <= listener.port <= 65_535:
         faults.append(f"port: expected 0 to 65535, got {listener.port}")

@@ -23,6 +23,7 @@ from broker.net.addresses import Addresses
 from broker.net.authentication import QUESTIONS_COUNT_MAX
 from broker.net.connection import Connection
 from broker.net.locks import Guard, Lock
+from broker.net.proxy_protocol import is_trusted
 from broker.net.seldom import Seldom
 from broker.net.tls_transport import TlsTransport
 from broker.net.transport import ReadSizes, SocketTransport, StreamTransport, Transport, peer_name, set_options, strerror
@@ -150,11 +151,16 @@ class Server:
 
     # ---- connections ----
 
-    def admit(self, transport: Transport, peer: str, listener: str = "", bound: BoundSocket | None = None) -> Connection | None:
-        """Serve a byte stream in a nursery of its own; None while shutting down, and the transport is still the caller's."""
+    def admit(
+        self, transport: Transport, peer: str, listener: str = "", bound: BoundSocket | None = None, proxied: socket.socket | None = None
+    ) -> Connection | None:
+        """Serve a byte stream in a nursery of its own; None while shutting down, and the transport is still the caller's.
+
+        proxied: the socket below, if a PROXY header must come first and says who the peer is.
+        """
         if self._clients is None or self._stopping.is_set():
             return None
-        connection = Connection(self, transport, peer, listener, bound)
+        connection = Connection(self, transport, peer, listener, bound, proxied)
         self.connections.add(connection)
         self._clients.start_soon(connection.run, name="client")  # else Trio makes a name of 85 bytes for each
         return connection
@@ -200,6 +206,10 @@ class Server:
         self._seldom.warn("address", "refused a connection from %s: %s", peer, refusal[1])
         return "", refusal
 
+    def refuses_silently(self, bound: BoundSocket) -> bool:
+        """Without a word: a handshake costs more than a refusal is worth, and so do too many refusals."""
+        return bound.tls is not None or bound.listener.protocol == "websocket" or self._refusing_count > REFUSALS_COUNT_MAX
+
     def drop_all(self) -> None:
         """Cut every connection without a goodbye."""
         for connection in list(self.connections):
@@ -241,13 +251,15 @@ class Server:
             connected.close()
             return
         peer = peer_name(address, connected.family)
-        counted, refusal = self.count_address(peer, bound)
-        if refusal is not None and (bound.tls is not None or listener.protocol == "websocket" or self._refusing_count > REFUSALS_COUNT_MAX):
+        proxied = connected if is_trusted(listener.proxy_protocol_from, address, connected.family) else None
+        # Who comes by a proxy counts when its header has said where from.
+        counted, refusal = self.count_address(peer, bound) if proxied is None else ("", None)
+        if refusal is not None and self.refuses_silently(bound):
             self._refusing_count -= 1
-            connected.close()  # a handshake costs more than a refusal is worth
+            connected.close()
             return
         set_options(connected, nodelay=listener.nodelay, tcp_keepalive_s=listener.tcp_keepalive_s)
-        connection = self.admit(self._transport_of(bound, connected), peer, bound.url, bound)
+        connection = self.admit(self._transport_of(bound, connected), peer, bound.url, bound, proxied)
         if connection is None:
             self.addresses.leave(counted)
             self._refusing_count -= refusal is not None
