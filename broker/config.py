@@ -61,6 +61,7 @@ class ListenerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     unix: str | None = None
     unix_mode: str = "0660"
     unix_owner: str | None = None
+    systemd: str | None = None
     protocol: Literal["mqtt", "websocket"] = "mqtt"
     path: str = "/mqtt"
     origins: tuple[str, ...] | None = None

@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import signal
+from collections.abc import Mapping, Sequence
 from functools import partial
 from types import FrameType
 from typing import Final, NoReturn
@@ -14,10 +15,11 @@ from typing import Final, NoReturn
 import trio
 
 from broker import Broker, Config, ConfigError, Listener, ListenError, open_broker
-from broker.cli import logs
+from broker.cli import logs, systemd
 from broker.cli.check import problem_lines, refuse_open
 from broker.cli.running import DONE, FAILED, INTERRUPTED_TWICE, only_cause, report, say
 from broker.cli.serve import Order
+from broker.config import DEFAULT_LISTENERS
 from broker.net.server import tune_collector
 
 PORT: Final = 1883
@@ -28,10 +30,12 @@ logger: Final = logging.getLogger("broker")
 def serve(order: Order) -> int:
     """Serve until a signal; returns the exit code."""
     try:
-        config = load(order)
+        sockets = systemd.inherited(os.environ, os.getpid())
+        notifier = systemd.Notifier(os.environ, os.getpid())
+        config = load(order, sockets)
         logs.configure("debug" if order.verbose else config.log.level, config.log.format, config.log.target)
         raise_file_limit()
-        return trio.run(partial(_serve, order, config))
+        return trio.run(partial(_serve, order, config, sockets, notifier))
     except Exception as error:
         cause = only_cause(error)
         if isinstance(cause, ConfigError):
@@ -54,11 +58,15 @@ def listen_line(error: ListenError, order: Order) -> str:
     return f"{error}: {'--unix PATH' if unix else '--port PORT'}"
 
 
-def load(order: Order) -> Config:
-    """The file, with what the command line says instead. ConfigError."""
+def load(order: Order, sockets: Mapping[str, Sequence[int]]) -> Config:
+    """The file, with what the command line says instead, and the sockets that systemd handed over. ConfigError."""
     config = Config.load(order.config) if order.config is not None else Config.from_dict({}, env=os.environ)
     listeners = listeners_of(order)
     config = config.replaced(listeners=listeners, allow_anonymous=True if order.allow_anonymous else None)
+    try:
+        config = config.replaced(listeners=systemd.placed(config.listeners, sockets, default=config.listeners is DEFAULT_LISTENERS))
+    except ConfigError as error:
+        raise ConfigError(error.problems, order.config or "listeners") from None
     refuse_open(config, order.config if listeners is None else None)
     return config
 
@@ -87,17 +95,20 @@ def raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard != resource.RLIM_INFINITY else 65_536, hard))
 
 
-async def _serve(order: Order, config: Config) -> int:
-    async with open_broker(config) as broker, trio.open_nursery() as nursery:
+async def _serve(order: Order, config: Config, sockets: Mapping[str, Sequence[int]], notifier: systemd.Notifier) -> int:
+    # Signs of life to the very end: the goodbye to clients may take longer than the watchdog waits.
+    async with notifier.living(), open_broker(config) as broker, trio.open_nursery() as nursery:
         # Signals first: whoever reads the address may send one at once.
         with trio.open_signal_receiver(*_endings(order)) as signals:
             if order.config is not None and hasattr(signal, "SIGHUP"):
-                await nursery.start(_reload_on_hangup, broker, order)
+                await nursery.start(_reload_on_hangup, broker, order, sockets, notifier)
             tune_collector()
             with contextlib.suppress(OSError):  # whoever started us may have stopped reading; the clients have not
                 print("\n".join(f"listening on {url}" for url in broker.urls), flush=True)
+            await notifier.ready(_status(broker))
             await anext(aiter(signals))
-        _end_at_once_on_the_next(broker)
+        _end_at_once_on_the_next(config)
+        await notifier.stopping("clients are told goodbye")
         logger.info("stopping: clients are told goodbye, for at most %g s; a second signal ends at once", config.shutdown_grace_s)
         nursery.cancel_scope.cancel()
     return DONE
@@ -114,36 +125,49 @@ def _endings(order: Order) -> list[signal.Signals]:
     return endings
 
 
-def _end_at_once_on_the_next(broker: Broker) -> None:
+def _status(broker: Broker) -> str:
+    return f"listening on {', '.join(broker.urls)}"
+
+
+def _end_at_once_on_the_next(config: Config) -> None:
     """A plain handler: it acts even when the event loop does not turn. Sockets are the kernel's to close; a Unix path is ours to remove."""
 
     def end(number: int, frame: FrameType | None) -> NoReturn:
-        for url in broker.urls:
-            if url.startswith("unix://"):
+        for listener in config.listeners:
+            if listener.unix is not None and listener.descriptor is None:
                 with contextlib.suppress(OSError):
-                    os.unlink(url.removeprefix("unix://"))
+                    os.unlink(listener.unix)
         os._exit(INTERRUPTED_TWICE)
 
     signal.signal(signal.SIGINT, end)
     signal.signal(signal.SIGTERM, end)
 
 
-async def _reload_on_hangup(broker: Broker, order: Order, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+async def _reload_on_hangup(
+    broker: Broker,
+    order: Order,
+    sockets: Mapping[str, Sequence[int]],
+    notifier: systemd.Notifier,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
     with trio.open_signal_receiver(signal.SIGHUP) as signals:
         task_status.started()
         async for _ in signals:
+            await notifier.reloading()
             logs.reopen()
-            _reload(broker, order)
+            fault = _reload(broker, order, sockets)
+            await notifier.ready(f"not reloaded: {fault}" if fault else _status(broker))
 
 
-def _reload(broker: Broker, order: Order) -> None:
-    """A file with a mistake changes nothing."""
+def _reload(broker: Broker, order: Order, sockets: Mapping[str, Sequence[int]]) -> str | None:
+    """A file with a mistake changes nothing; its first one."""
     try:
-        config = load(order)
+        config = load(order, sockets)
         restart = broker.reload(config)
     except ConfigError as error:
         for line in problem_lines(error):
             logger.error("not reloaded: %s", line)
-        return
+        return problem_lines(error)[0]
     logs.set_level("debug" if order.verbose else config.log.level)
     logger.info("reloaded %s%s", order.config, f"; these keys need a restart: {', '.join(restart)}" if restart else "")
+    return None

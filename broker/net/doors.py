@@ -302,5 +302,5 @@ def without_live(listener: Listener) -> Listener:
     return msgspec.structs.replace(listener, **changes, tls=None if listener.tls is None else TlsFiles(certificate=""))
 
 
-def _place(listener: Listener) -> tuple[str, int, str | None]:
-    return listener.host, listener.port, listener.unix
+def _place(listener: Listener) -> tuple[str, int, str | None, int | None]:
+    return listener.host, listener.port, listener.unix, listener.descriptor

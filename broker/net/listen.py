@@ -27,7 +27,7 @@ from broker.net.origins import origin_fault
 from broker.net.proxy_protocol import trust_fault
 from broker.net.tls import TlsFiles
 from broker.net.transport import strerror
-from broker.net.unix import bind_unix, parse_mode, parse_owner
+from broker.net.unix import bind_unix, parse_mode, parse_owner, shown_name
 
 if TYPE_CHECKING:
     from broker.core.access import Access
@@ -44,6 +44,8 @@ class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     host: a name or address; "localhost" is 127.0.0.1, and ::1 where the machine has it; "*" is every interface. port: 0
     asks for a free one, the same on every address of the host. unix: a path, instead of host and port. unix_mode: the
     permissions of that path, "0660". unix_owner: whose it is, "user", "user:group" or ":group", names or numbers; None: this process's.
+    systemd: the name of sockets that systemd hands over, instead of host, port and unix; only `broker serve` fills it in. descriptor: of a
+    stream socket that listens already and becomes the broker's own; host and port, or unix, are then what it is called.
     protocol, path: MQTT over WebSocket, at this path of the URL. origins: of the web pages that may use it,
     as browsers write them, ("https://dashboard.example",), "*" is any; None: any where there are passwords or allow_anonymous is written,
     else those of this machine. tls: over the socket;
@@ -61,6 +63,8 @@ class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     unix: str | None = None
     unix_mode: str = "0660"
     unix_owner: str | None = None
+    systemd: str | None = None
+    descriptor: int | None = None
     protocol: Literal["mqtt", "websocket"] = "mqtt"
     path: str = "/mqtt"
     origins: tuple[str, ...] | None = None
@@ -86,6 +90,8 @@ class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def url(self) -> str:
         """As it was asked for; the real ports are in `Broker.urls`."""
+        if self.systemd is not None and self.descriptor is None:
+            return f"systemd:{self.systemd}"
         if self.unix is not None:
             return f"unix://{self.unix}"
         return self.url_at(self.host, self.port)
@@ -98,7 +104,12 @@ class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def is_private(self) -> bool:
-        """Reached from this machine only: a Unix socket or a loopback address, and no proxy that brings others there."""
+        """Reached from this machine only: a Unix socket or a loopback address, and no proxy that brings others there.
+
+        What systemd will hand over is not known before it has.
+        """
+        if self.systemd is not None and self.descriptor is None:
+            return True
         return not self.proxy_protocol_from and (self.unix is not None or is_loopback(self.host))
 
 
@@ -194,6 +205,11 @@ def check(listener: Listener) -> list[str]:
     faults += [f"origins: {fault}" for fault in map(origin_fault, listener.origins or ()) if fault is not None]
     if listener.unix is None and not 0 <= listener.port <= 65_535:
         faults.append(f"port: expected 0 to 65535, got {listener.port}")
+    if listener.systemd is not None:
+        if not re.fullmatch(r"[!-9;-~]{1,255}", listener.systemd):
+            faults.append(f"systemd: expected the name of a socket, FileDescriptorName= or that of the .socket unit, got {listener.systemd!r}")
+        if listener.descriptor is None and (listener.unix is not None or (listener.host, listener.port) != (_DEFAULT.host, _DEFAULT.port)):
+            faults.append("systemd: is instead of host, port and unix")
     if listener.unix is not None:
         faults += [f"{name}: {NOT_WITH_UNIX}" for name in ("host", "port") if getattr(listener, name) != getattr(_DEFAULT, name)]
         if not _HAS_UNIX:
@@ -233,7 +249,12 @@ async def bind_all(listeners: Sequence[Listener | trio.SocketListener]) -> list[
     try:
         for listener in own:
             try:
-                bound += [_bind_unix(listener)] if listener.unix is not None else await _bind_tcp(listener)
+                if listener.descriptor is not None:
+                    bound.append(_inherit(listener, listener.descriptor))
+                elif listener.systemd is not None:
+                    raise ListenError(listener.url, "only `broker serve` takes sockets from systemd; a program gives Listener(descriptor=...)")
+                else:
+                    bound += [_bind_unix(listener)] if listener.unix is not None else await _bind_tcp(listener)
             except ListenError as error:
                 if error.address in map(_asked_for, bound):
                     raise ListenError(error.address, "two of the listeners asked for are this one; leave one of them out") from None
@@ -260,9 +281,20 @@ def _adopt(given: trio.SocketListener) -> BoundSocket:
     listening.setblocking(False)
     name = listening.getsockname()
     if _HAS_UNIX and listening.family == socket.AF_UNIX:
-        path = os.fsdecode(name)
+        path = shown_name(name)
         return BoundSocket(listening, Listener(unix=path), f"unix://{path}")
     return BoundSocket(listening, Listener(host=name[0], port=name[1]), f"mqtt://{url_host(name[0])}:{name[1]}")
+
+
+def _inherit(listener: Listener, descriptor: int) -> BoundSocket:
+    """The path of a Unix socket is not ours to remove: whoever opened it has others to hand it to."""
+    try:
+        listening = socket.socket(fileno=descriptor)
+    except OSError as error:
+        raise ListenError(f"descriptor {descriptor}", strerror(error)) from None
+    listening.setblocking(False)
+    _set_buffers(listening, listener)
+    return BoundSocket(listening, listener, listener.url)
 
 
 def adopted_is_private(given: trio.SocketListener) -> bool:

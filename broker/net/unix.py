@@ -50,6 +50,12 @@ def _number(name: str, what: str, look_up: Callable[[str], int]) -> int:
         raise ValueError(f"this machine has no {what} {name!r}; use one of its own, or a number") from None
 
 
+def shown_name(name: str | bytes) -> str:
+    """As `getsockname` gives it, for people: the path, or "@name" of Linux's abstract ones, which are no files."""
+    text = os.fsdecode(name)
+    return f"@{text[1:]}" if text[:1] == "\0" else text
+
+
 def bind_unix(listening: socket.socket, path: str, mode: int, owner: str | None) -> tuple[int, int]:
     """Bind, and say whose it is; not listening yet. Returns device and inode of the path. OSError, and ListenError where more can be said."""
     remove_stale(path)
