@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import _ssl
 import contextlib
+import os
 import re
 import ssl
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ Fault = tuple[str, str]
 """The key, what was expected."""
 
 _SERVER_NAME: Final = re.compile(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+_REHASHED: Final = re.compile(r"[0-9a-f]{8}\.\d+")
 _SAN_ORDER: Final = ("DNS", "URI", "email", "IP Address")
 _REASONS: Final = {"WRONG_VERSION_NUMBER": "the other end does not speak TLS", "HTTP_REQUEST": "the other end speaks HTTP, not TLS"}
 
@@ -45,10 +47,10 @@ class TlsFiles(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The files of a listener with TLS, read again when they change: Listener(tls=TlsFiles(certificate="server.pem", key="server.key")).
 
     certificate: the chain, PEM, the server's own first; key: of the first, without a passphrase, by default in the same file. client_ca:
-    who may sign clients' certificates; without it none is asked for. crl: which of those are revoked (PEM, a list of each authority).
-    require_certificate: no handshake without one. identity: the user name comes from the certificate, and no password is asked for:
-    cn = Common Name, san = the first Subject Alternative Name (DNS, URI, email, IP). tls_version: at the least. ciphers: of TLS 1.2, as OpenSSL
-    names them. names: further certificates; `certificate` is for who asks for none of their names.
+    who may sign clients' certificates, a file or a directory (`openssl rehash`); without it none is asked for. crl: which of those are revoked
+    (PEM, a list of each authority). require_certificate: no handshake without one. identity: the user name comes from the certificate, and no
+    password is asked for: cn = Common Name, san = the first Subject Alternative Name (DNS, URI, email, IP). tls_version: at the least. ciphers:
+    of TLS 1.2, as OpenSSL names them. names: further certificates; `certificate` is for who asks for none of their names.
     """
 
     certificate: str
@@ -114,18 +116,31 @@ def _configure(context: ssl.SSLContext, files: TlsFiles, protocol: str) -> Fault
     if files.client_ca is None:
         wanted = "require_certificate" if files.require_certificate else "crl" if files.crl is not None else None
         return None if wanted is None else ("client_ca", f"is missing; {wanted} needs to know who may have signed")
-    fault = _unreadable("client_ca", files.client_ca) or (None if files.crl is None else _unreadable("crl", files.crl))
+    context.verify_mode = ssl.CERT_REQUIRED if files.require_certificate else ssl.CERT_OPTIONAL
+    return _load_authorities(context, files.client_ca) or (None if files.crl is None else _load_crl(context, files.crl))
+
+
+def _load_authorities(context: ssl.SSLContext, path: str) -> Fault | None:
+    fault = _unreadable("client_ca", path)
     if fault is not None:
         return fault
+    if os.path.isdir(path):
+        # OpenSSL looks there when somebody comes, and only for names that are made of what it looks for.
+        if not any(map(_REHASHED.fullmatch, os.listdir(path))):
+            return "client_ca", f"expected a directory with certificates, named as `openssl rehash` does, got {path}"
+        context.load_verify_locations(capath=path)
+        return None
     try:
-        context.load_verify_locations(files.client_ca)
+        context.load_verify_locations(path)
     except ssl.SSLError:
-        return "client_ca", f"expected certificates (PEM) in {files.client_ca}"
-    context.verify_mode = ssl.CERT_REQUIRED if files.require_certificate else ssl.CERT_OPTIONAL
-    return None if files.crl is None else _load_crl(context, files.crl)
+        return "client_ca", f"expected certificates (PEM) in {path}"
+    return None
 
 
 def _load_crl(context: ssl.SSLContext, path: str) -> Fault | None:
+    fault = _unreadable("crl", path)
+    if fault is not None:
+        return fault
     lists_count = context.cert_store_stats()["crl"]
     with contextlib.suppress(ssl.SSLError):
         context.load_verify_locations(path)
@@ -155,6 +170,9 @@ def _load_chain(context: ssl.SSLContext, pair: TlsFiles | TlsName) -> Fault | No
 
 def _unreadable(key: str, path: str) -> Fault | None:
     try:
+        if key == "client_ca" and os.path.isdir(path):
+            os.listdir(path)
+            return None
         with open(path, "rb"):
             return None
     except OSError as error:

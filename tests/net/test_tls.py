@@ -135,6 +135,7 @@ GOOD = 'certificate = "server.pem"\nkey = "server.key"\n'
         ('certificate = "server.pem"\nkey = "server.key"\nrequire_certificate = true', "client_ca: is missing"),
         ('certificate = "server.pem"\nkey = "server.key"\nidentity = "cn"', "require_certificate: expected true"),
         ('key = "server.key"', "listeners[0].tls.certificate: is missing"),
+        (GOOD + 'client_ca = "."', "listeners[0].tls.client_ca: expected a directory with certificates, named as `openssl rehash` does"),
         (GOOD + 'crl = "server.pem"', "listeners[0].tls.client_ca: is missing; crl needs"),
         (GOOD + 'client_ca = "ca.pem"\ncrl = "none.pem"', "listeners[0].tls.crl: {0}/none.pem cannot be read: no such file"),
         (GOOD + 'client_ca = "ca.pem"\ncrl = "ca.pem"', "listeners[0].tls.crl: expected a certificate revocation list (PEM) in {0}/ca.pem"),
@@ -290,6 +291,17 @@ async def test_without_a_certificate_or_with_a_strangers_there_is_no_connection(
         for certificate in (None, trustme.CA().issue_cert("device-7")):
             await refused(hub, pki.context(certificate))
         assert hub.clients() == []
+
+
+async def test_authorities_may_stand_in_a_directory(pki: Pki, required: TlsFiles, tmp_path: Path) -> None:
+    (tmp_path / "authorities").mkdir()
+    (tmp_path / "authorities" / "ca.pem").write_bytes(pki.ca.cert_pem.bytes())
+    subprocess.run([find_program("openssl", "openssl"), "rehash", str(tmp_path / "authorities")], check=True)
+    files = msgspec.structs.replace(required, client_ca=str(tmp_path / "authorities"))
+    async with open_broker(config_of(files)) as hub:
+        async with tls_client(hub, pki.context(pki.ca.issue_cert("device-7"))) as client:
+            assert (await client.connect("c")).reason == ReasonCode.SUCCESS
+        await refused(hub, pki.context(trustme.CA().issue_cert("device-7")))
 
 
 async def test_a_certificate_that_is_not_required_may_be_missing(pki: Pki) -> None:
