@@ -344,6 +344,23 @@ async def test_good_bytes_before_a_broken_record_count(caplog: pytest.LogCapture
         assert len(engine.detached) == 1
 
 
+@given(st.lists(st.integers(1, 20_000), min_size=1, max_size=8), st.integers(0, 1 << 30), st.integers(1, 255), st.sampled_from(["1.3", "1.2"]))
+def test_a_changed_byte_gives_a_whole_prefix_and_a_fault_or_waits_for_more(sizes: list[int], place: int, change: int, version: str) -> None:
+    transport, kernel, peer = opened(version)
+    kernel.room = 1 << 30
+    texts = [bytes([number]) * size for number, size in enumerate(sizes)]
+    ciphertext = bytearray(b"".join(map(peer.put, texts)))
+    ciphertext[place % len(ciphertext)] ^= change
+    found = b"".join(transport._decrypt(bytes(ciphertext[start : start + 65_536])) for start in range(0, len(ciphertext), 65_536))
+    whole = b"".join(texts)
+    assert whole.startswith(found)
+    assert len(found) < len(whole)
+    if not transport._fault:  # a length that was made longer: the rest has yet to come
+        transport._decrypt(bytes(20_000))
+    assert transport._fault.startswith("TLS: ")
+    assert transport._decrypt(peer.put(b"later")) == b""
+
+
 # ---- handshakes ----------------------------------------------------------------------------------------------------------
 
 
