@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import signal
+import socket
+import ssl
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -12,9 +14,10 @@ from typing import Any
 
 import pytest
 import trustme
+from cryptography import x509
 
 from tests.e2e.conftest import Open, make
-from tests.e2e.tools import Client, Options, Program, Received
+from tests.e2e.tools import SECONDS_MAX, Client, Options, Program, Received
 
 CONFIG = """
 [[listeners]]
@@ -41,28 +44,47 @@ ways = pytest.mark.parametrize(
 
 def listening(line: str) -> dict[str, Any]:
     found = re.search(r"listening on (wss|mqtts?)://127\.0\.0\.1:(\d+)(/mqtt)?$", line)
-    return {"event": found[1], "port": int(found[2])} if found else {"event": "log"}
+    if found:
+        return {"event": found[1], "port": int(found[2])}
+    return {"event": "reloaded" if "reloaded" in line else "log"}
+
+
+def issue(authority: trustme.CA, folder: Path) -> int:
+    """A new certificate and key in the broker's file, all at once; its serial number."""
+    leaf = authority.issue_cert("127.0.0.1", "localhost")
+    leaf.private_key_and_cert_chain_pem.write_to_path(str(folder / "new.pem"))
+    (folder / "new.pem").replace(folder / "server.pem")
+    return x509.load_pem_x509_certificate(leaf.cert_chain_pems[0].bytes()).serial_number
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def folder(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tls")
-    authority = trustme.CA()
     authority.cert_pem.write_to_path(str(folder / "ca.pem"))
-    authority.issue_cert("127.0.0.1", "localhost").private_key_and_cert_chain_pem.write_to_path(str(folder / "server.pem"))
+    issue(authority, folder)
     (folder / "broker.toml").write_text(CONFIG)
     return folder
 
 
 @pytest.fixture(scope="module")
-def ports(folder: Path) -> Iterator[dict[str, int]]:
+def program(folder: Path) -> Iterator[Program]:
     program = Program([sys.executable, "-m", "broker", "serve", "-c", str(folder / "broker.toml")], listening)
     try:
-        yield {scheme: program.wait(scheme)["port"] for scheme in BY}
+        yield program
     finally:
         program.stop(signal.SIGTERM)
     assert program.process.returncode == 0, "".join(program.log)
     assert "Traceback" not in "".join(program.log), "".join(program.log)
+
+
+@pytest.fixture(scope="module")
+def ports(program: Program) -> dict[str, int]:
+    return {scheme: program.wait(scheme)["port"] for scheme in BY}
 
 
 @pytest.fixture
@@ -99,3 +121,24 @@ def test_a_message_of_many_records(name: str, scheme: str, open_client: Open, to
     payload = "0123456789" * 100_000
     open_client("paho", "mqtts").publish(topic, payload, 1)
     assert client.wait(1) == [Received(topic, payload, 1, False)]
+
+
+def serial_of(port: int, cafile: Path) -> int:
+    """Of the certificate that a new client is shown."""
+    context = ssl.create_default_context(cafile=str(cafile))
+    with socket.create_connection(("127.0.0.1", port), SECONDS_MAX) as plain, context.wrap_socket(plain, server_hostname="127.0.0.1") as secured:
+        return int(str((secured.getpeercert() or {})["serialNumber"]), 16)
+
+
+@pytest.mark.parametrize("scheme", ["mqtts", "wss"])
+def test_a_renewed_certificate_is_shown_after_sighup_and_who_is_in_stays(
+    scheme: str, open_client: Open, program: Program, ports: dict[str, int], authority: trustme.CA, folder: Path, topic: str
+) -> None:
+    client = open_client("paho", scheme)
+    client.subscribe(topic, 1)
+    serial = issue(authority, folder)
+    program.process.send_signal(signal.SIGHUP)
+    program.wait("reloaded")
+    assert serial_of(ports[scheme], folder / "ca.pem") == serial
+    open_client("paho", scheme).publish(topic, "still here", 1)
+    assert client.wait(1) == [Received(topic, "still here", 1, False)]
