@@ -6,6 +6,8 @@
 # make bench-check   instructions of the hot paths, against what is committed (needs valgrind)
 # make simulate      random clients in virtual time, SEEDS=100000 of them
 # make fuzz          atheris on the decoder and the engine, SECONDS=60 each
+# make wheel         the compiled wheel, in dist/ (needs cc and Python's headers)
+# make test-compiled every test against that wheel, installed
 # make compare       this broker beside mosquitto and nats-server (needs them, and cc)
 # make growth        how cost grows with clients, subscriptions, payload ..., and the plots of it in docs/
 #
@@ -19,8 +21,12 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 VENV := .venv
 LINT := .venv-lint
 FUZZ := .venv-fuzz
+WHEEL := .venv-wheel
+COMPILED := .venv-compiled
 INSTALL = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 SOURCES := pyproject.toml constraints.txt
+PACKAGE = $(shell find broker -name '*.py')
+BESIDE := benchmarks config docs examples tests CHANGELOG.md LICENSE Makefile README.md constraints.txt pyproject.toml
 SERVE_ARGS ?=
 # Two workers: the suite waits for sockets and subprocesses about half of its time.
 TEST_ARGS ?= -n 2
@@ -31,7 +37,7 @@ SECONDS ?= 60
 SIMULATE_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test conformance lint format bench bench-check simulate fuzz compare growth clean
+.PHONY: help serve test test-compiled conformance lint format bench bench-check simulate fuzz compare growth wheel clean
 .DELETE_ON_ERROR:
 
 help:
@@ -70,6 +76,16 @@ fuzz: $(FUZZ)/.stamp
 	@for target in decoder engine; do PYTHONPATH=. $(FUZZ)/bin/python fuzz/targets.py $$target $(FUZZ)/found-$$target fuzz/corpus \
 		-max_total_time=$(SECONDS) -artifact_prefix=$(FUZZ)/$$target- -verbosity=0 -print_final_stats=1 || exit 1; done
 
+wheel: $(WHEEL)/.stamp-built
+	@ls dist/*-cp*.whl
+
+# In a folder that has everything but the package, so that whatever imports it gets the installed one.
+test-compiled: $(COMPILED)/.stamp
+	@rm -rf $(COMPILED)/tree && mkdir $(COMPILED)/tree
+	@tar -c --exclude=__pycache__ --exclude=node_modules $(BESIDE) | tar -x -C $(COMPILED)/tree
+	@if [ -d tests/e2e/node_modules ]; then ln -s ../../../../tests/e2e/node_modules $(COMPILED)/tree/tests/e2e/node_modules; fi
+	cd $(COMPILED)/tree && BROKER_TEST_COMPILED=1 ../bin/python -m pytest $(TEST_ARGS)
+
 compare: $(VENV)/.stamp-serve
 	@$(VENV)/bin/python -m benchmarks.compare --ours $(VENV)/bin/broker $(COMPARE_ARGS)
 
@@ -79,7 +95,7 @@ growth: $(VENV)/.stamp-serve
 	@$(VENV)/bin/python -m benchmarks.plots
 
 clean:
-	rm -rf $(VENV) $(LINT) $(FUZZ) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(LINT) $(FUZZ) $(WHEEL) $(COMPILED) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # The check comes before the environment, so that nothing half made is left behind.
 define make_environment
@@ -111,4 +127,21 @@ $(FUZZ)/.stamp: $(SOURCES)
 	$(call make_environment,$(FUZZ))
 	@echo "installing atheris into $(FUZZ) ..."
 	@$(FUZZ)/bin/python -m pip install --quiet --disable-pip-version-check 'atheris>=2.3' 'msgspec>=0.19'
+	@touch $@
+
+# From an sdist, so that no machine code is left between the sources.
+$(WHEEL)/.stamp-built: $(SOURCES) $(PACKAGE)
+	$(call make_environment,$(WHEEL))
+	@cc --version >/dev/null 2>&1 || { echo "a C compiler is needed. On Debian and Ubuntu: apt install gcc libc6-dev python3-dev" >&2; exit 1; }
+	@$(WHEEL)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt build
+	@rm -f dist/*-cp*.whl
+	@echo "compiling, which takes a minute ..."
+	@PIP_CONSTRAINT=$(CURDIR)/constraints.txt HATCH_BUILD_HOOK_ENABLE_MYPYC=1 $(WHEEL)/bin/python -m build --outdir dist >$(WHEEL)/log 2>&1 || { cat $(WHEEL)/log >&2; exit 1; }
+	@touch $@
+
+$(COMPILED)/.stamp: $(WHEEL)/.stamp-built
+	$(call make_environment,$(COMPILED))
+	@echo "installing the compiled wheel and its test tools into $(COMPILED) ..."
+	@$(COMPILED)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "$$(ls dist/*-cp*.whl)[dev]"
+	@$(COMPILED)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --force-reinstall --no-deps dist/*-cp*.whl
 	@touch $@

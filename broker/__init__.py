@@ -23,6 +23,9 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    compiled: bool
+    """Do the hot modules of wire and core run as machine code (docs/performance.md), or in pure Python?"""
+
     from broker.channel import Subscription as Subscription
     from broker.client.client import Client as Client
     from broker.client.connect import connect as connect
@@ -105,16 +108,28 @@ _WORDS = {
 
 
 def __getattr__(name: str) -> object:
-    room = _ROOM_OF.get(name)
-    if room is None:
+    value: object
+    if name == "compiled":
+        value = _is_compiled()
+    elif name in _ROOM_OF:
+        value = getattr(importlib.import_module(f"broker.{_ROOM_OF[name]}"), name)
+        if name in _WORDS:
+            with contextlib.suppress(AttributeError):  # Python 3.14's unions take none
+                value.__doc__ = _WORDS[name]
+    else:
         raise AttributeError(f"module 'broker' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"broker.{room}"), name)
-    if name in _WORDS:
-        with contextlib.suppress(AttributeError):  # Python 3.14's unions take none
-            value.__doc__ = _WORDS[name]
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_ROOM_OF])
+    return sorted({*globals(), *_ROOM_OF, "compiled"})
+
+
+def _is_compiled() -> bool:
+    """The same file that an import would take is looked up, and not loaded: all hot modules are compiled, or none is."""
+    from importlib.machinery import ExtensionFileLoader
+    from importlib.util import find_spec
+
+    spec = find_spec("broker.core.engine")
+    return spec is not None and isinstance(spec.loader, ExtensionFileLoader)

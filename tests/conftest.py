@@ -3,6 +3,9 @@
 A test that waits for ever tells nobody why, so each Trio run is cancelled after `SECONDS_MAX` of *real* time, however
 virtual its clock is, fixtures and their teardown included (tests/test_conftest.py shows it). Outside programs that a machine
 lacks are skipped by name; with BROKER_FORBID_SKIPS=1, as `.ci/run` sets, such a skip is a failure.
+
+BROKER_TEST_COMPILED=1 (`make test-compiled`) is for the compiled wheel: nothing runs unless it is the one that is imported, and
+tests marked `pure_python` are skipped, each with its reason; of skips only these are no failure there.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from hypothesis import HealthCheck, settings
 
 SECONDS_MAX = float(os.environ.get("BROKER_TEST_SECONDS_MAX", "30"))
 FORBID_SKIPS = os.environ.get("BROKER_FORBID_SKIPS", "") not in ("", "0")
+TESTS_COMPILED = os.environ.get("BROKER_TEST_COMPILED", "") not in ("", "0")
 MQTTJS = Path(__file__).parent / "e2e" / "mqttjs"
 
 # The same examples on every run: a red build that turns green by itself teaches people to press the button again.
@@ -79,6 +83,25 @@ def bound_item(item: pytest.Item) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         bound_item(item)
+        why = left_out(item)
+        if why:
+            item.add_marker(pytest.mark.skip(reason=f"not with compiled modules: {why}"))
+
+
+# ---- the package under test -------------------------------------------------------------------------------------------
+
+
+def pytest_sessionstart() -> None:
+    import broker
+
+    if TESTS_COMPILED and not broker.compiled:
+        pytest.exit(f"BROKER_TEST_COMPILED is set, and {Path(broker.__file__).parent} is pure Python", returncode=1)
+
+
+def left_out(item: pytest.Item) -> str:
+    """Why this test is not for compiled modules, if they are what is tested."""
+    marker = item.get_closest_marker("pure_python")
+    return str(marker.args[0]) if marker is not None and TESTS_COMPILED else ""
 
 
 # ---- no silent skips --------------------------------------------------------------------------------------------------
@@ -94,7 +117,8 @@ def forbid(report: pytest.TestReport | pytest.CollectReport, what: str) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    forbid(report, item.nodeid)
+    if not left_out(item):
+        forbid(report, item.nodeid)
     return report
 
 

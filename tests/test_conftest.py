@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import broker
+
 CONFTEST = Path(__file__).with_name("conftest.py")
 NEVER = """
 import pytest, trio
@@ -85,3 +87,13 @@ def test_skips_can_be_forbidden(tmp_path: Path) -> None:
     forbidden = run_pytest(tmp_path, SKIPS, BROKER_FORBID_SKIPS="1")
     assert "= 2 failed, 3 errors in" in forbidden, forbidden
     assert "test_mark.py::test_x: skips are forbidden here (BROKER_FORBID_SKIPS): Skipped: no such tool" in forbidden, forbidden
+
+
+def test_a_run_for_the_compiled_wheel_needs_it_and_names_what_it_leaves_out(tmp_path: Path) -> None:
+    marked = "import pytest\n@pytest.mark.pure_python('it replaces functions')\ndef test_x(): assert False"
+    out = run_pytest(tmp_path, {"test_marked.py": marked}, BROKER_TEST_COMPILED="1", BROKER_FORBID_SKIPS="1")
+    if broker.compiled:
+        assert "not with compiled modules: it replaces functions" in out, out
+        assert "1 skipped" in out, out
+    else:
+        assert "is pure Python" in out, out

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+import broker
+
+ROOT = Path(broker.__file__).parent.parent
 ORDER = [
     {"reasons"},
     {"errors"},

@@ -74,9 +74,9 @@ def _dispatch(words: list[str]) -> int:
         sys.stdout.flush()
         return DONE if words else WRONG_USAGE
     if words[0] == "--version":
-        from broker import __version__
+        from broker import __version__, compiled
 
-        print(f"broker {__version__}", flush=True)
+        print(f"broker {__version__} ({'compiled' if compiled else 'pure Python'})", flush=True)
         return DONE
     name = words[0]
     if name not in COMMANDS:

@@ -29,7 +29,7 @@ from broker.core.publish import on_puback, on_pubcomp, on_publish, on_pubrec, on
 from broker.core.rate import Rate
 from broker.core.relay import relay
 from broker.core.session import Session
-from broker.core.state import State
+from broker.core.state import COUNTER_NAMES, State
 from broker.core.strangers import other_protocol
 from broker.core.subscribe import on_subscribe, on_unsubscribe
 from broker.core.topic_table import Subscription
@@ -410,7 +410,7 @@ class Engine:
         """Counters since the start and gauges of now; the keys end in their unit, plain counts in none."""
         state = self.state
         counters = state.counters
-        found: dict[str, int | float] = {name: getattr(counters, name) for name in counters.__slots__}
+        found: dict[str, int | float] = {name: getattr(counters, name) for name in COUNTER_NAMES}
         found |= {
             "clients_connected": state.connected_count,
             "clients_total": len(state.sessions),

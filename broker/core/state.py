@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from broker.core.allowance import Allowance
 from broker.core.deadlines import Deadlines
@@ -23,13 +23,16 @@ if TYPE_CHECKING:
     from broker.core.topic_table import SharedGroup
 
 
+COUNTER_NAMES: Final = (
+    "bytes_received", "bytes_sent", "clients_expired", "clients_maximum", "connections_count", "held_up_count", "packets_received",
+    "packets_sent", "publish_dropped", "publish_received", "publish_sent",
+)  # fmt: skip
+
+
 class Counters:
     """Since the start. Packets and bytes are MQTT's, not the network's."""
 
-    __slots__ = (
-        "bytes_received", "bytes_sent", "clients_expired", "clients_maximum", "connections_count", "held_up_count", "packets_received",
-        "packets_sent", "publish_dropped", "publish_received", "publish_sent",
-    )  # fmt: skip
+    __slots__ = COUNTER_NAMES
 
     def __init__(self) -> None:
         self.bytes_received = 0

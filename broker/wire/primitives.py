@@ -76,11 +76,14 @@ def read_string(body: bytes, position: int) -> tuple[str, int]:
     end = start + (body[position] << 8 | body[position + 1])
     if end > len(body):
         raise MalformedPacket(_OVERRUN)
+    text: str | None
     try:
         text = str(body[start:end], "utf-8")
     except UnicodeDecodeError:
-        # `from None`: the exception would carry the whole body, which may hold a password.
-        raise MalformedPacket("a string is not well-formed UTF-8") from None
+        text = None
+    if text is None:
+        # Not raised inside `except`: what it is about would come along as its context, and may be a password.
+        raise MalformedPacket("a string is not well-formed UTF-8")
     if "\0" in text:
         raise MalformedPacket("a string contains U+0000")
     return text, end

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import weakref
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +12,7 @@ from hypothesis import strategies as st
 from broker.core.access import Access
 from broker.core.allowance import Allowance
 from broker.core.limits import Limits
+from broker.core.link import Link
 from broker.core.session import Session
 from broker.core.topic_table import KEPT_TOPIC_LENGTH_MAX, TARGETS_PER_ROUTE_COUNT, FilterEntry, SharedGroup, Subscription, TopicTable
 from broker.core.waiting import Account
@@ -27,13 +26,6 @@ PLAIN_FILTERS = st.builds(
     st.sampled_from([[], [], ["#"]]),
 ).filter(bool) | st.just("#")  # fmt: skip
 FILTERS = st.one_of(PLAIN_FILTERS, PLAIN_FILTERS, st.builds(lambda name, plain: f"$share/{name}/{plain}", st.sampled_from(["g", "h"]), PLAIN_FILTERS))
-
-
-class Stand:
-    """Stands for a session whose state a test decides; like one it is equal only to itself."""
-
-    def __init__(self, **attributes: Any) -> None:
-        self.__dict__.update(attributes)
 
 
 def session(name: str = "s") -> Session:
@@ -220,29 +212,26 @@ def test_long_topics_are_routed_and_not_kept() -> None:
 
 def test_a_session_that_left_a_literal_filter_is_not_kept_by_the_route() -> None:
     table = TopicTable(10)
-    one: Any = Stand(subscriptions={}, may_receive=lambda topic: True, sink=None, access=Access())
-    gone = weakref.ref(one)
-    table.add(Subscription(one, "a/b", 0, False, False, 0))
+    one = session("it leaves")
+    table.add(subscription(one, "a/b"))
     assert len(table.route("a/b").targets) == 1
     table.remove(one, "a/b")
     del one
     gc.collect()
-    assert gone() is None
+    assert not [left for left in gc.get_objects() if isinstance(left, Session) and left.client_id == "it leaves"]
 
 
 # ---- shared groups ----
 
 
-def member(name: str, group: SharedGroup, *, qos: int = 2, connected: bool = True, room: bool = True, allowed: bool = True) -> Any:
-    who: Any = Stand(
-        name=name,
-        link=object() if connected else None,
-        sink=None,
-        access=SimpleNamespace(allows_all=allowed),
-        may_receive=lambda topic: allowed,
-        has_room=lambda qos: room,
-    )
-    made: Any = SimpleNamespace(session=who, qos=qos)
+def member(name: str, group: SharedGroup, *, qos: int = 2, connected: bool = True, room: bool = True, allowed: bool = True) -> Subscription:
+    access, account = Access(None if allowed else lambda *asked: False), Account()
+    allowance = Allowance(Limits(outbox_bytes_high=1_000 if room else 0))
+    who = Session(name, access, allowance, account)
+    who.sender.begin(10)
+    if connected:
+        who.link = Link(name, "", None, allowance, account, access, 0.0)
+    made = Subscription(who, "$share/g/t", qos, False, False, 0)
     group.join(made)
     return made
 

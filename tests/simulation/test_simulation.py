@@ -17,6 +17,7 @@ SEEDS_COUNT = int(os.environ.get("BROKER_SIMULATION_SEEDS", "2000"))
 CHUNK_COUNT = 20
 """Parts, so that two workers share the seeds and no test takes long."""
 SEEDS_PER_MUTATION = 60
+planted = pytest.mark.pure_python("a planted fault replaces functions and methods, which machine code calls without looking them up")
 
 
 @pytest.mark.parametrize("part", range(CHUNK_COUNT))
@@ -45,12 +46,14 @@ def test_a_seed_replays_byte_for_byte_in_another_process() -> None:
     assert digests[0].split() == [run_seed(seed).digest for seed in range(25)]
 
 
+@planted
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.__name__)
 def test_a_planted_fault_is_caught(mutation: Mutation, monkeypatch: pytest.MonkeyPatch) -> None:
     mutation(monkeypatch)
     assert any(run_seed(seed).fault for seed in range(SEEDS_PER_MUTATION))
 
 
+@planted
 def test_a_failing_script_is_made_short(monkeypatch: pytest.MonkeyPatch) -> None:
     MUTATIONS[0](monkeypatch)
     outcome = next(outcome for seed in range(SEEDS_PER_MUTATION) if (outcome := run_seed(seed)).fault)

@@ -213,17 +213,8 @@ def test_encode_refuses_what_cannot_be_expressed(packet: Packet, version: int) -
 
 
 def test_a_packet_too_long_for_any_header() -> None:
-    class Endless(bytes):
-        """An empty payload that says it is 256 MiB, so that the test need not hold one."""
-
-        def __radd__(self, other: bytes) -> Endless:
-            return self
-
-        def __len__(self) -> int:
-            return 268_435_456
-
     with pytest.raises(ValueError, match="268435455"):
-        encode(Publish("a", Endless()), MQTT_311)
+        encode(Publish("a", bytes(268_435_456)), MQTT_311)
 
 
 @pytest.mark.parametrize(
@@ -292,5 +283,5 @@ def test_no_password_in_an_error() -> None:
     frame = bytes.fromhex("0004 4D515454 05 C2 0000 00 0001 63 0002 FFFE 0006") + b"secret"
     with pytest.raises(PeerError) as caught:
         decode(0x10, frame, MQTT_5)
-    assert caught.value.__suppress_context__
+    assert caught.value.__context__ is None
     assert "secret" not in str(caught.value)
