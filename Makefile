@@ -79,11 +79,12 @@ fuzz: $(FUZZ)/.stamp
 wheel: $(WHEEL)/.stamp-built
 	@ls dist/*-cp*.whl
 
-# In a folder that has everything but the package, so that whatever imports it gets the installed one.
+# In a folder whose package is the installed one, so that whatever imports or looks for it there, as many tests do, gets that.
 test-compiled: $(COMPILED)/.stamp
 	@rm -rf $(COMPILED)/tree && mkdir $(COMPILED)/tree
 	@tar -c --exclude=__pycache__ --exclude=node_modules $(BESIDE) | tar -x -C $(COMPILED)/tree
 	@if [ -d tests/e2e/node_modules ]; then ln -s ../../../../tests/e2e/node_modules $(COMPILED)/tree/tests/e2e/node_modules; fi
+	@cd $(COMPILED) && ln -s "$$(bin/python -P -c 'import broker; print(broker.__path__[0])')" tree/broker
 	cd $(COMPILED)/tree && BROKER_TEST_COMPILED=1 ../bin/python -m pytest $(TEST_ARGS)
 
 compare: $(VENV)/.stamp-serve
