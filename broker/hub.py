@@ -266,7 +266,7 @@ class Broker:
             "connections_blocked_count": len(server.writing),
             "accepted_count": server.accepted_count,
             "accept_errors_count": server.accept_errors_count,
-            "refused_addresses_count": server.refused_count,
+            "refused_connections_count": server.refused_count,
             **server.addresses.statistics(),
         }
 

@@ -91,7 +91,7 @@ class Server:
         """A connection has ended: there may be a file descriptor again."""
         self.addresses = Addresses()
         self.refused_count = 0
-        """Connections refused for their address."""
+        """Connections refused for their address, or for want of a place at their listener."""
         self._refusing_count = 0
         self._seldom = Seldom(logger)
 
@@ -247,6 +247,7 @@ class Server:
     def _admit_socket(self, bound: BoundSocket, connected: socket.socket, address: object) -> None:
         listener = bound.listener
         if bound.connections_count >= listener.connections_count_max:
+            self.refused_count += 1
             self._seldom.warn("full", "%s has %d connections, its connections_count_max; closing new ones", bound.url, bound.connections_count)
             connected.close()
             return

@@ -248,7 +248,7 @@ async def test_more_connections_than_an_address_may_have(caplog: pytest.LogCaptu
         for client in silent[-100:]:
             assert await ends(client) == []
         await here.check_neighbours()
-        assert here.hub.statistics()["refused_addresses_count"] == 201
+        assert here.hub.statistics()["refused_connections_count"] == 201
         assert here.gauges()["connections_open_count"] == 2 + 10 + 64
         for client in (*silent, held[0]):
             await client.stream.aclose()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ssl
 from contextlib import AsyncExitStack
 
 import pytest
 import trio
+import trustme
 
 from broker.config import Config
 from broker.core.allowance import LimitOverrides
@@ -105,3 +107,20 @@ async def test_mistakes_in_a_listeners_limits(limits: LimitOverrides, fault: str
     with pytest.raises(ConfigError, match=fault):
         async with open_broker(listeners=[Listener(port=0, limits=limits)]):
             pass
+
+
+async def test_an_address_above_its_limit_is_not_worth_a_tls_handshake() -> None:
+    authority, context, trusting = trustme.CA(), ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    authority.configure_trust(trusting)
+    locked = Listener(port=0, tls=context, limits=LimitOverrides(connections_per_address_max=1))
+    async with open_broker(listeners=[locked]) as hub:
+        port = int(hub.urls[0].rpartition(":")[2])
+        async with await trio.open_tcp_stream("127.0.0.1", port) as first, await trio.open_tcp_stream("127.0.0.1", port) as second:
+            assert await second.receive_some(1) == b""
+            await first.aclose()
+        while hub.statistics()["connections_open_count"]:
+            await trio.lowlevel.checkpoint()
+        async with await trio.open_tcp_stream("127.0.0.1", port) as third:
+            await trio.SSLStream(third, trusting, server_hostname="127.0.0.1").do_handshake()
+        assert hub.statistics()["refused_connections_count"] == 1

@@ -384,7 +384,7 @@ async def test_connections_count_for_the_address_in_the_header() -> None:
             await trio.lowlevel.checkpoint()
         async with client_behind(hub, FROM_4) as again:
             assert (await again.connect("again")).reason == ReasonCode.SUCCESS
-        assert hub.statistics()["refused_addresses_count"] == 1
+        assert hub.statistics()["refused_connections_count"] == 1
 
 
 async def test_a_reload_changes_whom_to_believe() -> None:

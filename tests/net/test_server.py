@@ -149,6 +149,7 @@ async def test_connections_count_max(caplog: pytest.LogCaptureFixture) -> None:
         second = await dial(server)
         assert await receive_all(second) == b""
         assert "connections_count_max" in caplog.text
+        assert server.refused_count == 1
         await first.aclose()
         while server.connections:
             await trio.lowlevel.checkpoint()
