@@ -1,7 +1,7 @@
 """The configuration: a TOML file, the environment over it, and every mistake in them told at once, each with its key and what was expected.
 
-Order: command line > BROKER__LISTENERS__0__PORT > file > default. A key that we do not know is a mistake, and one that is planned
-says so: a misspelt `password_file` that is silently ignored is an open door.
+Order: command line > BROKER__LISTENERS__0__PORT > file > default. A key that we do not know is a mistake:
+a misspelt `password_file` that is silently ignored is an open door.
 """
 
 from __future__ import annotations
@@ -33,13 +33,10 @@ Problems: TypeAlias = list[tuple[str, str]]
 
 ENV_PREFIX: Final = "BROKER__"
 
-_NOT_THERE_YET: Final = {
-    "listeners.mount_point": "",
-}
-"""Planned keys, and what to do meanwhile. Never ignored: whoever writes one relies on it."""
-
 _NOT_OF_LISTENERS: Final = dict.fromkeys(sorted(OF_ALL), WHOLE_BROKER)
 _NOT_OF_USERS: Final = _NOT_OF_LISTENERS | dict.fromkeys(sorted(OF_STRANGERS), BEFORE_CONNECT)
+
+_TABLES: Final = ("listeners", "limits", "limits_for", "log", "overflow", "access")
 
 _NAMES: Final = {
     "int": "a whole number",
@@ -71,6 +68,7 @@ class ListenerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     password_file: str | None = None
     acl_file: str | None = None
     proxy_protocol_from: tuple[str, ...] = ()
+    mount_point: str = ""
     backlog: int = 1024
     nodelay: bool = True
     receive_buffer_bytes: int = 0
@@ -228,12 +226,8 @@ def _known(fields: Mapping[str, FieldInfo], data: Mapping[str, Any], path: str, 
     known: dict[str, Any] = {}
     for key, value in data.items():
         place = f"{path}.{key}" if path else str(key)
-        general = f"{path.partition('[')[0]}.{key}" if path else str(key)
-        if general in _NOT_THERE_YET:
-            advice = _NOT_THERE_YET[general]
-            problems.append((place, f"not there yet{': ' + advice if advice else ''}"))
-        elif key not in fields:
-            problems.append((place, _unknown(str(key), [*fields, *_siblings(path)])))
+        if key not in fields:
+            problems.append((place, _unknown(str(key), [*fields, *([] if path else _TABLES)])))
         else:
             try:
                 known[key] = msgspec.convert(value, fields[key].type)
@@ -291,13 +285,6 @@ def _tables(kind: type[S], data: Any, path: str, problems: Problems) -> list[tup
         if struct is not None:
             found.append((place, struct))
     return found
-
-
-def _siblings(path: str) -> list[str]:
-    """What else may, or will, stand beside the keys of a struct."""
-    room = path.partition("[")[0]
-    later = [key.rpartition(".")[2] for key in _NOT_THERE_YET if key.rpartition(".")[0] == room]
-    return later if path else [*later, "listeners", "limits", "limits_for", "log", "overflow", "access"]
 
 
 def _unknown(key: str, known: Sequence[str]) -> str:

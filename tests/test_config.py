@@ -94,19 +94,6 @@ def test_every_mistake_is_told() -> None:
     assert found["overflow[1].rule"] == "is missing"
 
 
-@pytest.mark.parametrize(
-    ("data", "key"),
-    [
-        ({"listeners": [{"mount_point": ""}]}, "listeners[0].mount_point"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_what_is_planned_says_so(data: dict[str, Any], key: str) -> None:
-    found = problems_of(data)
-    assert list(found) == [key]
-    assert "not there yet" in found[key]
-
-
 def test_limits_of_listeners_and_users() -> None:
     config = Config.from_dict(
         {

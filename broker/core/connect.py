@@ -9,18 +9,22 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final
 
+from msgspec import structs
+
 from broker.core.auth import AuthRequest
 from broker.core.deadlines import KEEP_ALIVE
 from broker.core.delivery import pump
 from broker.core.ending import close_link, end_session, leave
 from broker.core.inflight import PACKET_ID_MAX
 from broker.core.link import AUTHENTICATING, CONNECTED, ENDED, PACKET_BYTES_LARGEST
+from broker.core.mount import mounted_will
 from broker.core.rate import Rate
 from broker.core.session import Session
 from broker.errors import ProtocolError
 from broker.reasons import CONNACK_CODES, ReasonCode, to_connack_return_code
 from broker.wire.codec import encode, encode_within
 from broker.wire.packets import MQTT_5, NO_PROPERTIES, Auth, ConnAck, Connect, Properties, PubRel, WillMessage
+from broker.wire.topics import topic_name_fault
 
 if TYPE_CHECKING:
     from broker.core.link import Link
@@ -31,6 +35,8 @@ NEVER_EXPIRES: Final = 0xFFFF_FFFF
 
 
 def on_connect(state: State, link: Link, packet: Connect, now: float) -> None:
+    if link.mount_point and packet.will is not None:
+        packet = structs.replace(packet, will=mounted_will(link.mount_point, packet.will))
     link.version = packet.version
     link.client_id = packet.client_id
     link.username = packet.username
@@ -76,7 +82,8 @@ def _check_will(link: Link, will: WillMessage | None) -> tuple[ReasonCode, str] 
             return ReasonCode.QOS_NOT_SUPPORTED, f"Will QoS {will.qos} is above the maximum"  # [MQTT5-3.2.2-12]
         if will.retain and not limits.retain_available:
             return ReasonCode.RETAIN_NOT_SUPPORTED, "a retained Will is not supported"  # [MQTT5-3.2.2-13]
-        if will.topic.startswith("$SYS/") or will.topic.count("/") >= limits.filter_levels_max:
+        fault = topic_name_fault(will.topic)  # it may have become too long
+        if fault is not None or will.topic.startswith("$SYS/") or will.topic.count("/") >= limits.filter_levels_max:
             return ReasonCode.TOPIC_NAME_INVALID, f"the Will Topic {will.topic!r} is not for clients"
     return None
 
@@ -186,8 +193,9 @@ def _take_session(state: State, link: Link, packet: Connect, now: float) -> tupl
     session = state.sessions.get(link.client_id)
     if session is not None and session.link is not None:
         close_link(state, session.link, ReasonCode.SESSION_TAKEN_OVER, f"its session was taken over from {link.peer}", now)  # [MQTT5-3.1.4-3]
-    # A session belongs to the user who made it: another one with the same Client Identifier begins anew.
-    if session is not None and (packet.clean_start or session.username != link.username):
+    # A session belongs to the user who made it, and its topics to their mount point: another one with the same Client Identifier begins anew.
+    stranger = session is not None and (session.username != link.username or session.mount_point != link.mount_point)
+    if session is not None and (packet.clean_start or stranger):
         end_session(state, session, now)  # [MQTT5-3.1.2-4]
     if session is not None and not session.ended:
         state.deadlines.cancel(session.expiry_deadline)
@@ -200,7 +208,7 @@ def _take_session(state: State, link: Link, packet: Connect, now: float) -> tupl
             state.topics.forget_routes()
         session.allowance = link.allowance
         return session, True
-    session = Session(link.client_id, link.access, link.allowance, state.waiting, link.username)
+    session = Session(link.client_id, link.access, link.allowance, state.waiting, link.username, mount_point=link.mount_point)
     state.sessions[link.client_id] = session
     return session, False
 

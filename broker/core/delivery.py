@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from broker.core import pausing
 from broker.core.ending import close_link
+from broker.core.mount import own_topic_field
 from broker.core.waiting import Delivery, WaitingQueue
 from broker.reasons import ReasonCode
 from broker.wire.codec import encode_varint
@@ -91,7 +92,7 @@ def commit(
     """Encode a PUBLISH for one link. False: larger than the client's Maximum Packet Size, so it is not sent [MQTT5-3.1.2-24]."""
     outbox = link.outbox
     version = link.version
-    plain = qos == 0 and not retain
+    plain = qos == 0 and not retain and not link.mount_point
     if plain and (version < MQTT_5 or (not identifiers and not link.aliases_out_max and message.expires_at == math.inf)):
         frame = message.plain_frame(version)
         if len(frame) > link.packet_bytes_max:
@@ -100,7 +101,7 @@ def commit(
         outbox.append(frame)
     else:
         own = b""
-        topic_field = message.topic_field
+        topic_field = message.topic_field if not link.mount_point else own_topic_field(link.mount_point, message)
         new_alias = 0
         if version >= MQTT_5:
             for identifier in identifiers:

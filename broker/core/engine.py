@@ -113,12 +113,14 @@ class Engine:
         access: Access | None = None,
         allowance: Allowance | None = None,
         refusal: tuple[ReasonCode, str] | None = None,
+        mount_point: str = "",
     ) -> Link:
         """A byte stream has come. access, allowance: what its client may do, and how much, if not what holds for all.
-        refusal: what its CONNECT is to be answered, come what may."""
+        refusal: what its CONNECT is to be answered, come what may. mount_point: see `core.mount`."""
         state = self.state
         link = Link(peer, listener, transport, allowance or state.allowance, state.waiting, access or state.access, now)
         link.refusal = refusal
+        link.mount_point = mount_point
         state.links[link] = None
         state.counters.connections_count += 1
         if state.shutting_down:

@@ -38,9 +38,9 @@ class Link:
     __slots__ = (
         "access", "aliases_in", "aliases_out", "aliases_out_max", "allowance", "attached", "auth", "auth_method", "cause", "charging", "client_id",
         "closing", "connect", "credit_at", "credit_s", "deadline", "decoder", "error", "keep_alive_s", "known_topics", "last_received_at",
-        "leaving", "limits", "listener", "outbox", "outbox_bytes_high", "packet_bytes_max", "pause_deadline", "paused", "paused_by", "pausing",
-        "peer", "phase", "problem_information", "progress_at", "progress_mark", "promised", "rate", "ready", "refusal", "session", "stuck",
-        "transport", "username", "version",
+        "leaving", "limits", "listener", "mount_point", "outbox", "outbox_bytes_high", "packet_bytes_max", "pause_deadline", "paused", "paused_by",
+        "pausing", "peer", "phase", "problem_information", "progress_at", "progress_mark", "promised", "rate", "ready", "refusal", "session",
+        "stuck", "transport", "username", "version",
     )  # fmt: skip
 
     def __init__(self, peer: str, listener: str, transport: object, allowance: Allowance, account: Account, access: Access, now: float) -> None:
@@ -55,6 +55,8 @@ class Link:
         self.allowance = allowance
         self.limits: Limits = limits
         """The listener's, and from CONNACK on its user's."""
+        self.mount_point = ""
+        """See `core.mount`; "" for none."""
         self.phase = AWAITING_CONNECT
         self.attached = True
         """False once the stream is gone."""

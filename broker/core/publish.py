@@ -14,6 +14,7 @@ from broker.errors import ProtocolError
 from broker.reasons import ReasonCode
 from broker.wire.codec import encode_within
 from broker.wire.packets import MQTT_5, NO_PROPERTIES, PubAck, PubComp, Publish, PubRec, PubRel
+from broker.wire.topics import topic_name_fault
 
 if TYPE_CHECKING:
     from broker.core.link import Link
@@ -36,7 +37,7 @@ def on_publish(state: State, link: Link, packet: Publish, now: float) -> None:
         raise ProtocolError(f"PUBLISH at QoS {packet.qos}, above the maximum", ReasonCode.QOS_NOT_SUPPORTED)  # [MQTT5-3.2.2-11]
     if packet.retain and not promised.retain_available:
         raise ProtocolError("PUBLISH with RETAIN, which is not supported", ReasonCode.RETAIN_NOT_SUPPORTED)  # [MQTT5-3.2.2-14]
-    topic = _topic(link, packet)
+    topic = _topic(link, packet) if not link.mount_point else link.mount_point + _topic(link, packet)
     if packet.qos == 2:
         if packet.packet_id in session.receiver.held:
             _answer_pubrec(state, link, packet.packet_id, ReasonCode.SUCCESS)  # [MQTT5-4.3.3-10]
@@ -85,7 +86,7 @@ def _topic(link: Link, packet: Publish) -> str:
 
 def _refusal(state: State, link: Link, packet: Publish, topic: str) -> ReasonCode | None:
     """Why this client's message is not taken, or None. 3.1.1 has no word for it: it is acknowledged and dropped [MQTT311-3.3.5-2]."""
-    if topic.count("/") >= link.limits.filter_levels_max:
+    if topic.count("/") >= link.limits.filter_levels_max or (link.mount_point and topic_name_fault(topic) is not None):  # too long, then
         return ReasonCode.TOPIC_NAME_INVALID
     if topic.startswith("$SYS/") or not may_publish(state, link, topic):
         return ReasonCode.NOT_AUTHORIZED
@@ -110,7 +111,7 @@ def may_publish(state: State, link: Link, topic: str) -> bool:
 
 def learn(state: State, link: Link, topic: str) -> None:
     """Recognise the topic in this link's next frames by its bytes; that it is known says that it is valid and permitted."""
-    if link.phase != CONNECTED or topic.startswith("$SYS/"):
+    if link.phase != CONNECTED or link.mount_point or topic.startswith("$SYS/"):
         return
     if len(topic) > KEPT_TOPIC_LENGTH_MAX or not may_publish(state, link, topic):
         return

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from broker.core.inflight import Receiver, Sender
+from broker.core.mount import is_below
 from broker.core.waiting import Account, Unacknowledged, WaitingQueue
 
 if TYPE_CHECKING:
@@ -30,18 +31,26 @@ class Session:
     """
 
     __slots__ = (
-        "access", "allowance", "client_id", "dropped_count", "ended", "expiry_deadline", "expiry_s", "link", "order", "queue",
+        "access", "allowance", "client_id", "dropped_count", "ended", "expiry_deadline", "expiry_s", "link", "mount_point", "order", "queue",
         "receiver", "replays", "sender", "sink", "subscriptions", "username", "will", "will_deadline",
     )  # fmt: skip
 
     def __init__(
-        self, client_id: str, access: Access, allowance: Allowance, account: Account, username: str | None = None, sink: Sink | None = None
+        self,
+        client_id: str,
+        access: Access,
+        allowance: Allowance,
+        account: Account,
+        username: str | None = None,
+        sink: Sink | None = None,
+        mount_point: str = "",
     ) -> None:
         self.client_id = client_id
         self.access = access
         self.allowance = allowance
         self.username = username
         self.sink = sink
+        self.mount_point = mount_point
         self.link: Link | None = None
         self.subscriptions: dict[str, Subscription] = {}
         self.sender: Sender[Unacknowledged] = Sender()
@@ -60,6 +69,8 @@ class Session:
         self.ended = False
 
     def may_receive(self, topic: str) -> bool:
+        if self.mount_point and not is_below(self.mount_point, topic):
+            return False
         return self.access.allows_all or self.access.may(self.username, self.client_id, "receive", topic)
 
     @property

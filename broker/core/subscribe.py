@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from broker.core.delivery import pump
+from broker.core.mount import mounted_filter
 from broker.core.replay import Replay
 from broker.core.topic_table import Subscription
 from broker.errors import ProtocolError
@@ -64,7 +65,11 @@ def _refuse_unanswerable(link: Link, count: int) -> None:
 def _subscribe(state: State, link: Link, session: Session, request: SubscriptionRequest, identifier: int) -> ReasonCode:
     limits = link.limits
     filter = request.filter
-    if topic_filter_fault(filter) is not None or filter.count("/") >= limits.filter_levels_max:
+    if topic_filter_fault(filter) is not None:
+        return ReasonCode.TOPIC_FILTER_INVALID
+    if link.mount_point:
+        filter = mounted_filter(link.mount_point, filter)
+    if filter.count("/") >= limits.filter_levels_max:
         return ReasonCode.TOPIC_FILTER_INVALID
     is_new = filter not in session.subscriptions
     if is_new and len(session.subscriptions) >= limits.subscriptions_count_max:
@@ -90,9 +95,10 @@ def on_unsubscribe(state: State, link: Link, packet: Unsubscribe, now: float) ->
     session = link.session
     assert session is not None
     _refuse_unanswerable(link, len(packet.filters))
+    filters = packet.filters if not link.mount_point else [mounted_filter(link.mount_point, filter) for filter in packet.filters]
     reasons = tuple(
         ReasonCode.SUCCESS if state.topics.remove(session, filter) else ReasonCode.NO_SUBSCRIPTION_EXISTED  # [MQTT5-3.10.4-1, -5]
-        for filter in packet.filters
+        for filter in filters
     )
     state.work += len(reasons)
     state.send(link, encode(UnsubAck(packet.packet_id, reasons), link.version))

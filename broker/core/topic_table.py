@@ -83,7 +83,7 @@ class SharedGroup:
             position = (self._turn + step) % count
             member = members[position]
             session = member.session
-            if not session.access.allows_all and not session.may_receive(topic):
+            if (session.mount_point or not session.access.allows_all) and not session.may_receive(topic):
                 continue
             if session.link is not None or session.sink is not None:
                 if session.has_room(min(qos, member.qos)):
@@ -176,7 +176,7 @@ class Route:
         self.groups: list[SharedGroup] = []
         self.any_no_local = False
         self.plain = False
-        """No group, no No Local, no identifiers, no internal session: a QoS 0 frame can go to all targets as it came."""
+        """No group, No Local, identifier, internal session or mount point: a QoS 0 frame can go to all targets as it came."""
 
 
 class TopicTable:
@@ -330,7 +330,9 @@ class TopicTable:
         route.groups = groups
         route.any_no_local = any(subscription.no_local for target in route.targets for subscription in target.subscriptions)
         route.plain = (
-            not groups and not route.any_no_local and all(not target.identifiers and target.session.sink is None for target in route.targets)
+            not groups
+            and not route.any_no_local
+            and all(not target.identifiers and target.session.sink is None and not target.session.mount_point for target in route.targets)
         )
 
     def _touch(self, plain: str) -> None:

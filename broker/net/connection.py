@@ -227,8 +227,16 @@ class Connection:
         # Counted from accept: a slow handshake leaves less for CONNECT.
         access = None if self.bound is None else self.bound.access
         allowance = None if self.bound is None else self.bound.allowance
+        mount_point = "" if self.bound is None else self.bound.listener.mount_point
         self.link = self.server.engine.attach(
-            self.peer, self._attached_at, listener=self.listener, transport=self, access=access, allowance=allowance, refusal=self.refusal
+            self.peer,
+            self._attached_at,
+            listener=self.listener,
+            transport=self,
+            access=access,
+            allowance=allowance,
+            refusal=self.refusal,
+            mount_point=mount_point,
         )
         self.server.flush()
 

@@ -22,6 +22,7 @@ import trio
 from msgspec import Struct
 
 from broker.core.allowance import LimitOverrides
+from broker.core.mount import mount_point_fault
 from broker.errors import ConfigError, ListenError
 from broker.net.origins import origin_fault
 from broker.net.proxy_protocol import trust_fault
@@ -52,7 +53,8 @@ class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     from `TlsFiles` the certificates are read anew when they change. allow_anonymous: overrides the broker's; False refuses a CONNECT
     without user name before anybody is asked. password_file, acl_file: Mosquitto's, instead of the broker's. proxy_protocol_from: addresses,
     networks ("10.0.0.0/8") and "unix", from which connections begin with HAProxy's PROXY header, v1 or v2, and are those of whom it names;
-    others are served as themselves. backlog is capped by
+    others are served as themselves. mount_point: "factory1/" is put before every topic that a client of this listener says, and taken off
+    what it is sent; rules and hooks see the whole. backlog is capped by
     the system. nodelay: TCP_NODELAY. receive_buffer_bytes, send_buffer_bytes, tcp_keepalive_s: 0 leaves the system's.
     connections_count_max: more are closed at once.
     limits: what differs from [limits] for those who come in here, `LimitOverrides(packet_bytes_max=65_536)`.
@@ -73,6 +75,7 @@ class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     password_file: str | None = None
     acl_file: str | None = None
     proxy_protocol_from: tuple[str, ...] = ()
+    mount_point: str = ""
     backlog: int = 1024
     nodelay: bool = True
     receive_buffer_bytes: int = 0
@@ -201,6 +204,9 @@ def check(listener: Listener) -> list[str]:
         faults.append(f"path: expected the path of a URL, as /mqtt, got {listener.path!r}")
     if listener.origins is not None and listener.protocol != "websocket":
         faults.append('origins: means something only with protocol = "websocket"')
+    fault = mount_point_fault(listener.mount_point)
+    if fault is not None:
+        faults.append(f"mount_point: {fault}")
     faults += [f"proxy_protocol_from: {fault}" for fault in map(trust_fault, listener.proxy_protocol_from) if fault is not None]
     faults += [f"origins: {fault}" for fault in map(origin_fault, listener.origins or ()) if fault is not None]
     if listener.unix is None and not 0 <= listener.port <= 65_535:

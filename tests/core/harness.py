@@ -104,16 +104,16 @@ class World:
         self._ids += 1
         return f"assigned-{self._ids}"
 
-    def peer(self, name: str = "peer", version: int = MQTT_5) -> Peer:
+    def peer(self, name: str = "peer", version: int = MQTT_5, mount_point: str = "") -> Peer:
         """A byte stream, on which nothing has been said yet."""
-        return Peer(self, self.engine.attach(name, self.now), version)
+        return Peer(self, self.engine.attach(name, self.now, mount_point=mount_point), version)
 
     def client(
         self, client_id: str, version: int = MQTT_5, *, clean: bool = True, expiry: int | None = None, will: WillMessage | None = None,
-        keep_alive: int = 0, username: str | None = None, password: bytes | None = None, **properties: Any,
+        keep_alive: int = 0, username: str | None = None, password: bytes | None = None, mount_point: str = "", **properties: Any,
     ) -> Peer:  # fmt: skip
         """A connected client; its CONNACK, which has to be a good one, is in `connack`."""
-        peer = self.peer(client_id, version)
+        peer = self.peer(client_id, version, mount_point)
         if expiry is not None:
             properties["session_expiry_interval"] = expiry
         packet = Connect(client_id, version, clean, keep_alive, will, username, password, Properties(**properties) if properties else NO_PROPERTIES)

@@ -73,6 +73,7 @@ class RelayEngine:
         access: object = None,
         allowance: object = None,
         refusal: object = None,
+        mount_point: str = "",
     ) -> RelayLink:
         link = RelayLink(peer, transport, self.limits)
         self.links.append(link)
