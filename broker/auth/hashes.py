@@ -1,6 +1,7 @@
 """What may stand behind the colon of a password file: the forms of a hash, each known by its first characters.
 
-`$7$` (PBKDF2-SHA512) and `$6$` (one salted SHA-512) are Mosquitto's, `$argon2id$` is the PHC's form of the contest's winner. All of
+`$7$` (PBKDF2-SHA512) and `$6$` (one salted SHA-512) are Mosquitto's, `$argon2id$` is the PHC's form of the contest's winner, and
+`SCRAM-SHA-256$` is what RFC 5803 (and PostgreSQL) writes: it serves plain passwords too, which is more than the others can do for SCRAM. All of
 them verify the same way: slowly, on purpose. The bounds are for files: a line is no place for a value that stops the broker.
 """
 
@@ -11,9 +12,12 @@ import hashlib
 import hmac
 import secrets
 from base64 import b64decode, b64encode
+from contextlib import suppress
 from typing import Final, Literal, Protocol, TypeAlias
 
-Scheme: TypeAlias = Literal["sha512-pbkdf2", "sha512", "argon2id"]
+from broker.auth.saslprep import saslprep
+
+Scheme: TypeAlias = Literal["sha512-pbkdf2", "sha512", "argon2id", "scram-sha-256"]
 
 ITERATIONS: Final = 210_000
 """What OWASP asks of PBKDF2-HMAC-SHA512 (2023). Mosquitto 2.0 writes 101, and reads any number."""
@@ -33,6 +37,14 @@ ARGON2_LANES_MAX: Final = 64
 ARGON2_SALT_BYTES: Final = 16
 ARGON2_DIGEST_BYTES: Final = 32
 
+SCRAM_PREFIX: Final = "SCRAM-SHA-256$"
+SCRAM_ITERATIONS: Final = 600_000
+"""What OWASP asks of PBKDF2-HMAC-SHA256 (2023). With SCRAM it is the client that does this work."""
+SCRAM_ITERATIONS_MIN: Final = 4096
+"""RFC 7677."""
+SCRAM_SALT_BYTES: Final = 16
+SCRAM_KEY_BYTES: Final = 32
+
 
 class ExtraMissing(ValueError):
     """The hash may be right, and cannot be read here."""
@@ -49,10 +61,12 @@ class PasswordHash(Protocol):
 
 
 def hash_password(password: bytes, scheme: Scheme = "sha512-pbkdf2", iterations: int | None = None) -> PasswordHash:
-    """A new hash with a new salt. iterations: of sha512-pbkdf2, passes of argon2id; None for what is right today. ValueError for too many, and
-    where the extra is missing."""
+    """A new hash with a new salt. iterations: of PBKDF2, passes of argon2id; None for what is right today. ValueError for too many or too
+    few, for a password that SCRAM cannot have, and where an extra is missing."""
     if scheme == "argon2id":
         return _hash_argon2(password, ARGON2_PASSES if iterations is None else iterations)
+    if scheme == "scram-sha-256":
+        return _hash_scram(password, SCRAM_ITERATIONS if iterations is None else iterations)
     if iterations is None:
         iterations = ITERATIONS
     if not 1 <= iterations <= ITERATIONS_MAX:
@@ -64,14 +78,16 @@ def hash_password(password: bytes, scheme: Scheme = "sha512-pbkdf2", iterations:
 
 def parse_hash(text: str) -> PasswordHash:
     """`$7$101$salt$digest` and the like. ValueError says what was expected, and does not repeat the text: it may be a password."""
+    if text.startswith(SCRAM_PREFIX):
+        return _parse_scram(text)
     parts = text.split("$")
     if len(parts) < 3 or parts[0]:
-        raise ValueError("expected a hash that begins with $7$, $6$ or $argon2id$; for plain passwords run: broker passwd -U FILE")
+        raise ValueError("expected a hash that begins with $7$, $6$, $argon2id$ or SCRAM-SHA-256$; for plain passwords run: broker passwd -U FILE")
     if parts[1] in ("6", "7"):
         return _parse_mosquitto(parts)
     if parts[1] == "argon2id":
         return _parse_argon2(text)
-    raise ValueError("expected a hash that begins with $7$, $6$ or $argon2id$")
+    raise ValueError("expected a hash that begins with $7$, $6$, $argon2id$ or SCRAM-SHA-256$")
 
 
 # ---- Mosquitto's -----------------------------------------------------------------------------------------------------------
@@ -181,3 +197,70 @@ def _parse_argon2(text: str) -> Argon2Hash:
     if not 8 * found.parallelism <= found.memory_cost <= ARGON2_KIB_MAX:
         raise ValueError(f"expected m from 8 times p to {ARGON2_KIB_MAX:,} (KiB)")
     return Argon2Hash(text)
+
+
+# ---- SCRAM-SHA-256 -----------------------------------------------------------------------------------------------------------
+
+
+class ScramHash:
+    """What a server of SCRAM keeps: neither the password nor anything that proves to know it, unless the client's proof is heard too."""
+
+    __slots__ = ("iterations", "salt", "server_key", "stored_key")
+
+    def __init__(self, iterations: int, salt: bytes, stored_key: bytes, server_key: bytes) -> None:
+        self.iterations = iterations
+        self.salt = salt
+        self.stored_key = stored_key
+        self.server_key = server_key
+
+    def __repr__(self) -> str:
+        return f"ScramHash(iterations={self.iterations})"
+
+    @property
+    def text(self) -> str:
+        salt, stored_key, server_key = (b64encode(part).decode() for part in (self.salt, self.stored_key, self.server_key))
+        return f"{SCRAM_PREFIX}{self.iterations}:{salt}${stored_key}:{server_key}"
+
+    def verifies(self, password: bytes) -> bool:
+        with suppress(ValueError):  # the password of nobody, which costs no less
+            password = saslprep(password.decode("utf-8")).encode()
+        return hmac.compare_digest(_stored_key(salted_password(password, self.salt, self.iterations)), self.stored_key)
+
+
+def salted_password(password: bytes, salt: bytes, iterations: int) -> bytes:
+    """RFC 5802's `Hi`, of a password that SASLprep has seen."""
+    return hashlib.pbkdf2_hmac("sha256", password, salt, iterations)
+
+
+def _stored_key(salted: bytes) -> bytes:
+    return hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
+
+
+def _hash_scram(password: bytes, iterations: int) -> ScramHash:
+    if not SCRAM_ITERATIONS_MIN <= iterations <= ITERATIONS_MAX:
+        raise ValueError(f"expected {SCRAM_ITERATIONS_MIN:,} to {ITERATIONS_MAX:,} iterations for SCRAM, got {iterations:,}")
+    try:
+        prepared = saslprep(password.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise ValueError("a password for SCRAM must be UTF-8") from None
+    except ValueError as error:
+        raise ValueError(f"a password for SCRAM {error}") from None
+    salt = secrets.token_bytes(SCRAM_SALT_BYTES)
+    salted = salted_password(prepared.encode(), salt, iterations)
+    return ScramHash(iterations, salt, _stored_key(salted), hmac.digest(salted, b"Server Key", "sha256"))
+
+
+def _parse_scram(text: str) -> ScramHash:
+    fault = "expected SCRAM-SHA-256$iterations:salt$StoredKey:ServerKey"
+    parts = text.removeprefix(SCRAM_PREFIX).replace("$", ":").split(":")
+    if len(parts) != 4 or text.count("$") != 2:
+        raise ValueError(fault)
+    if not (parts[0].isascii() and parts[0].isdigit() and len(parts[0]) < 10 and SCRAM_ITERATIONS_MIN <= int(parts[0]) <= ITERATIONS_MAX):
+        raise ValueError(f"expected {SCRAM_ITERATIONS_MIN:,} to {ITERATIONS_MAX:,} iterations after {SCRAM_PREFIX}")
+    try:
+        salt, stored_key, server_key = (b64decode(part, validate=True) for part in parts[1:])
+    except (binascii.Error, ValueError):
+        raise ValueError("the salt and the keys must be base64") from None
+    if not salt or len(stored_key) != SCRAM_KEY_BYTES or len(server_key) != SCRAM_KEY_BYTES:
+        raise ValueError(f"{fault}, a salt and two keys of {SCRAM_KEY_BYTES} bytes")
+    return ScramHash(int(parts[0]), salt, stored_key, server_key)

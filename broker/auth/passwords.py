@@ -19,13 +19,16 @@ from broker.auth.hashes import (
     DIGEST_BYTES,
     ITERATIONS,
     SALT_BYTES,
+    SCRAM_KEY_BYTES,
     ExtraMissing,
     MosquittoHash,
     PasswordHash,
     Scheme,
+    ScramHash,
     hash_password,
     parse_hash,
 )  # fmt: skip
+from broker.auth.saslprep import saslprep
 from broker.errors import ConfigError
 
 FILE_BYTES_MAX: Final = 64 * 1024 * 1024
@@ -45,16 +48,30 @@ def name_fault(name: str) -> str | None:
     return f"a user name of more than {NAME_BYTES_MAX:,} bytes is too long" if len(name.encode("utf-8", "replace")) > NAME_BYTES_MAX else None
 
 
+def scram_name_fault(name: str) -> str | None:
+    """Why SCRAM cannot ask for this user name; None if it can. Its clients send names as SASLprep makes them."""
+    try:
+        prepared = saslprep(name)
+    except ValueError as error:
+        return f"a user name for SCRAM {error}"
+    return None if prepared == name else f"SCRAM's clients write this user name {prepared!r}: use that"
+
+
 class Passwords:
     """The users of one file."""
 
-    __slots__ = ("_key", "_others", "_proofs", "_users")
+    __slots__ = ("_anchor", "_key", "_others", "_proofs", "_scram_shapes", "_users")
 
     def __init__(self, users: Mapping[str, PasswordHash]) -> None:
         self._users = dict(users)
         # Nobody's password: only its cost counts. Where users cost differently, so do strangers, each name always the same.
         self._others = list(self._users.values()) or [MosquittoHash(bytes(SALT_BYTES), bytes(DIGEST_BYTES), ITERATIONS)]
         self._key = secrets.token_bytes(32)
+        scram = [entry for entry in self._users.values() if isinstance(entry, ScramHash)]
+        # A stranger's salt must not change when a user's would not: not at a restart, nor when others come and go. So it hangs on a secret of
+        # the file that seldom leaves it.
+        self._anchor = min((entry.server_key for entry in scram), default=b"")
+        self._scram_shapes = sorted({(entry.iterations, len(entry.salt)) for entry in scram})
         self._proofs: dict[str, bytes] = {}
         """Users whose password was right, and its keyed digest; at most one each, and gone with this object and its key."""
 
@@ -73,6 +90,21 @@ class Passwords:
         mark = hmac.digest(self._key, name.encode("utf-8", "surrogatepass"), "sha256")  # for everybody, so that it tells nobody anything
         other = self._others[int.from_bytes(mark[:8], "big") % len(self._others)]
         return (other, False) if known is None else (known, True)
+
+    @property
+    def has_scram(self) -> bool:
+        """Can anybody come in by SCRAM?"""
+        return bool(self._scram_shapes)
+
+    def find_scram(self, name: str) -> tuple[ScramHash, bool]:
+        """As `find`, for SCRAM, where the first answer already shows salt and iterations: a stranger's stay the same, and look like a user's."""
+        mark = hmac.digest(self._anchor, b"salt of a stranger" + name.encode("utf-8", "surrogatepass"), "sha512")
+        iterations, size = self._scram_shapes[int.from_bytes(mark[:8], "big") % len(self._scram_shapes)]
+        known = self._users.get(name)
+        if isinstance(known, ScramHash):
+            return known, True
+        salt = (mark[8:] * (size // len(mark[8:]) + 1))[:size]
+        return ScramHash(iterations, salt, bytes(SCRAM_KEY_BYTES), bytes(SCRAM_KEY_BYTES)), False
 
     def is_proven(self, name: str, password: bytes) -> bool:
         """Was this the right password before? Quick, and False says nothing."""
@@ -128,6 +160,8 @@ def parse_passwords(text: str, source: str) -> Passwords:
                 users[name] = parse_hash(rest.strip())
             except ValueError as error:
                 problems.append((f"line {number}", str(error)))
+            if isinstance(users.get(name), ScramHash) and (fault := scram_name_fault(name)) is not None:
+                problems.append((f"line {number}", fault))
     if problems:
         raise ConfigError(problems, source)
     return Passwords(users)
@@ -165,6 +199,8 @@ def with_plain_hashed(text: str, source: str, scheme: Scheme = "sha512-pbkdf2", 
             continue
         name, separator, password = line.partition(":")
         fault = name_fault(name.strip()) if separator else "expected name:password"
+        if fault is None and scheme == "scram-sha-256":
+            fault = scram_name_fault(name.strip())
         if fault is not None:
             problems.append((f"line {index + 1}", fault))
             continue
@@ -174,8 +210,11 @@ def with_plain_hashed(text: str, source: str, scheme: Scheme = "sha512-pbkdf2", 
         except ExtraMissing as error:
             problems.append((f"line {index + 1}", str(error)))
         except ValueError:
-            lines[index] = f"{name.strip()}:{hash_password(password.encode(), scheme, iterations).text}"
-            count += 1
+            try:
+                lines[index] = f"{name.strip()}:{hash_password(password.encode(), scheme, iterations).text}"
+                count += 1
+            except ValueError as error:
+                problems.append((f"line {index + 1}", str(error)))
     if problems:
         raise ConfigError(problems, source)
     return "\n".join(lines), count

@@ -29,14 +29,16 @@ from broker.errors import ConfigError
     "scheme",
     type=click.Choice(get_args(hashes.Scheme)),
     default="sha512-pbkdf2",
-    help="sha512 is for Mosquitto below 1.6; argon2id needs an extra: pip install 'trio-mqtt-broker[argon2]'.",
+    help="sha512 is for Mosquitto below 1.6; "
+    "scram-sha-256 is for SCRAM over AUTH, and plain passwords too; argon2id needs an extra: pip install 'trio-mqtt-broker[argon2]'.",
 )
 @click.option(
     "-I",
     "iterations",
     type=values.whole(1, hashes.ITERATIONS_MAX),
     metavar="N",
-    help=f"Of PBKDF2 ({hashes.ITERATIONS:,} unless given), or passes of argon2id ({hashes.ARGON2_PASSES}).",
+    help=f"Of PBKDF2 ({hashes.ITERATIONS:,}; scram-sha-256: {hashes.SCRAM_ITERATIONS:,}, which clients do: small ones need fewer), "
+    f"or passes of argon2id ({hashes.ARGON2_PASSES}).",
 )
 @click.argument("file")
 @click.argument("user", required=False)
@@ -52,7 +54,7 @@ def command(
     user: str | None,
     password: str | None,
 ) -> int:
-    _check_words(create, batch, delete, upgrade, user, password)
+    _check_words(create, batch, delete, upgrade, scheme, user, password)
     try:
         if upgrade:
             return _upgrade(file, scheme, iterations)
@@ -76,7 +78,7 @@ def command(
     return DONE
 
 
-def _check_words(create: bool, batch: bool, delete: bool, upgrade: bool, user: str | None, password: str | None) -> None:
+def _check_words(create: bool, batch: bool, delete: bool, upgrade: bool, scheme: hashes.Scheme, user: str | None, password: str | None) -> None:
     if create + delete + upgrade > 1 or (batch and (delete or upgrade)):
         raise click.UsageError("-c, -D and -U exclude each other, and -b goes with none of -D and -U")
     if upgrade:
@@ -87,7 +89,7 @@ def _check_words(create: bool, batch: bool, delete: bool, upgrade: bool, user: s
         raise click.UsageError("Missing argument 'USER'.")
     if batch != (password is not None):
         raise click.UsageError("-b needs a password after the user" if batch else "a password on the command line needs -b")
-    fault = passwords.name_fault(user)
+    fault = passwords.name_fault(user) or (passwords.scram_name_fault(user) if scheme == "scram-sha-256" else None)
     if fault is not None and not delete:
         raise click.UsageError(fault)
 

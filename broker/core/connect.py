@@ -329,6 +329,8 @@ def authenticated(state: State, link: Link, username: str | None, now: float, re
     if request.reauthentication:
         if refused is not None:
             close_link(state, link, refused, "re-authentication failed", now)  # [MQTT5-4.12.1-2]
+        elif username != link.username:  # its session and its permissions are the other's
+            close_link(state, link, ReasonCode.NOT_AUTHORIZED, "it re-authenticated as another user", now)
         else:
             properties = Properties(authentication_method=link.auth_method, authentication_data=data)
             _send_auth(state, link, Auth(ReasonCode.SUCCESS, properties), now)

@@ -8,13 +8,16 @@ which come back at once cost no minutes, and whoever guesses beside them at the 
 
 from __future__ import annotations
 
+import logging
 import os
+import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from broker.auth import scram
 from broker.auth.passwords import Passwords
 from broker.auth.throttle import Throttle, address_of
 from broker.net.tls import Identity, identity_of
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 
 HASHES_COUNT_MAX: Final = max(1, (os.cpu_count() or 2) - 1)
 """At a time. One core is left to the clients that are in."""
+
+logger = logging.getLogger("broker.auth")
 
 Verdict = tuple[str | None, ReasonCode | None]
 """(user name, why not)."""
@@ -56,6 +61,21 @@ class Guard:
             if address:
                 await trio.sleep(self.throttle.failed(address, trio.current_time()))
         return None
+
+    async def exchange(self, passwords: Passwords, request: ConnectRequest) -> str | None:
+        """SCRAM: the user name, or None. The client does the slow work; what slows its guesses here is their number by address."""
+        exchange = scram.ServerExchange(passwords, scram.new_nonce(secrets.token_bytes(18)))
+        try:
+            answer = await request.challenge(exchange.first(request.auth_data or b""))
+            address = address_of(request.peer)
+            async with self._turn(address):
+                request.final_data = exchange.final(answer)
+                if request.final_data is None and address:
+                    await trio.sleep(self.throttle.failed(address, trio.current_time()))
+        except scram.ScramFault as fault:
+            logger.info("SCRAM failed for client %r at %s: %s", request.client_id, request.peer, fault)
+            return None
+        return None if request.final_data is None else exchange.name
 
     @asynccontextmanager
     async def _turn(self, address: str) -> AsyncIterator[None]:
@@ -97,13 +117,18 @@ class Lock:
         """Is there anything to be asked before a CONNECT is accepted?"""
         return self.hook is not None or self.passwords is not None or self.identity != "none" or self.allow_anonymous is False
 
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Of MQTT 5.0's enhanced authentication, where no hook decides which there are."""
+        return (scram.METHOD,) if self.passwords is not None and self.passwords.has_scram and self.identity == "none" else ()
+
     def verdict(self, question: AuthRequest, certificate: Mapping[str, Any] | None) -> Verdict | None:
         """What needs no waiting; None: `authenticate` is to be asked."""
         anonymous = question.username is None and question.method is None
         if self.hook is not None:
             return (None, ReasonCode.NOT_AUTHORIZED) if anonymous and self.allow_anonymous is False else None
         if question.method is not None:
-            return None, ReasonCode.BAD_AUTHENTICATION_METHOD
+            return None if question.method in self.methods else (None, ReasonCode.BAD_AUTHENTICATION_METHOD)
         if self.identity != "none":
             name = identity_of(certificate, self.identity)
             return (None, ReasonCode.NOT_AUTHORIZED) if name is None else (name, None)
@@ -112,4 +137,8 @@ class Lock:
         return None
 
     async def _check(self, request: ConnectRequest) -> str | None:
-        return None if self.passwords is None else await self._guard.check(self.passwords, request)
+        if self.passwords is None:
+            return None
+        if request.auth_method is not None:
+            return await self._guard.exchange(self.passwords, request)
+        return await self._guard.check(self.passwords, request)

@@ -257,6 +257,14 @@ def test_again_fails() -> None:
     assert peer.ends_with(ReasonCode.NOT_AUTHORIZED)  # [MQTT5-4.12.1-2]
 
 
+def test_again_as_somebody_else() -> None:
+    """The session and what it may do are the first one's."""
+    peer = connected_with_method(asking())
+    peer.send(Auth(AGAIN, method()))
+    answer(peer, "ben", data=b"done")
+    assert peer.ends_with(ReasonCode.NOT_AUTHORIZED)
+
+
 def test_again_twice_at_once_or_unasked() -> None:
     peer = connected_with_method(asking())
     peer.send(Auth(AGAIN, method()), Auth(AGAIN, method()))
