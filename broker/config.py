@@ -19,7 +19,10 @@ from msgspec import Struct
 from msgspec.structs import FieldInfo
 
 from broker.auth.acl import May, load_rules
+from broker.auth.bans import Ban, ban_fault
+from broker.auth.client_ids import pattern_fault
 from broker.auth.passwords import load_passwords
+from broker.auth.tokens import Jwt, load_tokens
 from broker.core.allowance import LimitOverrides, UserLimits
 from broker.core.limits import OF_ALL, OF_STRANGERS, Limits
 from broker.errors import ConfigError
@@ -36,7 +39,7 @@ ENV_PREFIX: Final = "BROKER__"
 _NOT_OF_LISTENERS: Final = dict.fromkeys(sorted(OF_ALL), WHOLE_BROKER)
 _NOT_OF_USERS: Final = _NOT_OF_LISTENERS | dict.fromkeys(sorted(OF_STRANGERS), BEFORE_CONNECT)
 
-_TABLES: Final = ("listeners", "limits", "limits_for", "log", "overflow", "access")
+_TABLES: Final = ("listeners", "limits", "limits_for", "log", "overflow", "access", "banned", "jwt")
 
 _NAMES: Final = {
     "int": "a whole number",
@@ -46,6 +49,7 @@ _NAMES: Final = {
     "array": "a list",
     "object": "a table",
     "null": "nothing",
+    "datetime": "a date and time",
 }
 
 
@@ -67,6 +71,10 @@ class ListenerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     allow_anonymous: bool | None = None
     password_file: str | None = None
     acl_file: str | None = None
+    jwt: dict[str, Any] | None = None
+    """`auth.tokens.Jwt`."""
+    client_ids: tuple[str, ...] | None = None
+    username_as_client_id: bool | None = None
     proxy_protocol_from: tuple[str, ...] = ()
     mount_point: str = ""
     backlog: int = 1024
@@ -107,6 +115,8 @@ class _Top(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     allow_anonymous: bool | None = None
     password_file: str | None = None
     acl_file: str | None = None
+    client_ids: tuple[str, ...] | None = None
+    username_as_client_id: bool = False
     shutdown_grace_s: float = 5
     sys_interval_s: float = 10
 
@@ -134,6 +144,10 @@ class Config(Struct, frozen=True, kw_only=True):
     allow_anonymous: bool | None = None
     password_file: str | None = None
     acl_file: str | None = None
+    jwt: Jwt | None = None
+    client_ids: tuple[str, ...] | None = None
+    username_as_client_id: bool = False
+    banned: tuple[Ban, ...] = ()
     shutdown_grace_s: float = 5
     sys_interval_s: float = 10
 
@@ -175,6 +189,9 @@ class Config(Struct, frozen=True, kw_only=True):
         overflow = _tables(OverflowConfig, tables.pop("overflow", []), "overflow", problems)
         access = _tables(AccessConfig, tables.pop("access", []), "access", problems)
         limits_for = _limits_for(tables.pop("limits_for", []), limits or Limits(), problems)
+        banned = _tables(Ban, tables.pop("banned", []), "banned", problems)
+        problems += [(f"{place}.{fault[0]}".rstrip("."), fault[1]) for place, ban in banned if (fault := ban_fault(ban)) is not None]
+        jwt = _jwt(tables.pop("jwt", None), folder, "jwt", problems)
         top = _table(_Top, tables, "", problems)
         if limits is not None:
             problems += limit_faults(limits)
@@ -184,6 +201,7 @@ class Config(Struct, frozen=True, kw_only=True):
         _check_filters([(place, rule.topic) for place, rule in access], "topic", problems)
         opened = _listeners(listeners, limits or Limits(), folder, problems)
         if top is not None:
+            problems += [("client_ids", fault) for fault in map(pattern_fault, top.client_ids or ()) if fault is not None]
             _check_file(load_passwords, _at(folder, top.password_file), "password_file", problems)
             _check_file(load_rules, _at(folder, top.acl_file), "acl_file", problems)
         if problems or top is None or limits is None or log is None:
@@ -201,6 +219,10 @@ class Config(Struct, frozen=True, kw_only=True):
             allow_anonymous=top.allow_anonymous,
             password_file=_at(folder, top.password_file),
             acl_file=_at(folder, top.acl_file),
+            jwt=jwt,
+            client_ids=top.client_ids,
+            username_as_client_id=top.username_as_client_id,
+            banned=tuple(ban for _, ban in banned),
             shutdown_grace_s=top.shutdown_grace_s,
             sys_interval_s=top.sys_interval_s,
         )
@@ -365,6 +387,22 @@ def _tls(data: dict[str, Any] | None, folder: Path | None, protocol: str, place:
     return files
 
 
+def _jwt(data: Any, folder: Path | None, place: str, problems: Problems) -> Jwt | None:
+    """None for none, and for one with a mistake."""
+    if data is None:
+        return None
+    before = len(problems)
+    jwt = _table(Jwt, data, place, problems)
+    if jwt is None or len(problems) > before:
+        return None
+    jwt = msgspec.structs.replace(jwt, key_file=_at(folder, jwt.key_file), jwks_file=_at(folder, jwt.jwks_file))
+    try:
+        load_tokens(jwt)
+    except ConfigError as error:
+        problems += [(f"{place}.{key}" if key else place, expected) for key, expected in error.problems]
+    return jwt
+
+
 def _listeners(found: Sequence[tuple[str, ListenerConfig]], limits: Limits, folder: Path | None, problems: Problems) -> tuple[Listener, ...]:
     listeners = []
     for place, entry in found:
@@ -376,7 +414,9 @@ def _listeners(found: Sequence[tuple[str, ListenerConfig]], limits: Limits, fold
         _check_file(load_rules, rules, f"{place}.acl_file", problems)
         tls = _tls(entry.tls, folder, entry.protocol, f"{place}.tls", problems)
         own = LimitOverrides() if entry.limits is None else _overrides(entry.limits, limits, f"{place}.limits", _NOT_OF_LISTENERS, problems)
-        fields = msgspec.structs.asdict(entry) | {"unix": unix, "password_file": passwords, "acl_file": rules, "tls": tls, "limits": own}
+        jwt = _jwt(entry.jwt, folder, f"{place}.jwt", problems)
+        files = {"unix": unix, "password_file": passwords, "acl_file": rules, "tls": tls, "jwt": jwt}
+        fields = msgspec.structs.asdict(entry) | files | {"limits": own}
         for key in ("host", "port"):
             if (fields[key] is None or unix is not None) and fields.pop(key) is not None:
                 problems.append((f"{place}.{key}", NOT_WITH_UNIX))
@@ -423,7 +463,7 @@ def _copied(value: Any) -> Any:
 
 _TEXT_KEYS: Final = {"certificate", "filter", "rule", "topic", "may"} | {
     field.name
-    for kind in (_Top, ListenerConfig, TlsFiles, TlsName, LogConfig, OverflowConfig, AccessConfig)
+    for kind in (_Top, ListenerConfig, TlsFiles, TlsName, LogConfig, OverflowConfig, AccessConfig, Jwt, Ban)
     for field in msgspec.structs.fields(kind)
     if isinstance(field.default, str) or field.type == str | None
 }

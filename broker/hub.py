@@ -13,11 +13,13 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import Final
 
 import msgspec
 import trio
 
+from broker.auth.bans import Ban
 from broker.channel import MessageChannel, Subscription
 from broker.core.access import Authorize
 from broker.core.allowance import LimitOverrides
@@ -210,6 +212,16 @@ class Broker:
         found = self._engine.disconnect(client_id, reason, trio.current_time(), drop_session=drop_session)
         self._server.flush()
         return found
+
+    def ban(self, *, client_id: str | None = None, username: str | None = None, address: str | None = None, until: datetime | None = None) -> int:
+        """Refuse whoever all of this fits from now on (0x8A), and throw out who is here (0x98); how many were. Until then, or `unban`, or the
+        broker's end; `[[banned]]` of a config is its own. address: or a network. Their sessions stay: `disconnect(..., drop_session=True)`
+        ends them. ValueError for none of the three, for what is no address, and for more than 100,000."""
+        return self._doorkeeper.ban(Ban(client_id=client_id, username=username, address=address, until=until))
+
+    def unban(self, *, client_id: str | None = None, username: str | None = None, address: str | None = None) -> bool:
+        """Take back the `ban` of exactly these; was there one?"""
+        return self._doorkeeper.unban(client_id, username, address)
 
     def drop_clients(self) -> None:
         """Cut every connection without a goodbye, to test how clients come back."""

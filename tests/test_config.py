@@ -11,6 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from broker.auth.bans import Ban
+from broker.auth.tokens import Jwt
 from broker.config import DEFAULT_LISTENERS, AccessConfig, Config, ListenerConfig, LogConfig, OverflowConfig
 from broker.core.allowance import LimitOverrides
 from broker.core.limits import Limits
@@ -43,7 +45,15 @@ def uncommented(text: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("table", "kind"),
-    [("limits", Limits), ("log", LogConfig), ("listeners", ListenerConfig), ("overflow", OverflowConfig), ("access", AccessConfig), ("", Config)],
+    [
+        ("limits", Limits),
+        ("log", LogConfig),
+        ("listeners", ListenerConfig),
+        ("overflow", OverflowConfig),
+        ("access", AccessConfig),
+        ("banned", Ban),
+        ("", Config),
+    ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_example_has_every_key_with_its_default(table: str, kind: Any) -> None:
@@ -57,6 +67,15 @@ def test_example_has_every_key_with_its_default(table: str, kind: Any) -> None:
         # Keys whose default is "not said" are shown commented out, with an example; tables have their own turn.
         if default not in (None, msgspec.NODEFAULT) and not isinstance(value, (dict, list)):
             assert value == default, name
+
+
+def test_example_has_every_key_of_jwt_with_its_default() -> None:
+    written = uncommented(EXAMPLE.read_text("utf-8"))
+    for table in (written["jwt"], *(one["jwt"] for one in written["listeners"] if one["jwt"])):
+        defaults = {field.name: field.default for field in msgspec.structs.fields(Jwt)}
+        assert set(table) == set(defaults)
+        for name in ("leeway_s", "require_expiry", "user_claim"):
+            assert table[name] == defaults[name], name
 
 
 def test_example_has_every_key_of_tls_with_its_default() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from ipaddress import IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
 
 ADDRESSES_COUNT_MAX: Final = 10_000
@@ -51,15 +51,19 @@ class Throttle:
         return max(0.0, count - (now - at) / FORGET_S)
 
 
+def ip_of(peer: str) -> IPv4Address | IPv6Address | None:
+    """Of "192.0.2.7:50123" or "[2001:db8::1]:50123"; an IPv4 address that was mapped to IPv6 as itself. None for "unix" and the like."""
+    try:
+        found = ip_address(peer.rpartition(":")[0].strip("[]").partition("%")[0])
+    except ValueError:
+        return None
+    mapped = found.ipv4_mapped if isinstance(found, IPv6Address) else None
+    return mapped or found
+
+
 def address_of(peer: str) -> str:
-    """Whom "192.0.2.7:50123" stands for: its address; of IPv6 the /64, since a single machine has that many. "" for "unix" and the like."""
-    host, separator, _ = peer.rpartition(":")
-    if not separator:
-        return ""
-    if host.startswith("["):
-        try:
-            number = IPv6Address(host.strip("[]").partition("%")[0])
-        except ValueError:
-            return host
-        return str(number.ipv4_mapped) if number.ipv4_mapped is not None else f"{number.packed[:8].hex()}/64"
-    return host
+    """Whom a peer stands for: its address; of IPv6 the /64, since a single machine has that many. "" for "unix" and the like."""
+    address = ip_of(peer)
+    if isinstance(address, IPv6Address):
+        return f"{address.packed[:8].hex()}/64"
+    return str(address) if address is not None else peer.rpartition(":")[0]

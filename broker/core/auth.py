@@ -11,7 +11,7 @@ class AuthRequest:
     method is None for a plain user name and password. `done` is set when an answer is no longer wanted.
     """
 
-    __slots__ = ("answers", "client_id", "data", "done", "method", "password", "reauthentication", "username")
+    __slots__ = ("answers", "challenged", "client_id", "data", "done", "method", "password", "reauthentication", "username")
 
     def __init__(
         self, client_id: str, username: str | None, password: bytes | None, method: str | None, data: bytes | None, reauthentication: bool = False
@@ -23,6 +23,8 @@ class AuthRequest:
         self.data = data
         self.reauthentication = reauthentication
         self.answers: deque[bytes] = deque()
+        self.challenged = False
+        """It is the client's turn to say something."""
         self.done = False
 
     def __repr__(self) -> str:

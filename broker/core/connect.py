@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec import structs
 
 from broker.core.auth import AuthRequest
-from broker.core.deadlines import KEEP_ALIVE
+from broker.core.deadlines import AUTHENTICATION_END, KEEP_ALIVE
 from broker.core.delivery import pump
 from broker.core.ending import close_link, end_session, leave
 from broker.core.inflight import PACKET_ID_MAX
@@ -27,11 +27,16 @@ from broker.wire.packets import MQTT_5, NO_PROPERTIES, Auth, ConnAck, Connect, P
 from broker.wire.topics import topic_name_fault
 
 if TYPE_CHECKING:
+    from broker.core.access import Access
     from broker.core.link import Link
     from broker.core.state import State
 
 CAUSE_LENGTH_MAX: Final = 256
 NEVER_EXPIRES: Final = 0xFFFF_FFFF
+_REFUSALS: Final = {
+    ReasonCode.BANNED: "it is banned",
+    ReasonCode.CLIENT_IDENTIFIER_NOT_VALID: "its user may not have this Client Identifier",
+}
 
 
 def on_connect(state: State, link: Link, packet: Connect, now: float) -> None:
@@ -129,6 +134,12 @@ def refuse(state: State, link: Link, reason: ReasonCode, cause: str, now: float)
     state.observer.refused(link, reason, cause)
 
 
+def time_out(state: State, link: Link, now: float) -> None:
+    """It is not connected, and should be by now. Where it waits for an answer of ours it may well come again, which 0x87 would tell it not to."""
+    waits_for_us = link.auth is not None and not link.auth.challenged
+    refuse(state, link, ReasonCode.SERVER_UNAVAILABLE if waits_for_us else ReasonCode.NOT_AUTHORIZED, "it was not connected in time", now)
+
+
 def accept(state: State, link: Link, now: float, final_data: bytes | None = None) -> None:
     packet = link.connect
     assert packet is not None
@@ -140,7 +151,7 @@ def accept(state: State, link: Link, now: float, final_data: bytes | None = None
         return
     link.connect = None
     assigned = not packet.client_id
-    if assigned:
+    if not link.client_id:
         link.client_id = state.new_client_id()  # [MQTT5-3.1.3-6]
         while link.client_id in state.sessions:
             link.client_id = state.new_client_id()
@@ -203,14 +214,20 @@ def _take_session(state: State, link: Link, packet: Connect, now: float) -> tupl
         state.deadlines.cancel(session.will_deadline)  # [MQTT5-3.1.3-9]
         session.will_deadline = None
         session.will = None
-        if session.access is not link.access:  # it came in by another listener
-            session.access = link.access
-            state.topics.forget_routes()
+        _give_access(state, session, link)
         session.allowance = link.allowance
         return session, True
     session = Session(link.client_id, link.access, link.allowance, state.waiting, link.username, mount_point=link.mount_point)
     state.sessions[link.client_id] = session
     return session, False
+
+
+def _give_access(state: State, session: Session, link: Link) -> None:
+    """A session may do what its link may: another one than before, if it came in by another listener, or with other rights of its own."""
+    if session.access is not link.access:
+        session.access = link.access
+        state.work += len(session.subscriptions) >> 4
+        state.topics.forget_routes_to(session)
 
 
 def _session_expiry_s(link: Link, packet: Connect) -> float:
@@ -292,6 +309,7 @@ def on_auth(state: State, link: Link, packet: Auth, now: float) -> None:
         if request is None or request.done or request.answers:
             raise ProtocolError("an AUTH that nobody asked for")
         request.answers.append(properties.authentication_data or b"")
+        request.challenged = False
     elif packet.reason == ReasonCode.REAUTHENTICATE and link.phase == CONNECTED:  # [MQTT5-4.12.1-1]
         if request is not None and not request.done:
             raise ProtocolError("AUTH asks to re-authenticate while that is under way")
@@ -304,6 +322,8 @@ def on_auth(state: State, link: Link, packet: Auth, now: float) -> None:
 def challenge(state: State, link: Link, data: bytes, now: float) -> None:
     """Ask the client for more: AUTH 0x18 [MQTT5-4.12.0-2]."""
     if link.phase in (AUTHENTICATING, CONNECTED) and link.auth_method is not None:
+        if link.auth is not None:
+            link.auth.challenged = True
         properties = Properties(authentication_method=link.auth_method, authentication_data=data)
         _send_auth(state, link, Auth(ReasonCode.CONTINUE_AUTHENTICATION, properties), now)
 
@@ -319,7 +339,17 @@ def _send_auth(state: State, link: Link, packet: Auth, now: float) -> None:
         refuse(state, link, ReasonCode.PACKET_TOO_LARGE, "its Maximum Packet Size is too small for an AUTH", now)
 
 
-def authenticated(state: State, link: Link, username: str | None, now: float, refused: ReasonCode | None, data: bytes | None) -> None:
+def authenticated(
+    state: State,
+    link: Link,
+    username: str | None,
+    now: float,
+    refused: ReasonCode | None,
+    data: bytes | None,
+    ends_at: float,
+    access: Access | None,
+    client_id: str,
+) -> None:
     """The answer to the question in `link.auth`: who the client is, or why it may not come in. A late answer does nothing."""
     request = link.auth
     if request is None or request.done:
@@ -334,12 +364,31 @@ def authenticated(state: State, link: Link, username: str | None, now: float, re
         else:
             properties = Properties(authentication_method=link.auth_method, authentication_data=data)
             _send_auth(state, link, Auth(ReasonCode.SUCCESS, properties), now)
+            _authenticate_until(state, link, ends_at, access)
     elif refused is not None:
         nameless = refused == ReasonCode.NOT_AUTHORIZED and request.username is None and request.method is None
-        refuse(state, link, refused, "it gave no user name" if nameless else "authentication failed", now)  # [MQTT5-4.12.0-4]
+        cause = "it gave no user name" if nameless else _REFUSALS.get(refused, "authentication failed")
+        refuse(state, link, refused, cause, now)  # [MQTT5-4.12.0-4]
     else:
         link.username = username
+        link.access = access or link.access
+        link.client_id = client_id or link.client_id
         accept(state, link, now, data)
+        _authenticate_until(state, link, ends_at, access)
+
+
+def _authenticate_until(state: State, link: Link, ends_at: float, access: Access | None) -> None:
+    state.deadlines.cancel(link.auth_deadline)
+    link.auth_deadline = None
+    session = link.session
+    if session is None:  # refused after all
+        return
+    if ends_at < math.inf:
+        link.auth_deadline = state.deadlines.add(ends_at, AUTHENTICATION_END, link)
+    if access is not None and link.access is not access:
+        link.access = access
+        link.known_topics = {}
+        _give_access(state, session, link)
 
 
 def on_disconnect(state: State, link: Link, reason: ReasonCode, properties: Properties, now: float) -> None:

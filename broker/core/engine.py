@@ -15,8 +15,17 @@ from typing import TYPE_CHECKING, Any, Final
 from broker.core import pausing
 from broker.core.access import Access, Authorize
 from broker.core.allowance import Allowance, UserLimits
-from broker.core.connect import authenticated, challenge, limit_rate, on_auth, on_connect, on_disconnect, refuse
-from broker.core.deadlines import CONNECT_TIMEOUT, KEEP_ALIVE, PAUSE_CREDIT, RATE, RETAINED_EXPIRY, SESSION_EXPIRY, WILL_DELAY
+from broker.core.connect import authenticated, challenge, limit_rate, on_auth, on_connect, on_disconnect, refuse, time_out
+from broker.core.deadlines import (
+    AUTHENTICATION_END,
+    CONNECT_TIMEOUT,
+    KEEP_ALIVE,
+    PAUSE_CREDIT,
+    RATE,
+    RETAINED_EXPIRY,
+    SESSION_EXPIRY,
+    WILL_DELAY,
+)
 from broker.core.delivery import deliver, pump
 from broker.core.ending import close_link, end_session, leave, publish_will
 from broker.core.exchange import exchange
@@ -301,10 +310,25 @@ class Engine:
 
     # ---- authentication ----
 
-    def authenticated(self, link: Link, username: str | None, now: float, *, refused: ReasonCode | None = None, data: bytes | None = None) -> None:
-        """Answer the question in `link.auth`. Then call `receive` with b"": the client may have sent more already."""
+    def authenticated(
+        self,
+        link: Link,
+        username: str | None,
+        now: float,
+        *,
+        refused: ReasonCode | None = None,
+        data: bytes | None = None,
+        ends_at: float = math.inf,
+        access: Access | None = None,
+        client_id: str = "",
+    ) -> None:
+        """Answer the question in `link.auth`. Then call `receive` with b"": the client may have sent more already.
+
+        ends_at: it holds until then, and the connection with it, unless the client shows something newer. access: what it may do from now on, if
+        not what it might before. client_id: under which it is served, if not the one it brought.
+        """
         self.state.work = 0
-        authenticated(self.state, link, username, now, refused, data)
+        authenticated(self.state, link, username, now, refused, data, ends_at, access, client_id)
         self._finish(now)
 
     def challenge(self, link: Link, data: bytes, now: float) -> None:
@@ -477,8 +501,11 @@ class Engine:
             pausing.pause_due(state, owner, now)
         elif kind == RATE:
             pausing.waited(state, owner, now)
+        elif kind == AUTHENTICATION_END:
+            # Not 0x87: it was authorized, for a time; and a client that reads 0x87 does not come back with something newer.
+            close_link(state, owner, ReasonCode.MAXIMUM_CONNECT_TIME, "what it authenticated with has expired", now)
         elif kind == CONNECT_TIMEOUT and owner.phase != ENDED:
-            refuse(state, owner, ReasonCode.NOT_AUTHORIZED, "it was not connected in time", now)
+            time_out(state, owner, now)
 
     def _keep_alive_due(self, link: Link, now: float) -> None:
         """Closed after 1.5 times the Keep Alive without a packet [MQTT5-3.1.2-22]; a link that we do not read is not silent."""

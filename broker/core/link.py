@@ -36,11 +36,11 @@ PACKET_BYTES_LARGEST: Final = 268_435_460
 
 class Link:
     __slots__ = (
-        "access", "aliases_in", "aliases_out", "aliases_out_max", "allowance", "attached", "auth", "auth_method", "cause", "charging", "client_id",
-        "closing", "connect", "credit_at", "credit_s", "deadline", "decoder", "error", "keep_alive_s", "known_topics", "last_received_at",
-        "leaving", "limits", "listener", "mount_point", "outbox", "outbox_bytes_high", "packet_bytes_max", "pause_deadline", "paused", "paused_by",
-        "pausing", "peer", "phase", "problem_information", "progress_at", "progress_mark", "promised", "rate", "ready", "refusal", "session",
-        "stuck", "transport", "username", "version",
+        "access", "aliases_in", "aliases_out", "aliases_out_max", "allowance", "attached", "auth", "auth_deadline", "auth_method", "cause",
+        "charging", "client_id", "closing", "connect", "credit_at", "credit_s", "deadline", "decoder", "error", "keep_alive_s", "known_topics",
+        "last_received_at", "leaving", "limits", "listener", "mount_point", "outbox", "outbox_bytes_high", "packet_bytes_max", "pause_deadline",
+        "paused", "paused_by", "pausing", "peer", "phase", "problem_information", "progress_at", "progress_mark", "promised", "rate", "ready",
+        "refusal", "session", "stuck", "transport", "username", "version",
     )  # fmt: skip
 
     def __init__(self, peer: str, listener: str, transport: object, allowance: Allowance, account: Account, access: Access, now: float) -> None:
@@ -79,6 +79,8 @@ class Link:
         """The CONNECT while it is being decided."""
         self.auth: AuthRequest | None = None
         self.auth_method: str | None = None
+        self.auth_deadline: Deadline | None = None
+        """When what it showed of itself holds no longer."""
         self.problem_information = True
         self.refusal: tuple[ReasonCode, str] | None = None
         """It came to be told this, and why, as the answer to its CONNECT."""

@@ -110,10 +110,10 @@ def may_publish(state: State, link: Link, topic: str) -> bool:
 
 
 def learn(state: State, link: Link, topic: str) -> None:
-    """Recognise the topic in this link's next frames by its bytes; that it is known says that it is valid and permitted."""
+    """Recognise the topic in this link's next frames by its bytes; that it is known says that it is valid and permitted, as the caller has seen."""
     if link.phase != CONNECTED or link.mount_point or topic.startswith("$SYS/"):
         return
-    if len(topic) > KEPT_TOPIC_LENGTH_MAX or not may_publish(state, link, topic):
+    if len(topic) > KEPT_TOPIC_LENGTH_MAX:
         return
     known = link.known_topics
     if len(known) >= KNOWN_TOPICS_COUNT_MAX:

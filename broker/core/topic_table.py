@@ -239,6 +239,11 @@ class TopicTable:
         """Something that routes depend on has changed for all topics, such as who may receive what."""
         self._version += 1
 
+    def forget_routes_to(self, session: Session) -> None:
+        """What this one may receive has changed."""
+        for filter in session.subscriptions:
+            self._touch(split_shared(filter)[1])
+
     # ---- look-ups ----
 
     def route(self, topic: str) -> Route:

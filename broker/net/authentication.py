@@ -7,16 +7,18 @@ question, and a slow answer holds up nobody else.
 from __future__ import annotations
 
 import logging
+import math
 import traceback
 from collections.abc import Awaitable, Mapping
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, Callable, Final, TypeAlias  # noqa: UP035  # this Callable takes a docstring: see broker/__init__.py
+from typing import TYPE_CHECKING, Any, Callable, Final, NamedTuple, TypeAlias  # noqa: UP035  # this Callable takes a docstring: see broker/__init__.py
 
 import trio
 
 from broker.reasons import ReasonCode
 
 if TYPE_CHECKING:
+    from broker.auth.acl import AccessRules
     from broker.core.auth import AuthRequest
     from broker.net.connection import Connection
 
@@ -26,17 +28,30 @@ QUESTIONS_COUNT_MAX: Final = 100
 logger = logging.getLogger("broker.auth")
 
 
+class Verdict(NamedTuple):
+    """username: by which the client is known; refused: why not. final_data: of enhanced authentication. ends_at_s: until when it holds, Unix
+    time. rules: instead of those of files. client_id: under which it is served; "" for the one it brought."""
+
+    username: str | None
+    refused: ReasonCode | None = None
+    final_data: bytes | None = None
+    ends_at_s: float = math.inf
+    rules: AccessRules | None = None
+    client_id: str = ""
+
+
 class ConnectRequest:
     """What a client says of itself.
 
     client_id, username, password (bytes): of its CONNECT; None where it gave none, and client_id may be empty. peer: "192.0.2.7:50123", "unix" or
     "in-process"; listener: the URL it came in by; certificate: what `ssl.SSLSocket.getpeercert()` gives, None without TLS or without a client's
     certificate. auth_method, auth_data: of MQTT 5.0's enhanced authentication, else None. reauthentication: the client is connected already, and
-    proves itself anew. final_data: set it to send Authentication Data with the success.
+    proves itself anew. final_data: set it to send Authentication Data with the success. ends_at_s: set it (Unix time) to have the connection end
+    then, with 0xA0, unless the client authenticates anew before.
     """
 
     __slots__ = (
-        "_connection", "_question", "auth_data", "auth_method", "certificate", "client_id", "final_data", "listener", "password",
+        "_connection", "_question", "auth_data", "auth_method", "certificate", "client_id", "ends_at_s", "final_data", "listener", "password",
         "peer", "reauthentication", "username",
     )  # fmt: skip
 
@@ -53,6 +68,7 @@ class ConnectRequest:
         self.auth_data = question.data
         self.reauthentication = question.reauthentication
         self.final_data: bytes | None = None
+        self.ends_at_s = math.inf
 
     def __repr__(self) -> str:
         hidden = None if self.password is None else "..."
@@ -98,7 +114,10 @@ async def ask(
                 refused = ReasonCode.NOT_AUTHORIZED
             else:
                 refused = ReasonCode.BAD_USER_NAME_OR_PASSWORD
-    if scope.cancelled_caught and not question.done:
-        logger.warning("the authenticate hook gave no answer in time for client %r at %s; refused", question.client_id, connection.peer)
+    if scope.cancelled_caught and trio.current_time() >= deadline:  # the core's own deadline may have come first
+        who = "the client" if question.challenged else "the authenticate hook"
+        logger.warning("%s gave no answer in time: client %r at %s; refused", who, question.client_id, connection.peer)
+        if question.challenged:
+            refused = ReasonCode.NOT_AUTHORIZED
     if not question.done:
-        await connection.answer(username, refused, request.final_data)
+        await connection.answer(Verdict(username, refused, request.final_data, request.ends_at_s))

@@ -15,18 +15,21 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from broker.core.access import Access
 from broker.net import authentication, proxy_protocol
+from broker.net.locks import BANNED
 from broker.net.tls import fault_of
 from broker.net.tls_transport import TlsTransport
 from broker.net.transport import BROKEN, StreamTransport, Transport, strerror
-from broker.reasons import ReasonCode
 
 if TYPE_CHECKING:
     from broker.core.auth import AuthRequest
     from broker.core.limits import Limits
     from broker.core.link import Link
+    from broker.net.authentication import Verdict
     from broker.net.listen import BoundSocket
     from broker.net.server import Server
+    from broker.reasons import ReasonCode
 
 SEND_BYTES: Final = 262_144
 DIRECT_SENDS_MAX: Final = 4
@@ -46,8 +49,9 @@ def bytes_underway(link: Link) -> int:
 
 class Connection:
     __slots__ = (
-        "_answered", "_attached_at", "_drained", "_nursery", "_proxied", "_question", "_read_scope", "_shut", "_unpaused", "_writing", "address",
-        "bound", "cause", "certificate", "connected_at_s", "ended", "finished", "link", "listener", "peer", "question_scope", "refusal", "server",
+        "_access", "_answered", "_attached_at", "_drained", "_nursery", "_proxied", "_question", "_read_scope", "_shut", "_unpaused", "_writing",
+        "address", "bound", "cause", "certificate", "connected_at_s", "ended", "finished", "link", "listener", "peer", "question_scope", "refusal",
+        "server",
         "transport",
     )  # fmt: skip
 
@@ -93,6 +97,8 @@ class Connection:
         self._drained: trio.Event | None = None
         self._question: AuthRequest | None = None
         self._answered: trio.Event | None = None
+        self._access: Access | None = None
+        """The listener's, for who brings no rules along."""
 
     # ---- its life ----
 
@@ -238,6 +244,7 @@ class Connection:
             refusal=self.refusal,
             mount_point=mount_point,
         )
+        self._access = self.link.access
         self.server.flush()
 
     def _detach(self) -> None:
@@ -408,9 +415,13 @@ class Connection:
         assert self._nursery is not None
         assert self.link is not None
         lock = server.lock_of(self.bound)
-        verdict = lock.verdict(question, self.certificate)
+        # Before anything is hashed; `_settle` asks again, when it is known who it is.
+        if not question.reauthentication and lock.is_banned(question.client_id, question.username, self.peer):
+            self._settle(BANNED)
+            return True
+        verdict = lock.verdict(question, self.certificate, self.peer)
         if verdict is not None:
-            self._settle(*verdict, None)
+            self._settle(verdict)
             return True
         begun = trio.current_time() if question.reauthentication else self._attached_at
         deadline = begun + self.limits.connect_timeout_s
@@ -426,15 +437,23 @@ class Connection:
         elif question.answers and self._answered is not None:
             self._answered.set()
 
-    def _settle(self, username: str | None, refused: ReasonCode | None, data: bytes | None) -> None:
+    def _settle(self, verdict: Verdict) -> None:
         assert self.link is not None
+        question = self._question
+        if verdict.refused is None and question is not None and not question.reauthentication:
+            verdict = self.server.lock_of(self.bound).admit(question, verdict, self.peer)
         self._question = self.question_scope = None
-        self.server.engine.authenticated(self.link, username, trio.current_time(), refused=refused, data=data)
+        now = trio.current_time()
+        ends_at = now + (verdict.ends_at_s - time.time())
+        access = self._access if verdict.rules is None else Access(verdict.rules, refuses_wills=False)
+        engine = self.server.engine
+        name, refused, data = verdict.username, verdict.refused, verdict.final_data
+        engine.authenticated(self.link, name, now, refused=refused, data=data, ends_at=ends_at, access=access, client_id=verdict.client_id)
         self.server.flush()
 
-    async def answer(self, username: str | None, refused: ReasonCode | None, data: bytes | None) -> None:
+    async def answer(self, verdict: Verdict) -> None:
         """The hook's verdict, for the core; then what the client has sent ahead."""
-        self._settle(username, refused, data)
+        self._settle(verdict)
         link = self.link
         assert link is not None
         while True:

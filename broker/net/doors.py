@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import ssl
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
@@ -17,13 +18,17 @@ import msgspec
 import trio
 
 from broker.auth.acl import AccessRules, Rule, load_rules, table_rules
+from broker.auth.bans import Ban, Bans, ban_fault
+from broker.auth.client_ids import ClientIds
 from broker.auth.passwords import Passwords, load_passwords
+from broker.auth.tokens import Jwt, Tokens, load_tokens
 from broker.core.access import Access
 from broker.errors import ConfigError
 from broker.net.listen import BoundSocket, Listener
 from broker.net.locks import Guard, Lock
 from broker.net.origins import ANY
 from broker.net.tls import TlsFiles, make_context
+from broker.reasons import ReasonCode
 
 if TYPE_CHECKING:
     from broker.net.authentication import Authenticate
@@ -31,10 +36,12 @@ if TYPE_CHECKING:
     from broker.net.settings import Settings
 
 WATCH_INTERVAL_S: Final = 2.0
+BANS_COUNT_MAX: Final = 100_000
+"""Of a program, while it runs."""
 
 LIVE: Final = (
-    "allow_anonymous", "password_file", "acl_file", "origins", "proxy_protocol_from", "nodelay", "tcp_keepalive_s", "connections_count_max",
-    "limits",
+    "allow_anonymous", "password_file", "acl_file", "jwt", "client_ids", "username_as_client_id",
+    "origins", "proxy_protocol_from", "nodelay", "tcp_keepalive_s", "connections_count_max", "limits",
 )  # fmt: skip
 """Of a Listener, what can change while it listens. The files of its TLS too, but not whether it has any."""
 
@@ -68,8 +75,10 @@ class Doors:
         return self.default.lock.asks or any(door.lock.asks for door in self.of.values())
 
 
-def read_doors(guard: Guard, settings: Settings | None, listeners: Sequence[Listener], hook: Authenticate | None) -> Doors:
-    """ConfigError names every mistake in every file; nothing was changed."""
+def read_doors(
+    guard: Guard, settings: Settings | None, listeners: Sequence[Listener], hook: Authenticate | None, *, authorized_by_hook: bool = False
+) -> Doors:
+    """ConfigError names every mistake in every file; nothing was changed. authorized_by_hook: tokens bring no rules along."""
     problems: list[tuple[str, str]] = []
     passwords: dict[str, Passwords | None] = {}
     rules: dict[str, list[Rule]] = {}
@@ -84,6 +93,19 @@ def read_doors(guard: Guard, settings: Settings | None, listeners: Sequence[List
             rules[path] = _read(load_rules, path, place, problems) or []
         return [] if path is None else rules[path]
 
+    tokens: dict[Jwt, Tokens | None] = {}
+
+    def tokens_of(jwt: Jwt | None, place: str) -> Tokens | None:
+        if jwt is not None and authorized_by_hook:
+            jwt = msgspec.structs.replace(jwt, access_claim=None)
+        if jwt is not None and jwt not in tokens:
+            try:
+                tokens[jwt] = load_tokens(jwt)
+            except ConfigError as error:
+                tokens[jwt] = None
+                problems.extend((f"{place}.{key}" if key else place, expected) for key, expected in error.problems)
+        return None if jwt is None else tokens[jwt]
+
     top_passwords = settings.password_file if settings is not None else None
     top_rules = rules_of(settings.acl_file, "acl_file") if settings is not None else []
     tables = table_rules([(rule.user, rule.topic, rule.may) for rule in settings.access], "config") if settings is not None else []
@@ -91,11 +113,14 @@ def read_doors(guard: Guard, settings: Settings | None, listeners: Sequence[List
     if settings is not None and (settings.acl_file is not None or settings.access):
         top = AccessRules([*top_rules, *tables])
     known = passwords_of(top_passwords, "password_file")
-    default = Door(Lock(guard, hook, known, anonymous_at(None, settings, hook), "none"), top, None, None)
+    signed = tokens_of(settings.jwt, "jwt") if settings is not None else None
+    default = Door(Lock(guard, hook, known, anonymous_at(None, settings, hook), "none", signed, client_ids_at(None, settings)), top, None, None)
     of: dict[Listener, Door] = {}
     for index, listener in enumerate(listeners):
         place = f"listeners[{index}]"
-        own = passwords_of(listener.password_file, f"{place}.password_file") if listener.password_file is not None else known
+        own, own_tokens = known, signed
+        if asks_itself(listener):
+            own, own_tokens = passwords_of(listener.password_file, f"{place}.password_file"), tokens_of(listener.jwt, f"{place}.jwt")
         identity = listener.tls.identity if isinstance(listener.tls, TlsFiles) else "none"
         found = rules_of(listener.acl_file, f"{place}.acl_file")
         context = listener.tls if not isinstance(listener.tls, TlsFiles) else None
@@ -104,7 +129,7 @@ def read_doors(guard: Guard, settings: Settings | None, listeners: Sequence[List
                 context = make_context(listener.tls, listener.protocol)
             except ConfigError as error:
                 problems.extend((f"{place}.tls.{key}", text) for key, text in error.problems)
-        lock = Lock(guard, hook, own, anonymous_at(listener, settings, hook), identity)
+        lock = Lock(guard, hook, own, anonymous_at(listener, settings, hook), identity, own_tokens, client_ids_at(listener, settings))
         own_rules = None if listener.acl_file is None else AccessRules(found)
         of[listener] = Door(lock, own_rules, context, origins_at(listener, settings, hook, context))
     if problems:
@@ -115,15 +140,25 @@ def read_doors(guard: Guard, settings: Settings | None, listeners: Sequence[List
 def anonymous_at(listener: Listener | None, settings: Settings | None, hook: Authenticate | None) -> bool | None:
     """May a client without user name come in there? None: nothing says so, and nothing that could tell people apart is there either.
 
-    A listener's word comes first. One with a password file of its own decides for itself; so does one that takes names from certificates.
+    A listener's word comes first. One with a password file or tokens of its own decides for itself; so does one that takes names from certificates.
     """
     if listener is not None and listener.allow_anonymous is not None:
         return listener.allow_anonymous
-    if listener is not None and hook is None and (listener.password_file is not None or _takes_identity(listener)):
+    if listener is not None and hook is None and (asks_itself(listener) or _takes_identity(listener)):
         return False
     if settings is not None and settings.allow_anonymous is not None:
         return settings.allow_anonymous
-    return False if settings is not None and settings.password_file is not None and hook is None else None
+    return False if settings is not None and _asks(settings) and hook is None else None
+
+
+def client_ids_at(listener: Listener | None, settings: Settings | None) -> ClientIds:
+    """A listener's word comes first, key by key."""
+    patterns = None if settings is None else settings.client_ids
+    from_username = settings is not None and settings.username_as_client_id
+    if listener is not None:
+        patterns = patterns if listener.client_ids is None else listener.client_ids
+        from_username = from_username if listener.username_as_client_id is None else listener.username_as_client_id
+    return ClientIds(patterns, from_username)
 
 
 def origins_at(listener: Listener, settings: Settings | None, hook: Authenticate | None, context: ssl.SSLContext | None) -> tuple[str, ...] | None:
@@ -143,9 +178,18 @@ def origins_at(listener: Listener, settings: Settings | None, hook: Authenticate
 
 def is_locked(listener: Listener | None, settings: Settings | None) -> bool:
     """Is there a file that says who a client is?"""
-    if listener is not None and (listener.password_file is not None or _takes_identity(listener)):
+    if listener is not None and (asks_itself(listener) or _takes_identity(listener)):
         return True
-    return settings is not None and settings.password_file is not None
+    return settings is not None and _asks(settings)
+
+
+def asks_itself(listener: Listener) -> bool:
+    """Has it a file of its own that says who a client is? Then those of all mean nothing there."""
+    return listener.password_file is not None or listener.jwt is not None
+
+
+def _asks(settings: Settings) -> bool:
+    return settings.password_file is not None or settings.jwt is not None
 
 
 def _takes_identity(listener: Listener) -> bool:
@@ -189,7 +233,7 @@ class Doorkeeper:
         self._bound: Sequence[BoundSocket] = ()
         self._paths_changed = trio.Event()
         self._seen = self._signatures()
-        self._doors = read_doors(self._guard, settings, self._listeners, hook)
+        self._doors = self._read(settings, self._listeners)
 
     def begin(self, server: Server, bound: Sequence[BoundSocket]) -> None:
         self._server = server
@@ -201,7 +245,10 @@ class Doorkeeper:
         listeners = list(self._listeners)
         if settings is not None and not self._fixed:
             listeners = _matched(listeners, settings.listeners)
-        return Plan(settings, listeners, read_doors(self._guard, settings, listeners, self.hook))
+        return Plan(settings, listeners, self._read(settings, listeners))
+
+    def _read(self, settings: Settings | None, listeners: Sequence[Listener]) -> Doors:
+        return read_doors(self._guard, settings, listeners, self.hook, authorized_by_hook=self._authorized_by_hook)
 
     def use(self, plan: Plan) -> None:
         """From the next handshake, CONNECT and message on."""
@@ -231,9 +278,46 @@ class Doorkeeper:
                     one.access = Access(rules, refuses_wills=False)
                 else:  # clients and sessions hold it
                     one.access.use(rules, refuses_wills=False)
-        server.engine.set_authentication(doors.asks)
+        self._guard.bans = Bans(() if self._settings is None else self._settings.banned)
+        self._heed_bans(server)
         if not self._authorized_by_hook:
             server.engine.set_authorize(doors.default.rules, refuses_wills=False)
+
+    # ---- bans ----
+
+    def ban(self, ban: Ban) -> int:
+        """How many were thrown out. ValueError."""
+        fault = ban_fault(ban)
+        if fault is not None:
+            raise ValueError(": ".join(filter(None, fault)))
+        bans = self._guard.own_bans
+        if len(bans) >= BANS_COUNT_MAX:
+            bans.forget_ended(time.time())
+        if len(bans) >= BANS_COUNT_MAX:
+            raise ValueError(f"there are {BANS_COUNT_MAX:,} bans already: ban a network, or end some")
+        bans.add(ban)
+        assert self._server is not None
+        return self._heed_bans(self._server)
+
+    def unban(self, client_id: str | None, username: str | None, address: str | None) -> bool:
+        found = self._guard.own_bans.remove(client_id, username, address)
+        if self._server is not None:
+            self._heed_bans(self._server)
+        return found
+
+    def _heed_bans(self, server: Server) -> int:
+        """Nobody comes in without being looked at, and who is in and banned goes: with 0x98, since 0x8A is for CONNACK only."""
+        server.engine.set_authentication(self._doors.asks)
+        if not self._guard.has_bans:
+            return 0
+        now = trio.current_time()
+        count = 0
+        for session in server.engine.clients():
+            link = session.link
+            if link is not None and self._guard.is_banned(session.client_id, session.username, link.peer):
+                count += server.engine.disconnect(session.client_id, ReasonCode.ADMINISTRATIVE_ACTION, now)
+        server.flush()
+        return count
 
     async def watch(self, server: Server) -> None:
         """A chore of the server: read the files again when they have changed and hold still."""
@@ -263,10 +347,14 @@ class Doorkeeper:
         """What tells each file's content from another, as far as the file system knows."""
         settings = self._settings
         paths = set() if settings is None else {settings.password_file, settings.acl_file}
+        if settings is not None and settings.jwt is not None:
+            paths.update(settings.jwt.paths)
         for listener in self._listeners:
             paths |= {listener.password_file, listener.acl_file}
             if isinstance(listener.tls, TlsFiles):
                 paths.update(listener.tls.paths)
+            if listener.jwt is not None:
+                paths.update(listener.jwt.paths)
         found: dict[str, tuple[int, ...]] = {}
         for path in paths:
             if path is not None:

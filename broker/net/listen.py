@@ -21,6 +21,8 @@ from urllib.parse import unquote, urlsplit
 import trio
 from msgspec import Struct
 
+from broker.auth.client_ids import pattern_fault
+from broker.auth.tokens import Jwt
 from broker.core.allowance import LimitOverrides
 from broker.core.mount import mount_point_fault
 from broker.errors import ConfigError, ListenError
@@ -51,10 +53,11 @@ class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     as browsers write them, ("https://dashboard.example",), "*" is any; None: any where there are passwords or allow_anonymous is written,
     else those of this machine. tls: over the socket;
     from `TlsFiles` the certificates are read anew when they change. allow_anonymous: overrides the broker's; False refuses a CONNECT
-    without user name before anybody is asked. password_file, acl_file: Mosquitto's, instead of the broker's. proxy_protocol_from: addresses,
-    networks ("10.0.0.0/8") and "unix", from which connections begin with HAProxy's PROXY header, v1 or v2, and are those of whom it names;
-    others are served as themselves. mount_point: "factory1/" is put before every topic that a client of this listener says, and taken off
-    what it is sent; rules and hooks see the whole. backlog is capped by
+    without user name before anybody is asked. password_file, acl_file: Mosquitto's, instead of the broker's; jwt: likewise, and with a
+    password_file or jwt of its own it uses neither of the broker's. client_ids, username_as_client_id: instead of the broker's.
+    proxy_protocol_from: addresses, networks ("10.0.0.0/8") and "unix", from which connections begin with HAProxy's PROXY header, v1 or v2, and
+    are those of whom it names; others are served as themselves. mount_point: "factory1/" is put before every topic that a client of this
+    listener says, and taken off what it is sent; rules and hooks see the whole. backlog is capped by
     the system. nodelay: TCP_NODELAY. receive_buffer_bytes, send_buffer_bytes, tcp_keepalive_s: 0 leaves the system's.
     connections_count_max: more are closed at once.
     limits: what differs from [limits] for those who come in here, `LimitOverrides(packet_bytes_max=65_536)`.
@@ -74,6 +77,9 @@ class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     allow_anonymous: bool | None = None
     password_file: str | None = None
     acl_file: str | None = None
+    jwt: Jwt | None = None
+    client_ids: tuple[str, ...] | None = None
+    username_as_client_id: bool | None = None
     proxy_protocol_from: tuple[str, ...] = ()
     mount_point: str = ""
     backlog: int = 1024
@@ -207,6 +213,7 @@ def check(listener: Listener) -> list[str]:
     fault = mount_point_fault(listener.mount_point)
     if fault is not None:
         faults.append(f"mount_point: {fault}")
+    faults += [f"client_ids: {fault}" for fault in map(pattern_fault, listener.client_ids or ()) if fault is not None]
     faults += [f"proxy_protocol_from: {fault}" for fault in map(trust_fault, listener.proxy_protocol_from) if fault is not None]
     faults += [f"origins: {fault}" for fault in map(origin_fault, listener.origins or ()) if fault is not None]
     if listener.unix is None and not 0 <= listener.port <= 65_535:

@@ -11,19 +11,24 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from broker.auth import scram
+from broker.auth import scram, tokens
+from broker.auth.bans import Bans
+from broker.auth.client_ids import ClientIds
 from broker.auth.passwords import Passwords
 from broker.auth.throttle import Throttle, address_of
+from broker.net.authentication import Verdict
 from broker.net.tls import Identity, identity_of
 from broker.reasons import ReasonCode
 
 if TYPE_CHECKING:
+    from broker.auth.tokens import Tokens
     from broker.core.auth import AuthRequest
     from broker.net.authentication import Authenticate, ConnectRequest
 
@@ -32,8 +37,9 @@ HASHES_COUNT_MAX: Final = max(1, (os.cpu_count() or 2) - 1)
 
 logger = logging.getLogger("broker.auth")
 
-Verdict = tuple[str | None, ReasonCode | None]
-"""(user name, why not)."""
+
+BANNED: Final = Verdict(None, ReasonCode.BANNED)
+_NOT_AUTHORIZED: Final = Verdict(None, ReasonCode.NOT_AUTHORIZED)
 
 
 class Guard:
@@ -42,7 +48,21 @@ class Guard:
     def __init__(self) -> None:
         self.throttle = Throttle()
         self.limiter = trio.CapacityLimiter(HASHES_COUNT_MAX)
+        self.bans = Bans()
+        """Of the config."""
+        self.own_bans = Bans()
+        """Of the program."""
         self._turns: dict[str, tuple[trio.Lock, int]] = {}
+
+    @property
+    def has_bans(self) -> bool:
+        return len(self.bans) + len(self.own_bans) > 0
+
+    def is_banned(self, client_id: str, username: str | None, peer: str) -> bool:
+        if not self.has_bans:
+            return False
+        now_s = time.time()
+        return any(bans.find(client_id, username, peer, now_s) is not None for bans in (self.bans, self.own_bans))
 
     async def check(self, passwords: Passwords, request: ConnectRequest) -> str | None:
         """The user name, or None after a while."""
@@ -99,10 +119,17 @@ class Guard:
 class Lock:
     """Of one listener, or of all that have nothing of their own."""
 
-    __slots__ = ("_guard", "allow_anonymous", "authenticate", "hook", "identity", "passwords")
+    __slots__ = ("_guard", "allow_anonymous", "authenticate", "client_ids", "hook", "identity", "passwords", "tokens")
 
     def __init__(
-        self, guard: Guard, hook: Authenticate | None, passwords: Passwords | None, allow_anonymous: bool | None, identity: Identity
+        self,
+        guard: Guard,
+        hook: Authenticate | None,
+        passwords: Passwords | None,
+        allow_anonymous: bool | None,
+        identity: Identity,
+        judges: Tokens | None = None,
+        client_ids: ClientIds | None = None,
     ) -> None:
         """hook: an embedder's; it decides alone. allow_anonymous: None leaves it to the hook, and without one lets everybody in."""
         self._guard = guard
@@ -110,31 +137,70 @@ class Lock:
         self.passwords = passwords
         self.allow_anonymous = allow_anonymous
         self.identity = identity
+        self.tokens = judges
+        self.client_ids = client_ids or ClientIds()
         self.authenticate: Authenticate = self._check if hook is None else hook
 
     @property
     def asks(self) -> bool:
         """Is there anything to be asked before a CONNECT is accepted?"""
-        return self.hook is not None or self.passwords is not None or self.identity != "none" or self.allow_anonymous is False
+        if self.hook is not None or self.passwords is not None or self.tokens is not None or self.identity != "none":
+            return True
+        return self.allow_anonymous is False or self.client_ids.bound or self._guard.has_bans
+
+    def is_banned(self, client_id: str, username: str | None, peer: str) -> bool:
+        return self._guard.is_banned(client_id, username, peer)
+
+    def admit(self, question: AuthRequest, verdict: Verdict, peer: str) -> Verdict:
+        """The last word on a CONNECT that has shown who it is: what it is called, and whether that one may come in."""
+        client_id = self.client_ids.settle(question.client_id, verdict.username)
+        if client_id is None:
+            nameless = self.client_ids.from_username and not verdict.username
+            return _NOT_AUTHORIZED if nameless else Verdict(None, ReasonCode.CLIENT_IDENTIFIER_NOT_VALID)
+        if self.is_banned(client_id, verdict.username, peer):
+            return BANNED
+        return verdict._replace(client_id=client_id)
 
     @property
     def methods(self) -> tuple[str, ...]:
         """Of MQTT 5.0's enhanced authentication, where no hook decides which there are."""
-        return (scram.METHOD,) if self.passwords is not None and self.passwords.has_scram and self.identity == "none" else ()
+        if self.identity != "none":
+            return ()
+        by_password = (scram.METHOD,) if self.passwords is not None and self.passwords.has_scram else ()
+        return by_password if self.tokens is None else (*by_password, tokens.METHOD)
 
-    def verdict(self, question: AuthRequest, certificate: Mapping[str, Any] | None) -> Verdict | None:
+    def verdict(self, question: AuthRequest, certificate: Mapping[str, Any] | None, peer: str = "") -> Verdict | None:
         """What needs no waiting; None: `authenticate` is to be asked."""
         anonymous = question.username is None and question.method is None
         if self.hook is not None:
-            return (None, ReasonCode.NOT_AUTHORIZED) if anonymous and self.allow_anonymous is False else None
+            return _NOT_AUTHORIZED if anonymous and self.allow_anonymous is False else None
         if question.method is not None:
-            return None if question.method in self.methods else (None, ReasonCode.BAD_AUTHENTICATION_METHOD)
+            if question.method not in self.methods:
+                return Verdict(None, ReasonCode.BAD_AUTHENTICATION_METHOD)
+            return self._by_token(question, question.data, peer) if question.method == tokens.METHOD else None
         if self.identity != "none":
             name = identity_of(certificate, self.identity)
-            return (None, ReasonCode.NOT_AUTHORIZED) if name is None else (name, None)
-        if anonymous or self.passwords is None:
-            return (None, ReasonCode.NOT_AUTHORIZED) if self.allow_anonymous is False else (question.username, None)
-        return None
+            return _NOT_AUTHORIZED if name is None else Verdict(name)
+        if self.tokens is not None and self.tokens.is_for(question.username, question.password):
+            return self._by_token(question, question.password, peer)
+        if anonymous:
+            return _NOT_AUTHORIZED if self.allow_anonymous is False else Verdict(None)
+        if self.passwords is not None:
+            return None
+        if self.tokens is not None:  # a name that nothing shows to be one's own
+            return Verdict(None, ReasonCode.BAD_USER_NAME_OR_PASSWORD)
+        return _NOT_AUTHORIZED if self.allow_anonymous is False else Verdict(question.username)
+
+    def _by_token(self, question: AuthRequest, token: bytes | None, peer: str) -> Verdict:
+        """Not slowed: a signature cannot be guessed, and a thousand devices behind one address may all be late with a new token."""
+        assert self.tokens is not None
+        try:
+            claims = self.tokens.check(token or b"")
+        except tokens.TokenFault as fault:
+            logger.info("the token of client %r at %s is not taken: %s", question.client_id, peer, fault)
+            by_password = question.method is None
+            return Verdict(None, ReasonCode.BAD_USER_NAME_OR_PASSWORD) if by_password else _NOT_AUTHORIZED
+        return Verdict(claims.username, None, None, claims.ends_at_s, claims.rules)
 
     async def _check(self, request: ConnectRequest) -> str | None:
         if self.passwords is None:

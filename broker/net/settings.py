@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import Final, Protocol
 
 from broker.auth.acl import May
+from broker.auth.bans import Ban
+from broker.auth.tokens import Jwt
 from broker.core.allowance import UserLimits
 from broker.core.limits import OF_ALL, OF_STRANGERS, Limits
 from broker.net.listen import Listener
@@ -58,6 +60,14 @@ class Settings(Protocol):
     def password_file(self) -> str | None: ...
     @property
     def acl_file(self) -> str | None: ...
+    @property
+    def jwt(self) -> Jwt | None: ...
+    @property
+    def banned(self) -> Sequence[Ban]: ...
+    @property
+    def client_ids(self) -> Sequence[str] | None: ...
+    @property
+    def username_as_client_id(self) -> bool: ...
     @property
     def access(self) -> Sequence[AccessRule]: ...
     @property

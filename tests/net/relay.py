@@ -38,6 +38,7 @@ class RelayLink:
         self.cause = ""
         self.auth: AuthRequest | None = None
         self.client_id = ""
+        self.access: object = None
 
     def describe(self) -> str:
         return f"({self.peer})"
@@ -131,7 +132,7 @@ class RelayEngine:
             if link.auth is not None:
                 link.auth.done = True
 
-    def authenticated(self, link: RelayLink, username: str | None, now: float, *, refused: Any = None, data: bytes | None = None) -> None:
+    def authenticated(self, link: RelayLink, username: str | None, now: float, *, refused: Any = None, data: bytes | None = None, **_: Any) -> None:
         assert link.auth is not None
         link.auth.done = True
         link.auth = None
