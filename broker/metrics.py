@@ -111,6 +111,7 @@ class SysTopics:
         found["clients/disconnected"] = found["clients/inactive"] = str(away)
         stored = int(statistics.get("queued_count", 0)) + int(statistics.get("retained_count", 0))
         found["messages/stored"] = found["store/messages/count"] = str(stored)
+        found |= {f"publish/messages/dropped/{key[8:].replace('_', '-')}": str(count) for key, count in statistics.items() if key[:8] == "dropped_"}
         found["version"] = version
         found["uptime"] = f"{int(uptime_s)} seconds"
         found |= {f"load/{topic}": f"{rate:.2f}" for topic, rate in self._loads.rates.items()}

@@ -127,6 +127,7 @@ def refuse(state: State, link: Link, reason: ReasonCode, cause: str, now: float)
         link.auth.done = True
     link.phase = ENDED
     link.connect = None
+    link.outbox.leave_account()
     state.deadlines.cancel(link.deadline)
     link.deadline = None
     link.closing = True

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from broker.core.topic_table import Route, SharedGroup
 
 REPLAY_BATCH_COUNT: Final = 64
+REPLAY_BATCH_BYTES: Final = 65_536
+"""So many, and then one more message."""
 REPLAY_VISITS_COUNT: Final = 64
 """Retained topics looked at in each step of a replay, whether they match or not."""
 REPLAY_STEP_WORK: Final = 16
@@ -57,7 +59,11 @@ def deliver(
             return True  # at most once: nobody is there, and that is all right
         outbox = link.outbox
         taken = True
-        if outbox.committed_bytes < link.outbox_bytes_high and not outbox.waiting.count:
+        if (
+            outbox.committed_bytes < link.outbox_bytes_high
+            and not outbox.waiting.count
+            and not (outbox.counted_bytes and state.over_memory(message.size))
+        ):
             commit(state, link, message, 0, retain, identifiers, 0, False, now)
         else:
             session.order += 1
@@ -68,7 +74,7 @@ def deliver(
         delivery = Delivery(message, qos, retain, identifiers, group, session.order)
         if link is None:
             return _wait_in_session(state, session, delivery, now)
-        if sender.quota > 0 and not session.queue.count and not sender.resend and link.outbox.committed_bytes < link.outbox_bytes_high:
+        if not session.queue.count and not sender.resend and link.outbox.committed_bytes < link.outbox_bytes_high and may_send(state, session, link):
             send(state, link, session, delivery, now)
             return True
         taken = _wait_in_session(state, session, delivery, now)
@@ -77,13 +83,22 @@ def deliver(
     return taken
 
 
+def may_send(state: State, session: Session, link: Link) -> bool:
+    """May one more QoS 1 or 2 message be under way? When all of memory is full, only to a client with nothing unsent or unacknowledged."""
+    if session.sender.quota <= 0 or session.inflight_bytes >= state.limits.inflight_bytes_max:
+        return False
+    return not (session.inflight_bytes or link.outbox.counted_bytes) or not state.over_memory(0)
+
+
 def send(state: State, link: Link, session: Session, delivery: Delivery, now: float) -> None:
     """Start a QoS 1 or 2 exchange; the caller has seen that the quota allows it."""
     sender = session.sender
     packet_id = sender.send(delivery)
+    session.hold(delivery.size)
     if not commit(state, link, delivery.message, delivery.qos, delivery.retain, delivery.identifiers, packet_id, False, now):
         # Too large for this client: as if it had been fully sent, so no id and no quota stay taken [MQTT5-3.1.2-25].
         sender.abandon(packet_id)
+        session.let_go(delivery.size)
 
 
 def commit(
@@ -144,6 +159,8 @@ def pump(state: State, link: Link, now: float) -> None:
     outbox = link.outbox
     low = link.outbox_bytes_high // 2
     while outbox.committed_bytes < low:
+        if outbox.committed_bytes and state.over_memory(0):
+            return  # one at a time: what is committed counts once more
         if state.work >= state.limits.work_per_turn_max:
             state.backlog[link] = None
             return
@@ -156,8 +173,9 @@ def pump(state: State, link: Link, now: float) -> None:
                 delivery = unacknowledged.at(packet_id)
                 if not commit(state, link, delivery.message, delivery.qos, delivery.retain, delivery.identifiers, packet_id, True, now):
                     session.sender.abandon(packet_id)
+                    session.let_go(unacknowledged.size)
                 continue
-        from_session = session is not None and session.queue.count > 0 and session.sender.quota > 0 and not session.sender.resend
+        from_session = session is not None and session.queue.count > 0 and not session.sender.resend and may_send(state, session, link)
         if session is not None and from_session and (not outbox.waiting.count or session.queue.first().order < outbox.waiting.first().order):
             delivery = session.queue.pop()
             if not _expired(state, link, delivery, now):
@@ -189,9 +207,9 @@ def _replay(state: State, link: Link, session: Session, now: float) -> bool:
     count = REPLAY_BATCH_COUNT
     if subscription.qos > 0:
         count = min(count, session.sender.quota)
-        if count == 0 or session.queue.count or session.sender.resend:
+        if session.queue.count or session.sender.resend or not may_send(state, session, link):
             return False
-    batch = replay.cursor.next_batch(REPLAY_VISITS_COUNT, count, now)
+    batch = replay.cursor.next_batch(REPLAY_VISITS_COUNT, count, now, REPLAY_BATCH_BYTES)
     if replay.cursor.exhausted:
         del session.replays[filter]
     state.work += REPLAY_STEP_WORK + len(batch)
@@ -217,7 +235,8 @@ def _wait(state: State, session: Session, queue: WaitingQueue, delivery: Deliver
     Oldest first is what gives way; when all of memory is full and this queue has nothing to give, the newcomer does.
     """
     size = delivery.message.size
-    if not _has_place(state, queue, size, count_max, bytes_max):
+    connected = session.link is not None
+    if not _has_place(state, queue, size, count_max, bytes_max, connected):
         rule = state.overflow.rule_for(delivery.message.topic)
         link = session.link
         if rule in ("drop-newest", "refuse") or (rule == "disconnect" and link is not None):
@@ -228,22 +247,26 @@ def _wait(state: State, session: Session, queue: WaitingQueue, delivery: Deliver
             return False
         if rule == "latest" and queue.conflate(delivery):
             state.count_dropped(session.client_id, reason)
-            while queue.count and (queue.bytes > bytes_max or state.over_memory(0)):
+            while queue.count and (queue.bytes > bytes_max or _over_memory(state, 0, connected)):
                 queue.pop()  # the newcomer was the larger one
                 state.count_dropped(session.client_id, reason)
             return queue.count > 0
-        while queue.count and not _has_place(state, queue, size, count_max, bytes_max):
+        while queue.count and not _has_place(state, queue, size, count_max, bytes_max, connected):
             queue.pop()
             state.count_dropped(session.client_id, reason)
-        if not _has_place(state, queue, size, count_max, bytes_max):
+        if not _has_place(state, queue, size, count_max, bytes_max, connected):
             state.count_dropped(session.client_id, reason)
             return False
     queue.append(delivery)
     return True
 
 
-def _has_place(state: State, queue: WaitingQueue, size: int, count_max: int, bytes_max: int) -> bool:
-    return queue.count < count_max and queue.bytes + size <= bytes_max and not state.over_memory(size)
+def _has_place(state: State, queue: WaitingQueue, size: int, count_max: int, bytes_max: int, connected: bool) -> bool:
+    return queue.count < count_max and queue.bytes + size <= bytes_max and not _over_memory(state, size, connected)
+
+
+def _over_memory(state: State, size: int, connected: bool) -> bool:
+    return state.over_memory(size) if connected else state.over_memory_for_later(size)
 
 
 def _wait_in_outbox(state: State, link: Link, session: Session, delivery: Delivery, now: float) -> bool:

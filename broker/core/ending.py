@@ -56,7 +56,7 @@ def leave(state: State, link: Link, now: float, cause: str, *, error: bool, disc
     link.known_topics = {}
     pausing.release(state, link, now)
     pausing.withdraw(state, link)
-    link.outbox.waiting.leave_account()
+    link.outbox.leave_account()
     session = link.session
     link.session = None
     if not keep_waiting and link.outbox.waiting.count:
@@ -138,7 +138,7 @@ def end_session(state: State, session: Session, now: float, *, keep_waiting: boo
     state.work += 1 + len(session.subscriptions) + (session.queue.count >> 4)
     for filter in list(session.subscriptions):
         state.topics.remove(session, filter)
-    session.queue.leave_account()
+    session.leave_account()
     # A shared group's messages go to another member, but never one whose QoS 2 delivery had begun [MQTT5-4.8.2-5].
     for packet_id, unacknowledged in session.sender.unacknowledged.items():
         if unacknowledged.group is not None and unacknowledged.qos == 1:

@@ -1,7 +1,7 @@
 """The broker as a function from bytes and time to bytes: the verbs that the surroundings call, and one dispatch table.
 
 The caller's duties. `now` is a clock that never goes back, in seconds. After every verb that may have produced output,
-drain `take_ready()`: send what `data_to_send` gives and say with `bytes_sent` how much of it the socket took; a link that
+drain `take_ready()`: send what `data_to_send` gives and say with `bytes_sent` how much of it the socket took, if only nothing; a link that
 is `closing` is closed once it has nothing left; one that is `paused` is not read until it is named again. Sleep until
 `next_deadline()` and call `tick`. No verb calls back into another, and none raises for what a peer did.
 """
@@ -268,6 +268,8 @@ class Engine:
         state.ready = []
         for link in ready:
             link.ready = False
+            if link.outbox.counted_bytes:
+                link.outbox.count()
         return ready
 
     def data_to_send(self, link: Link, limit: int = 262_144) -> bytes | memoryview:
@@ -275,7 +277,7 @@ class Engine:
         return link.outbox.data_to_send(limit)
 
     def bytes_sent(self, link: Link, count: int, now: float) -> bool:
-        """The socket took `count` bytes; is there more? Messages that waited are encoded in their place, publishers that waited go on."""
+        """The socket took `count` bytes, or none; is there more? Messages that waited are encoded in their place, publishers that waited go on."""
         state = self.state
         outbox = link.outbox
         outbox.bytes_sent(count)
@@ -287,6 +289,8 @@ class Engine:
                 pump(state, link, now)
             if link.pausing is not None and not outbox.waiting.count:
                 pausing.release(state, link, now)
+        if outbox.counted_bytes != outbox.committed_bytes:
+            outbox.count()
         return outbox.committed_bytes > 0
 
     def detach(self, link: Link, now: float) -> None:
@@ -447,6 +451,9 @@ class Engine:
             "retained_bytes": state.retained.bytes,
             "queued_count": state.waiting.count,
             "queued_bytes": state.waiting.bytes,
+            "unsent_bytes": state.waiting.unsent_bytes,
+            "inflight_bytes": state.waiting.inflight_bytes,
+            "memory_bytes": state.memory_bytes,
             "deadlines_count": len(state.deadlines),
         }
         for reason, count in state.dropped.items():

@@ -47,6 +47,7 @@ def exchange(state: State, link: Link, session: Session, now: float) -> bool:
     held = session.receiver.held
     answers: list[bytes] = []
     acknowledged = 0
+    settled_bytes = 0
     received = 0
     go_on = True
     work_max = state.limits.work_per_turn_max
@@ -70,6 +71,7 @@ def exchange(state: State, link: Link, session: Session, now: float) -> bool:
                 if waiting is None or waiting.qos != 1:
                     break
                 del unacknowledged[packet_id]
+                settled_bytes += waiting.size
                 if sender.quota < sender.quota_max:
                     sender.quota += 1
             elif first == _PUBREC:
@@ -77,6 +79,7 @@ def exchange(state: State, link: Link, session: Session, now: float) -> bool:
                 if waiting is None or waiting.qos != 2:
                     break
                 del unacknowledged[packet_id]
+                settled_bytes += waiting.size
                 sender.released[packet_id] = True
                 answers.append(b"\x62\x02" + data[position + 2 : position + 4])
             elif first == _PUBREL:
@@ -101,6 +104,8 @@ def exchange(state: State, link: Link, session: Session, now: float) -> bool:
     counters.packets_received += acknowledged + received
     counters.publish_received += received
     state.work += acknowledged // 8
+    if settled_bytes:
+        session.let_go(settled_bytes)
     if answers and link.phase == CONNECTED:  # nothing after a DISCONNECT [MQTT5-3.14.4-1]
         counters.packets_sent += len(answers)
         link.outbox.append(b"".join(answers))
@@ -190,10 +195,13 @@ def _are_new(session: Session, ids: list[int], qos: int, receive_maximum: int) -
 def _give(state: State, link: Link, route: Route, run: PublishRun, ids: list[int], now: float) -> set[int] | None:
     """Give a run to all targets of a plain route; the ids of messages that were refused a place, if any were."""
     count = len(ids)
+    size = len(run.frames)
     qos = run.qos
     targets = route.targets
     is_mqtt_5 = link.version >= MQTT_5
     refused_counts: dict[int, int] | None = None
+    full = state.over_memory(0)
+    inflight_bytes_max = state.limits.inflight_bytes_max
     sent_count = 0
     for target in targets:
         session = target.session
@@ -209,6 +217,8 @@ def _give(state: State, link: Link, route: Route, run: PublishRun, ids: list[int
             or recipient.packet_bytes_max < run.size
             or (recipient.version >= MQTT_5) != is_mqtt_5
             or recipient.outbox.committed_bytes >= recipient.outbox_bytes_high
+            or session.inflight_bytes >= inflight_bytes_max
+            or (full and (session.inflight_bytes or recipient.outbox.counted_bytes))
             or not sender.unacknowledged.keys().isdisjoint(ids)
             or (sender.released and not sender.released.keys().isdisjoint(ids))
         ):
@@ -222,6 +232,7 @@ def _give(state: State, link: Link, route: Route, run: PublishRun, ids: list[int
         # Room for all of it, and all its ids are free: what `Sender.send` and `delivery.commit` would do, in one step.
         sender.unacknowledged.update(dict.fromkeys(ids, run))
         sender.quota -= count
+        session.inflight_bytes += size  # `Session.hold`
         outbox = recipient.outbox
         outbox.append(run.frames)
         sent_count += count
@@ -231,6 +242,7 @@ def _give(state: State, link: Link, route: Route, run: PublishRun, ids: list[int
         if outbox.committed_bytes >= recipient.outbox_bytes_high and recipient is not link:
             pausing.press(state, link, recipient, route, now)
     state.work += sent_count + 1
+    state.waiting.inflight_bytes += sent_count * run.size
     state.counters.publish_sent += sent_count
     state.counters.packets_sent += sent_count
     if refused_counts is None:

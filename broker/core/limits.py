@@ -25,6 +25,7 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     client_id_bytes_max: of a Client Identifier in UTF-8; above it 0x85.
     sessions_count_max: sessions, connected or not; a CONNECT beyond is refused with 0x97.
     inflight_count_max: QoS 1 and 2 messages sent and not yet acknowledged, a client (its Receive Maximum may lower it).
+    inflight_bytes_max: the same, in bytes; the next one waits until some are acknowledged.
     receive_maximum: the other direction: unfinished QoS 2 messages a client may have with us; beyond it 0x93.
     topic_alias_maximum: Topic Aliases a client may set on a connection, and the most we set towards one.
     maximum_qos: 0, 1 or 2; told in CONNACK.
@@ -37,7 +38,8 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     outbox_bytes_high: encoded bytes waiting for one client's socket; above it messages wait unencoded and its publishers are paused.
     outbox_bytes_max: QoS 0 messages waiting unencoded for one client, in bytes; above it the overflow rule acts.
     outbox_count_max: the same, in messages.
-    memory_bytes_max: queues, outboxes and retained messages of all clients together.
+    memory_bytes_max: retained messages, and all that is held for clients: queued, unacknowledged, encoded and not yet taken by a socket. The last
+        quarter is for clients that are connected; above it the overflow rules act, whatever a client's own limits are.
     slow_subscriber_grace_s: the longest that one stuck subscriber may pause its publishers; the credit refills at a tenth of time.
     publish_per_s_max: messages that one client may publish, with bursts of a second's worth; beyond it the client is not read for a while. 0: no
         bound.
@@ -66,6 +68,7 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     client_id_bytes_max: int = 65_535
     sessions_count_max: int = 1_000_000
     inflight_count_max: int = 500
+    inflight_bytes_max: int = 67_108_864
     receive_maximum: int = 100
     topic_alias_maximum: int = 32
     maximum_qos: int = 2

@@ -34,6 +34,9 @@ PACKET_BYTES_LARGEST: Final = 268_435_460
 """The protocol's own limit: one byte, four of length, 268,435,455 of body (MQTT 5.0, 2.1.4)."""
 
 
+OUTBOX_BYTES_HIGH_MIN: Final = 1024
+
+
 class Link:
     __slots__ = (
         "access", "aliases_in", "aliases_out", "aliases_out_max", "allowance", "attached", "auth", "auth_deadline", "auth_method", "cause",
@@ -92,7 +95,7 @@ class Link:
         self.last_received_at = now
         self.decoder = FrameDecoder(limits.packet_bytes_max)
         self.outbox = Outbox(account)
-        self.outbox_bytes_high = limits.outbox_bytes_high
+        self.outbox_bytes_high = min(limits.outbox_bytes_high, max(OUTBOX_BYTES_HIGH_MIN, limits.memory_bytes_max >> 4))
         self.promised = limits
         """The limits that its CONNACK told of: what they allow stays allowed, though the broker's own change."""
         self.packet_bytes_max = PACKET_BYTES_LARGEST

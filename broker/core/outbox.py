@@ -11,7 +11,7 @@ from broker.core.waiting import Account, WaitingQueue
 
 
 class Outbox:
-    __slots__ = ("_chunks", "_head", "_head_position", "committed_bytes", "sent_bytes_total", "waiting")
+    __slots__ = ("_chunks", "_head", "_head_position", "account", "committed_bytes", "counted_bytes", "sent_bytes_total", "waiting")
 
     def __init__(self, account: Account) -> None:
         self._chunks: list[bytes] = []
@@ -19,6 +19,9 @@ class Outbox:
         self._head_position = 0
         self.committed_bytes = 0
         """Encoded and not yet sent."""
+        self.account: Account | None = account
+        self.counted_bytes = 0
+        """So many of them are in the account. More than 0: its socket has been full, and has not taken all since."""
         self.waiting = WaitingQueue(account)
         """QoS 0 messages not yet encoded. (QoS 1 and 2 wait in the Session, which outlives this.)"""
         self.sent_bytes_total = 0
@@ -27,6 +30,21 @@ class Outbox:
         """Commit whole frames."""
         self._chunks.append(frames)
         self.committed_bytes += len(frames)
+
+    def count(self) -> None:
+        """Bring the account up to date with what is committed."""
+        account = self.account
+        if account is not None:
+            account.unsent_bytes += self.committed_bytes - self.counted_bytes
+            self.counted_bytes = self.committed_bytes
+
+    def leave_account(self) -> None:
+        """Count no more: what is still here is on its way out, for `close_timeout_s` at most."""
+        if self.account is not None:
+            self.account.unsent_bytes -= self.counted_bytes
+            self.account = None
+            self.counted_bytes = 0
+        self.waiting.leave_account()
 
     def data_to_send(self, limit: int) -> bytes | memoryview:
         """Committed bytes in order, at most about `limit` (never less than one chunk); the same again until `bytes_sent`."""

@@ -99,7 +99,7 @@ def may_retain(state: State, topic: str, payload: bytes) -> bool:
     """Is there a place for one more retained message, or is none needed?"""
     if not payload:
         return True
-    if state.over_memory(len(topic.encode()) + len(payload)):
+    if state.over_memory_for_later(len(topic.encode()) + len(payload)):
         return False
     return len(state.retained) < state.limits.retained_count_max or state.retained.get(topic) is not None
 
@@ -216,8 +216,10 @@ def on_puback(state: State, link: Link, packet: PubAck, now: float) -> None:
     session = link.session
     assert session is not None
     delivery = session.sender.on_puback(packet.packet_id)
-    if delivery is not None and packet.reason.failed:
-        state.count_dropped(session.client_id, "refused-by-client")
+    if delivery is not None:
+        session.let_go(delivery.size)
+        if packet.reason.failed:
+            state.count_dropped(session.client_id, "refused-by-client")
     if session.queue.count or session.replays or session.sender.resend:
         pump(state, link, now)
 
@@ -227,6 +229,8 @@ def on_pubrec(state: State, link: Link, packet: PubRec, now: float) -> None:
     assert session is not None
     failed = packet.reason.failed
     delivery, known = session.sender.on_pubrec(packet.packet_id, failed)
+    if delivery is not None:
+        session.let_go(delivery.size)
     if not known:
         reason = ReasonCode.PACKET_IDENTIFIER_NOT_FOUND if link.is_mqtt_5 else ReasonCode.SUCCESS
         _send_within(state, link, PubRel(packet.packet_id, reason))

@@ -118,6 +118,7 @@ def _relay_run(state: State, link: Link, route: Route, run: bytes, size: int, co
         if (
             outbox.waiting.count
             or outbox.committed_bytes >= recipient.outbox_bytes_high
+            or (outbox.counted_bytes and state.over_memory(0))
             or recipient.aliases_out is not None
             or recipient.packet_bytes_max < size + OTHER_FORM_BYTES_MAX
         ):

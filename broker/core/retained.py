@@ -204,8 +204,9 @@ class ReplayCursor:
     def exhausted(self) -> bool:
         return not self._open
 
-    def next_batch(self, visits_max: int, matches_max: int, now: float) -> list[ApplicationMessage]:
-        """At most matches_max messages that are not expired, after looking at no more than visits_max nodes (each at least 1).
+    def next_batch(self, visits_max: int, matches_max: int, now: float, bytes_max: int = 1 << 60) -> list[ApplicationMessage]:
+        """At most matches_max messages that are not expired, after looking at no more than visits_max nodes (each at least 1), and none
+        after bytes_max is reached.
 
         May be empty while there are more to come: `exhausted` says when it is over.
         """
@@ -214,7 +215,8 @@ class ReplayCursor:
         levels = self._levels
         levels_count = len(levels)
         visits = 0
-        while opened and visits < visits_max and len(batch) < matches_max:
+        size = 0
+        while opened and visits < visits_max and len(batch) < matches_max and size < bytes_max:
             visit = opened[-1]
             depth = visit.depth
             name = visit.names[visit.index]
@@ -233,10 +235,12 @@ class ReplayCursor:
                 found = child.message
                 if found is not None and (whole or below == levels_count) and found.expires_at > now:
                     batch.append(found)
+                    size += found.size
                 if below < levels_count:
                     self._enter(child, below)
             elif child.expires_at > now and (whole or matches(self._filter, child.topic)):
                 batch.append(child)
+                size += child.size
         self.visits += visits
         return batch
 

@@ -31,7 +31,7 @@ class Session:
     """
 
     __slots__ = (
-        "access", "allowance", "client_id", "dropped_count", "ended", "expiry_deadline", "expiry_s", "link", "mount_point", "order", "queue",
+        "access", "allowance", "client_id", "dropped", "ended", "expiry_deadline", "expiry_s", "inflight_bytes", "link", "mount_point", "order", "queue",
         "receiver", "replays", "sender", "sink", "subscriptions", "username", "will", "will_deadline",
     )  # fmt: skip
 
@@ -54,6 +54,8 @@ class Session:
         self.link: Link | None = None
         self.subscriptions: dict[str, Subscription] = {}
         self.sender: Sender[Unacknowledged] = Sender()
+        self.inflight_bytes = 0
+        """What `sender` keeps until it is acknowledged."""
         self.receiver = Receiver()
         self.queue = WaitingQueue(account)
         """QoS 1 and 2 messages not yet sent: the client is away, at its Receive Maximum, or its outbox is full."""
@@ -65,8 +67,30 @@ class Session:
         self.expiry_deadline: Deadline | None = None
         self.will: WillMessage | None = None
         self.will_deadline: Deadline | None = None
-        self.dropped_count = 0
+        self.dropped: dict[str, int] | None = None
+        """Messages not delivered to it, by reason."""
         self.ended = False
+
+    def hold(self, size: int) -> None:
+        """A message of so many bytes was sent and is to be acknowledged."""
+        self.inflight_bytes += size
+        account = self.queue.account
+        if account is not None:
+            account.inflight_bytes += size
+
+    def let_go(self, size: int) -> None:
+        """It was acknowledged, or will not be sent after all."""
+        self.inflight_bytes -= size
+        account = self.queue.account
+        if account is not None:
+            account.inflight_bytes -= size
+
+    def leave_account(self) -> None:
+        """It has ended: what it held is nobody's any more."""
+        account = self.queue.account
+        if account is not None:
+            account.inflight_bytes -= self.inflight_bytes
+        self.queue.leave_account()
 
     def may_receive(self, topic: str) -> bool:
         if self.mount_point and not is_below(self.mount_point, topic):

@@ -99,7 +99,7 @@ class State:
         self.refused = False
         """The rule `refuse` acted on the message being routed."""
         self.waiting = Account()
-        """All queues and outboxes' waiting messages together."""
+        """All queues and outboxes' waiting messages together, and what else is held for clients."""
 
     def mark_ready(self, link: Link) -> None:
         if not link.ready:
@@ -116,8 +116,24 @@ class State:
 
     def count_dropped(self, client_id: str, reason: str, count: int = 1) -> None:
         self.dropped[reason] = self.dropped.get(reason, 0) + count
+        session = self.sessions.get(client_id)
+        if session is not None:
+            if session.dropped is None:
+                session.dropped = {}
+            session.dropped[reason] = session.dropped.get(reason, 0) + count
         self.counters.publish_dropped += count
         self.observer.dropped(client_id, reason, count)
 
+    @property
+    def memory_bytes(self) -> int:
+        """What counts against `memory_bytes_max`."""
+        account = self.waiting
+        return account.bytes + account.inflight_bytes + account.unsent_bytes + self.retained.bytes
+
     def over_memory(self, more_bytes: int) -> bool:
-        return self.waiting.bytes + self.retained.bytes + more_bytes > self.limits.memory_bytes_max
+        """Would so many more be too many for those who are connected?"""
+        return self.memory_bytes + more_bytes > self.limits.memory_bytes_max
+
+    def over_memory_for_later(self, more_bytes: int) -> bool:
+        """The same for what may wait as long as it likes: the last quarter is for those who are connected, so that nobody's absence starves them."""
+        return self.memory_bytes + more_bytes > self.limits.memory_bytes_max // 4 * 3

@@ -1,4 +1,9 @@
-"""A queue of deliveries that is counted: by itself, and in the account of all queues together (`memory_bytes_max`)."""
+"""A queue of deliveries that is counted: by itself, and in the account of all that is held for clients (`memory_bytes_max`).
+
+What is counted is what each client is owed: topic and payload of each message for each of its recipients, though they may share the
+bytes. So the account is never below what the messages take, a drop always gives back what it says, and where large payloads
+wait for many it is above.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +22,7 @@ class Delivery:
     It waits in a queue, and at QoS 1 and 2 then stays in the Session until it is acknowledged.
     """
 
-    __slots__ = ("group", "identifiers", "message", "order", "qos", "retain")
+    __slots__ = ("group", "identifiers", "message", "order", "qos", "retain", "size")
 
     def __init__(
         self, message: ApplicationMessage, qos: int, retain: bool, identifiers: tuple[int, ...], group: SharedGroup | None, order: int
@@ -30,6 +35,8 @@ class Delivery:
         """The shared subscription that chose this session, to choose another if this one ends."""
         self.order = order
         """Position in the session's arrival order, over both of its queues."""
+        self.size = message.size
+        """What it counts for while it is unacknowledged, as that of a `PublishRun` does for each of its frames."""
 
     def at(self, packet_id: int) -> Delivery:
         """What to repeat for this id: itself. (See `PublishRun`.)"""
@@ -79,13 +86,21 @@ Unacknowledged = Delivery | PublishRun
 
 
 class Account:
-    """What all waiting messages come to."""
+    """What all waiting messages come to, and what else is held for clients."""
 
-    __slots__ = ("bytes", "count")
+    __slots__ = ("bytes", "count", "inflight_bytes", "unsent_bytes")
 
     def __init__(self) -> None:
         self.bytes = 0
         self.count = 0
+        self.inflight_bytes = 0
+        """Sent and not acknowledged, in all Sessions."""
+        self.unsent_bytes = 0
+        """Encoded and not taken by its socket, of all connected links whose socket was full."""
+
+    @property
+    def total_bytes(self) -> int:
+        return self.bytes + self.inflight_bytes + self.unsent_bytes
 
 
 class WaitingQueue:
@@ -141,6 +156,7 @@ class WaitingQueue:
         older.retain = delivery.retain
         older.identifiers = delivery.identifiers
         older.group = delivery.group
+        older.size = delivery.size
         return True
 
     def leave_account(self) -> None:

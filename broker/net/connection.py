@@ -370,7 +370,7 @@ class Connection:
                     return self._shut
                 return True
             count = self.transport.send_nowait(data)
-            more = engine.bytes_sent(link, count, now) if count else True
+            more = engine.bytes_sent(link, count, now)
             if count < len(data):
                 return False
             if not more and not closing:

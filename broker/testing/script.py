@@ -65,6 +65,8 @@ def random_script(seed: int, steps_count: int = 60) -> Script:
         for name, values in _LIMITS.items():
             if random.random() < 0.3:
                 limits[name] = random.choice(values)
+    if random.random() < 0.25:
+        limits |= {"outbox_bytes_high": 1024, "outbox_bytes_max": 20_000}  # so that somebody is paused
     if random.random() < 0.3:
         overflow["#"] = random.choice(("drop-oldest", "drop-newest", "latest", "disconnect", "refuse"))
     steps: list[Step] = []
@@ -104,7 +106,7 @@ _LIMITS: Final[dict[str, tuple[Any, ...]]] = {
 
 _KINDS: Final = (
     ("publish", 30), ("subscribe", 6), ("unsubscribe", 2), ("connect", 10), ("disconnect", 8), ("wait", 20), ("network", 3), ("read", 5),
-    ("hold", 4), ("ping", 2), ("kick", 1), ("server_publish", 2),
+    ("hold", 4), ("ping", 2), ("kick", 1), ("server_publish", 2), ("flood", 5),
 )  # fmt: skip
 
 
@@ -163,8 +165,15 @@ def _random_publish(random: Random) -> dict[str, Any]:
     }
 
 
+def _random_flood(random: Random) -> dict[str, Any]:
+    """More than a network and an outbox hold, so that somebody is paused if nobody reads."""
+    quiet = {"qos": 0, "retain": False, "expiry_s": None, "alias": False, "clear": False}
+    return {"topic": random.choice(TOPICS), "size": random.choice((500, 3000)), "count": random.choice((40, 80)), **quiet}
+
+
 _MAKERS: Final[dict[str, Callable[[Random], dict[str, Any]]]] = {
     "publish": _random_publish,
+    "flood": _random_flood,
     "subscribe": _random_subscribe,
     "unsubscribe": lambda random: {"filter": random.choice(FILTERS + GROUP_FILTERS)},
     "connect": _random_connect,

@@ -30,6 +30,8 @@ from broker.wire.packets import MQTT_5, NO_PROPERTIES, ConnAck, Disconnect, Prop
 
 ENGINE_TURN_BYTES: Final = 131_072
 """What one call of the core may add to an outbox that was below its mark: what it had read, and answers to it."""
+MESSAGE_BYTES_MAX: Final = 5_200
+PATIENCE_GRACES: Final = 5
 HEALING_S: Final = 200.0
 ACCOUNT_CHECK_INTERVAL: Final = 64
 
@@ -113,7 +115,10 @@ class Simulation:
         self._expected_present: dict[Line, bool | None] = {}
         self._goodbye_at: dict[Line, int] = {}
         self._tick_at = math.inf
-        self._kicked: set[int] = set()
+        self._unflushed = 0
+        """How many rounds of flushing are under way, one within the other."""
+        self._paused: dict[Link, dict[Link, tuple[float, int]]] = {}
+        """Those that are not read: by whom, since when, and what that one had been sent."""
 
     @property
     def now(self) -> float:
@@ -172,6 +177,8 @@ class Simulation:
         if line.more:
             self.timeline.at(self.now, lambda: self._go_on(line))
         line.was_paused = line.was_paused or link.paused
+        if link.paused:
+            self._paused.setdefault(link, {})
         if link.auth is not None and link.auth is not line.question:
             line.question = link.auth
             self.timeline.at(self.now + self.random.choice((0.0, 0.1, 1.0)), lambda: self._authenticate(line))
@@ -226,17 +233,21 @@ class Simulation:
     def settle(self) -> None:
         """Take what the engine has ready, until there is nothing; see to the next deadline; look whether the books are right."""
         engine = self.engine
+        self._unflushed += 1
         while ready := engine.take_ready():
             for link in ready:
                 line = link.transport
                 assert isinstance(line, Line)
                 self._flush(line)
+        self._unflushed -= 1
         deadline = engine.next_deadline()
         if deadline < self._tick_at:
             self._tick_at = max(deadline, self.now)
             at = self._tick_at
             self.timeline.at(at, lambda: self._tick(at))
         self._check_memory()
+        if self._paused:
+            self._check_paused()
         if self.failure:
             raise BrokenPromise(self.failure)
 
@@ -261,6 +272,7 @@ class Simulation:
                     self.detach(line)
                 break
             if room <= 0:
+                engine.bytes_sent(link, 0, self.now)
                 if link.closing:
                     self.timeline.at(self.now + self.limits.close_timeout_s, lambda: self.detach(line))
                 break
@@ -272,11 +284,32 @@ class Simulation:
             line.more = True
             self.timeline.at(self.now, lambda: self._go_on(line))
 
+    def _check_paused(self) -> None:
+        """Nobody is held up for longer than may be by one that takes nothing."""
+        longest_s = PATIENCE_GRACES * self.limits.slow_subscriber_grace_s + 0.001
+        for link, pausers in list(self._paused.items()):
+            if not link.paused:
+                del self._paused[link]
+                continue
+            for pauser in link.paused_by or ():
+                since, taken = pausers.setdefault(pauser, (self.now, pauser.outbox.sent_bytes_total))
+                if taken != pauser.outbox.sent_bytes_total:
+                    pausers[pauser] = (self.now, pauser.outbox.sent_bytes_total)
+                elif self.now > since + longest_s:
+                    self.fail(f"{link.client_id} is held up by {pauser.client_id}, which has taken nothing for {self.now - since:.1f} s")
+
     def _check_memory(self) -> None:
         state = self.engine.state
         limits = self.limits
-        if state.waiting.bytes + state.retained.bytes > limits.memory_bytes_max:
-            self.fail(f"{state.waiting.bytes} bytes wait and {state.retained.bytes} are retained, above {limits.memory_bytes_max}")
+        account = state.waiting
+        # Whoever has nothing unsent and nothing unacknowledged gets one message even then, which counts for both.
+        if state.memory_bytes > limits.memory_bytes_max + len(self.clients) * 2 * MESSAGE_BYTES_MAX + ENGINE_TURN_BYTES:
+            self.fail(
+                f"{account.bytes} bytes wait, {account.inflight_bytes} are unacknowledged, {account.unsent_bytes} unsent, "
+                f"{state.retained.bytes} retained: above {limits.memory_bytes_max}"
+            )
+        if account.bytes + state.retained.bytes > limits.memory_bytes_max:
+            self.fail(f"{account.bytes} bytes wait and {state.retained.bytes} are retained, above {limits.memory_bytes_max}")
         for link in state.links:
             if link.outbox.committed_bytes > limits.outbox_bytes_high + ENGINE_TURN_BYTES:
                 self.fail(f"{link.client_id} has {link.outbox.committed_bytes} committed bytes")
@@ -300,6 +333,14 @@ class Simulation:
                 self.fail(f"a queue says {queue.count}, {queue.bytes} bytes; there are {len(deliveries)}")
         if (state.waiting.count, state.waiting.bytes) != (sum(queue.count for queue in queues), sum(queue.bytes for queue in queues)):
             self.fail(f"the account says {state.waiting.bytes} bytes wait, the queues {sum(queue.bytes for queue in queues)}")
+        inflight = sum(unacknowledged.size for session in state.sessions.values() for unacknowledged in session.sender.unacknowledged.values())
+        unsent = sum(link.outbox.counted_bytes for link in state.links)
+        behind = 0 if self._unflushed else sum(link.outbox.committed_bytes for link in state.links if link.phase != ENDED)
+        if state.waiting.inflight_bytes != inflight or state.waiting.unsent_bytes != unsent or unsent < behind:
+            self.fail(
+                f"the account says {state.waiting.inflight_bytes} bytes are unacknowledged and {state.waiting.unsent_bytes} unsent, "
+                f"the sessions {inflight}, the links {unsent} and {behind}"
+            )
 
     # ---- the model's idea of sessions and Wills ----
 
@@ -458,7 +499,7 @@ class Simulation:
 
     def _act(self, kind: str, client: SimulatedClient, how: dict[str, Any]) -> None:
         """What only a connected client does."""
-        if kind == "publish":
+        if kind in ("publish", "flood"):
             for _ in range(how["count"]):
                 clear = how["clear"] and how["retain"]
                 note = self.ledger.new_note(client.client_id, how["topic"], min(how["qos"], self.maximum_qos), how["retain"], how["size"], clear)

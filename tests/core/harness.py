@@ -175,7 +175,7 @@ class World:
     def assert_empty(self) -> None:
         """Nothing of anybody is left (but retained messages)."""
         state = self.state
-        assert (state.waiting.bytes, state.waiting.count) == (0, 0)
+        assert (state.waiting.total_bytes, state.waiting.count) == (0, 0)
         assert not state.links
         assert not state.sessions
         assert state.connected_count == 0
@@ -272,6 +272,8 @@ class Peer:
     def flush(self) -> None:
         """Take what the socket takes."""
         engine = self.world.engine
+        if self.takes <= 0 and engine.data_to_send(self.link):
+            engine.bytes_sent(self.link, 0, self.world.now)
         while self.takes > 0:
             data = engine.data_to_send(self.link)
             if not data:

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
-from broker.core import delivery, ending, engine, publish
+from broker.core import delivery, ending, engine, pausing, publish
 from broker.core.inflight import Receiver, Sender
 from broker.core.link import Link
 from broker.core.message import ApplicationMessage
+from broker.core.outbox import Outbox
 from broker.core.retained import RetainedStore
+from broker.core.session import Session
 from broker.core.state import State
 from broker.core.topic_table import SharedGroup, TopicTable
 from broker.core.waiting import Delivery, WaitingQueue
@@ -166,7 +168,7 @@ def whole_group_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def bounds_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is always a place in a queue."""
-    monkeypatch.setattr(delivery, "_has_place", lambda state, queue, size, count_max, bytes_max: True)
+    monkeypatch.setattr(delivery, "_has_place", lambda state, queue, size, count_max, bytes_max, connected: True)
 
 
 def expiry_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,8 +176,33 @@ def expiry_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "end_session", lambda state, session, now: None)
 
 
+def inflight_leaked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was acknowledged still counts."""
+    monkeypatch.setattr(Session, "let_go", lambda self, size: None)
+
+
+def unsent_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits for a full socket is in no account."""
+    monkeypatch.setattr(Outbox, "count", lambda self: None)
+
+
+def pause_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A subscriber that takes nothing holds its publishers until it is gone."""
+    monkeypatch.setattr(pausing, "pause_due", lambda state, link, now: None)
+
+
+def sole_recipient_always_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A publisher's only recipient may pace it though it takes nothing."""
+
+    def may_pace(state: State, link: Link, now: float) -> bool:
+        link.progress_at = now
+        return True
+
+    monkeypatch.setattr(pausing, "_may_pace", may_pace)
+
+
 MUTATIONS: list[Mutation] = [
     resend_lost, pubrel_forgotten, quota_not_restored, order_swapped, waiting_bytes_leaked, will_published_twice, will_not_cancelled, qos_2_not_held,
     drop_not_counted, access_not_asked, receive_maximum_ignored, subscription_kept, retained_not_replaced, stale_routes, ids_reused,
-    whole_group_gets_it, bounds_ignored, expiry_ignored,
+    whole_group_gets_it, bounds_ignored, expiry_ignored, inflight_leaked, unsent_not_counted, pause_without_end, sole_recipient_always_believed,
 ]  # fmt: skip
