@@ -1,6 +1,6 @@
 """A broker under mixed load for as long as one likes: publishers of every QoS, subscribers slow and quick, sessions that come back, clients
-that break off, some that never read, some that come for a moment with a keepalive of 18 hours. Prints memory, tasks, file descriptors and queues at the
-start, on the way and at the end, and what of them has grown.
+that break off, some that never read, some that come for a moment with a keepalive of 18 hours. Prints memory, tasks, file descriptors and
+queues at the start, on the way and at the end, and what of them has grown.
 
     python -m benchmarks.soak --seconds 1200
     python -m benchmarks.soak --seconds 1200 --pause-s 0.02      a load that leaves a small machine to others
@@ -33,7 +33,9 @@ from broker.wire.packets import MQTT_5, Connect, Publish, Subscribe, Subscriptio
 
 WARM_S: Final = 10.0
 SHORT_KEEP_ALIVE_S: Final = 65_535
-LEFT_OVER: Final = ("tasks", "file_descriptors", "clients_total", "links_count", "subscriptions_count", "queued_count", "inflight_bytes", "unsent_bytes")
+LEFT_OVER: Final = (
+    "tasks", "file_descriptors", "clients_total", "links_count", "subscriptions_count", "queued_count", "inflight_bytes", "unsent_bytes",
+)  # fmt: skip
 """What has to be at the end as it was with no client."""
 
 
@@ -177,7 +179,7 @@ async def settle(hub: Broker) -> None:
     for client in hub.clients():
         hub.disconnect(client.client_id, drop_session=True)
     hub.drop_clients()
-    while hub.statistics()["links_count"] or hub.statistics()["connections_open_count"]:
+    while hub.statistics()["links_count"] or hub.statistics()["connections_open_count"]:  # noqa: ASYNC110
         await trio.sleep(0.05)
     for message in hub.retained("#"):
         await hub.publish(message.topic, b"", retain=True)

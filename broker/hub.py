@@ -51,8 +51,8 @@ logger = logging.getLogger("broker")
 
 class ClientInfo(msgspec.Struct, frozen=True, kw_only=True):
     """One session: client_id, and the username by which it came in. peer ("192.0.2.7:50123"), version ("5.0") and connected_at_s (Unix time)
-    are None while its client is away. queue: messages that wait for it; inflight: sent and not acknowledged; bytes: of topics and payloads.
-    dropped: messages that were not delivered to it, by reason."""
+    are None while its client is away. queue_count, queue_bytes: messages that wait for it, in bytes of topics and payloads; inflight_count,
+    inflight_bytes: those sent and not acknowledged. dropped: how many were not delivered to it, by reason."""
 
     client_id: str
     username: str | None
@@ -61,6 +61,7 @@ class ClientInfo(msgspec.Struct, frozen=True, kw_only=True):
     connected_at_s: float | None
     queue_count: int
     queue_bytes: int
+    inflight_count: int = 0
     inflight_bytes: int = 0
     dropped: Mapping[str, int] = {}
 
@@ -305,6 +306,7 @@ def _client_info(session: Session) -> ClientInfo:
         connected_at_s=transport.connected_at_s if isinstance(transport, Connection) else None,
         queue_count=session.queue.count + (0 if waiting is None else waiting.count),
         queue_bytes=session.queue.bytes + (0 if waiting is None else waiting.bytes),
+        inflight_count=session.sender.count,
         inflight_bytes=session.inflight_bytes,
         dropped=dict(session.dropped or {}),
     )

@@ -31,8 +31,8 @@ class Session:
     """
 
     __slots__ = (
-        "access", "allowance", "client_id", "dropped", "ended", "expiry_deadline", "expiry_s", "inflight_bytes", "link", "mount_point", "order", "queue",
-        "receiver", "replays", "sender", "sink", "subscriptions", "username", "will", "will_deadline",
+        "access", "allowance", "client_id", "dropped", "ended", "expiry_deadline", "expiry_s", "inflight_bytes", "link", "mount_point", "order",
+        "queue", "receiver", "replays", "sender", "sink", "subscriptions", "username", "will", "will_deadline",
     )  # fmt: skip
 
     def __init__(

@@ -785,6 +785,29 @@ def test_a_link_that_owes_acknowledgements_is_never_paused() -> None:
     receiver.detach()
 
 
+@pytest.mark.parametrize("qos", [1, 2])
+def test_a_consumer_that_republishes_to_a_stuck_dashboard_loses_nothing_of_its_own(qos: int) -> None:
+    world = World(outbox_bytes_high=1000, outbox_bytes_max=2000, queue_bytes_max=2000, inflight_count_max=5)
+    source, consumer, dashboard = world.client("source"), world.client("consumer"), world.client("dashboard")
+    consumer.subscribe(("in", qos))
+    dashboard.subscribe("out")
+    dashboard.takes = 0
+    got: list[bytes] = []
+    for number in range(1, 301):
+        source.publish("in", b"%d" % number, qos, number)
+        if qos == 2:
+            source.send(PubRel(number))
+        for message in [packet for packet in consumer.take() if isinstance(packet, Publish)]:
+            got.append(message.payload)
+            consumer.publish("out", message.payload + b"x" * 90)  # while it owes the acknowledgement of this one
+            assert not consumer.link.paused
+            consumer.acknowledge(message)
+        world.after(0.01)
+    assert got == [b"%d" % number for number in range(1, 301)]
+    assert not world.state.sessions["consumer"].dropped
+    assert world.dropped("overflow") == sum(world.state.sessions["dashboard"].dropped.values()) > 200
+
+
 def test_the_keepalive_of_a_paused_link_stands_still() -> None:
     world = World(outbox_bytes_high=1000, outbox_bytes_max=2000, slow_subscriber_grace_s=100.0)
     publisher, receiver = world.client("p", keep_alive=10), world.client("r")
