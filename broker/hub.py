@@ -33,7 +33,7 @@ from broker.metrics import SysTopics
 from broker.net.authentication import Authenticate
 from broker.net.connection import Connection, bytes_underway
 from broker.net.doors import Doorkeeper, anonymous_at, is_locked, without_live
-from broker.net.listen import BoundSocket, Listener, adopted_is_private, bind_all, parse_listener
+from broker.net.listen import BoundSocket, Listener, adopted_is_private, at_descriptor, bind_all, parse_listener
 from broker.net.observer import ClientLog
 from broker.net.server import Server
 from broker.net.settings import Settings, limit_faults, override_faults
@@ -432,11 +432,19 @@ def _log_authorize_error(error: Exception) -> None:
 
 
 def _listeners(config: Settings | None, listeners: Sequence[Listener | str | trio.SocketListener] | None) -> list[Listener | trio.SocketListener]:
-    if listeners is None:
-        return [] if config is None else list(config.listeners)
     if isinstance(listeners, str):
         raise TypeError("listeners is a list: listeners=[...]")
-    return [parse_listener(listener) if isinstance(listener, str) else listener for listener in listeners]
+    found: list[Listener | trio.SocketListener] = []
+    wanted: Sequence[Listener | str | trio.SocketListener] = listeners if listeners is not None else () if config is None else config.listeners
+    for index, listener in enumerate(wanted):
+        one = parse_listener(listener) if isinstance(listener, str) else listener
+        if isinstance(one, Listener) and one.descriptor is not None:
+            try:
+                one = at_descriptor(one, one.descriptor)
+            except ValueError as error:
+                raise ConfigError([(f"listeners[{index}].descriptor", str(error))]) from None
+        found.append(one)
+    return found
 
 
 def _limits(overrides: LimitOverrides, config: Settings | None, listeners: Sequence[Listener]) -> Limits:

@@ -15,12 +15,10 @@ from collections.abc import AsyncIterator, Mapping, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
-import msgspec
 import trio
 
 from broker.errors import ConfigError
-from broker.net.listen import Listener
-from broker.net.unix import shown_name
+from broker.net.listen import Listener, at_descriptor
 
 FIRST_DESCRIPTOR: Final = 3
 NOTIFY_TIMEOUT_S: Final = 1.0
@@ -67,7 +65,7 @@ def placed(listeners: Sequence[Listener], sockets: Mapping[str, Sequence[int]], 
             problems.append((f"listeners[{index}].systemd", f"systemd handed over no socket {name!r}; {others}"))
         for descriptor in sockets.get(name, ()):
             try:
-                found.append(_at(listener, descriptor))
+                found.append(at_descriptor(listener, descriptor))
             except ValueError as error:
                 problems.append((f"listeners[{index}].systemd", f"{name!r}: {error}"))
     named = {listener.systemd for listener in listeners}
@@ -76,21 +74,6 @@ def placed(listeners: Sequence[Listener], sockets: Mapping[str, Sequence[int]], 
     if problems:
         raise ConfigError(problems)
     return found
-
-
-def _at(listener: Listener, descriptor: int) -> Listener:
-    """With the descriptor, and the address that the socket says. ValueError for what cannot be listened on."""
-    try:
-        copy = socket.socket(fileno=os.dup(descriptor))
-    except OSError as error:
-        raise ValueError(f"descriptor {descriptor} is no socket: {os.strerror(error.errno or 0).lower()}") from None
-    with copy:
-        if copy.type != socket.SOCK_STREAM or not copy.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            raise ValueError("expected a stream socket that listens: ListenStream= with Accept=no")
-        name = copy.getsockname()
-    if isinstance(name, tuple):
-        return msgspec.structs.replace(listener, descriptor=descriptor, host=name[0], port=name[1])
-    return msgspec.structs.replace(listener, descriptor=descriptor, unix=shown_name(name))
 
 
 # ---- words to systemd ---------------------------------------------------------------------------------------------------

@@ -391,4 +391,6 @@ def without_live(listener: Listener) -> Listener:
 
 
 def _place(listener: Listener) -> tuple[str, int, str | None, int | None]:
-    return listener.host, listener.port, listener.unix, listener.descriptor
+    if listener.descriptor is not None:  # its address is the socket's to say
+        return "", 0, None, listener.descriptor
+    return listener.host, listener.port, listener.unix, None

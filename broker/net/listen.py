@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import unquote, urlsplit
 
+import msgspec
 import trio
 from msgspec import Struct
 
@@ -48,7 +49,7 @@ class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     asks for a free one, the same on every address of the host. unix: a path, instead of host and port. unix_mode: the
     permissions of that path, "0660". unix_owner: whose it is, "user", "user:group" or ":group", names or numbers; None: this process's.
     systemd: the name of sockets that systemd hands over, instead of host, port and unix; only `broker serve` fills it in. descriptor: of a
-    stream socket that listens already and becomes the broker's own; host and port, or unix, are then what it is called.
+    stream socket that listens already and becomes the broker's own; where that is, it says itself.
     protocol, path: MQTT over WebSocket, at this path of the URL. origins: of the web pages that may use it,
     as browsers write them, ("https://dashboard.example",), "*" is any; None: any where there are passwords or allow_anonymous is written,
     else those of this machine. tls: over the socket;
@@ -299,12 +300,25 @@ def _adopt(given: trio.SocketListener) -> BoundSocket:
     return BoundSocket(listening, Listener(host=name[0], port=name[1]), f"mqtt://{url_host(name[0])}:{name[1]}")
 
 
-def _inherit(listener: Listener, descriptor: int) -> BoundSocket:
-    """The path of a Unix socket is not ours to remove: whoever opened it has others to hand it to."""
+def at_descriptor(listener: Listener, descriptor: int) -> Listener:
+    """With the descriptor, and the address that the socket itself says: who can reach it is not to be believed of anybody else.
+    ValueError for what cannot be listened on."""
     try:
-        listening = socket.socket(fileno=descriptor)
-    except OSError as error:
-        raise ListenError(f"descriptor {descriptor}", strerror(error)) from None
+        copy = socket.socket(fileno=os.dup(descriptor))
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"{descriptor} is no socket: {strerror(error) if isinstance(error, OSError) else error}") from None
+    with copy:
+        if copy.type != socket.SOCK_STREAM or not copy.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise ValueError("expected a stream socket that listens (in a unit: ListenStream= with Accept=no)")
+        name = copy.getsockname()
+    if isinstance(name, tuple):
+        return msgspec.structs.replace(listener, descriptor=descriptor, host=name[0], port=name[1], unix=None)
+    return msgspec.structs.replace(listener, descriptor=descriptor, host=_DEFAULT.host, port=_DEFAULT.port, unix=shown_name(name))
+
+
+def _inherit(listener: Listener, descriptor: int) -> BoundSocket:
+    """One that `at_descriptor` has seen. The path of a Unix socket is not ours to remove: whoever opened it has others to hand it to."""
+    listening = socket.socket(fileno=descriptor)
     listening.setblocking(False)
     _set_buffers(listening, listener)
     return BoundSocket(listening, listener, listener.url)

@@ -269,9 +269,9 @@ def test_what_does_not_fit_together_is_told_at_once(stack: ExitStack) -> None:
         )
     found = [f"{key}: {text}" for key, text in caught.value.problems]
     assert found[0] == "listeners[0].systemd: systemd handed over no socket 'none'; it handed over 'tcp', 'udp', 'silent', 'file'"
-    assert found[1] == "listeners[1].systemd: 'udp': expected a stream socket that listens: ListenStream= with Accept=no"
-    assert found[2] == "listeners[2].systemd: 'silent': expected a stream socket that listens: ListenStream= with Accept=no"
-    assert found[3].startswith("listeners[3].systemd: 'file': descriptor ")
+    assert found[1] == "listeners[1].systemd: 'udp': expected a stream socket that listens (in a unit: ListenStream= with Accept=no)"
+    assert found[2] == "listeners[2].systemd: 'silent': expected a stream socket that listens (in a unit: ListenStream= with Accept=no)"
+    assert found[3].startswith("listeners[3].systemd: 'file': ")
     assert found[4] == "listeners: systemd handed over 'tcp', which nobody serves; give a listener systemd = 'tcp'"
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from broker import connect, open_broker
 from broker.errors import ConfigError, ListenError
 from broker.net import listen
 from broker.net.listen import BoundSocket, Listener, bind_all
@@ -240,3 +241,44 @@ async def test_unix_path_without_permission() -> None:
 async def test_too_long_a_path(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="longer than"):
         await bind_all([Listener(unix=str(tmp_path / ("x" * 200)))])
+
+
+# ---- a socket that was opened before ---------------------------------------------------------------------------------------
+
+
+@unix_only
+async def test_a_descriptor_says_itself_where_it_listens(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    given = socket.create_server(("127.0.0.1", 0))
+    unix = socket.socket(socket.AF_UNIX)
+    unix.bind(str(path))
+    unix.listen()
+    port = given.getsockname()[1]
+    wrong = Listener(descriptor=given.detach(), host="192.0.2.1", port=5)
+    async with open_broker(listeners=[wrong, Listener(descriptor=unix.detach(), protocol="websocket")]) as hub:
+        assert hub.urls == (f"mqtt://127.0.0.1:{port}", f"unix://{path}")
+        async with connect(hub.urls[0]) as client:
+            await client.publish("a", b"x", qos=1)
+    assert path.exists()  # whoever opened it may hand it to the next one
+
+
+@unix_only
+async def test_a_descriptor_opens_nothing_by_an_oversight() -> None:
+    """What its Listener says of its address is not believed."""
+    with socket.create_server(("0.0.0.0", 0)) as given, pytest.raises(ConfigError, match="can be reached from other machines"):
+        async with open_broker(listeners=[Listener(descriptor=given.fileno(), host="127.0.0.1")]):
+            pass
+
+
+@unix_only
+async def test_a_descriptor_that_is_none_to_listen_on() -> None:
+    with socket.socket() as silent:
+        for number in (silent.fileno(), 10_000):
+            with pytest.raises(ConfigError, match=r"listeners\[0\]\.descriptor: "):
+                async with open_broker(listeners=[Listener(descriptor=number)]):
+                    pass
+
+
+async def test_systemd_hands_over_to_the_command_only() -> None:
+    with pytest.raises(ListenError, match="only `broker serve` takes sockets from systemd"):
+        await bind_all([Listener(systemd="mqtt")])
