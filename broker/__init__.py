@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     """Do the hot modules of wire and core run as machine code (docs/performance.md), or in pure Python?"""
 
     from broker.channel import Subscription as Subscription
+    from broker.client.authentication import ScramSHA256 as ScramSHA256
+    from broker.client.authentication import Token as Token
     from broker.client.client import Client as Client
     from broker.client.connect import connect as connect
     from broker.client.reconnect import Reconnect as Reconnect
@@ -70,6 +72,7 @@ if TYPE_CHECKING:
 
 _ROOMS = {
     "channel": ("Subscription",),
+    "client.authentication": ("ScramSHA256", "Token"),
     "client.client": ("Client",),
     "client.connect": ("connect",),
     "client.reconnect": ("Reconnect",),

@@ -13,6 +13,7 @@ from typing import Literal
 import trio
 
 from broker.channel import MessageChannel, Subscription
+from broker.client.authentication import Authentication
 from broker.client.driver import Driver
 from broker.client.news import News, NewsIterator
 from broker.client.publishing import Pipeline, new_publish
@@ -243,6 +244,30 @@ class Client:
         """Returns when there is a connection. ConnectionLost if there will be none."""
         await trio.lowlevel.checkpoint()
         while not self.connected:
+            self._driver.line.check_open()
+            await self._driver.line.changed.park()
+
+    async def reauthenticate(self, auth: Authentication | None = None) -> None:
+        """Show the broker anew who this is; returns when it has accepted. auth: from now on instead of that of `connect`, with the same method,
+        such as a newer token. ConnectionLost if the broker does not accept it. Where the connection is lost meanwhile, the next one's CONNECT does
+        the same. NotSupported without an `auth=` in `connect`."""
+        connector = self._driver.line.connector
+        if connector is None or connector.auth is None:
+            raise NotSupported("there is nothing to authenticate anew with: connect(auth=...)")
+        if auth is not None:
+            if auth.method != connector.auth.method:
+                raise ValueError(f"the connection began with {connector.auth.method!r}, and cannot go on with {auth.method!r}")  # [MQTT5-4.12.1-1]
+            connector.auth = auth
+        await self._wait_authenticated()
+        connector.prepare_authentication()
+        self._driver.core.reauthenticate()
+        self._driver.handle()
+        await self._wait_authenticated()
+
+    async def _wait_authenticated(self) -> None:
+        """There is a connection, and no AUTH of ours is under way on it."""
+        await self.wait_connected()
+        while self._driver.core.auth.renewing or not self.connected:
             self._driver.line.check_open()
             await self._driver.line.changed.park()
 

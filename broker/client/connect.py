@@ -13,7 +13,9 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final, ParamSpec, Protocol, TypeVar
 
 import trio
+from msgspec import structs
 
+from broker.client.authentication import Authentication
 from broker.client.client import Client
 from broker.client.connection import Connector, unwrap
 from broker.client.driver import Driver
@@ -110,6 +112,7 @@ def connect(
     user_properties: UserProperties = (),
     tls: ssl.SSLContext | None = None,
     headers: Mapping[str, str] | None = None,
+    auth: Authentication | None = None,
     connect_properties: Properties | None = None,
     disconnect_properties: Properties | None = None,
     bind_address: str | None = None,
@@ -122,7 +125,7 @@ def connect(
     Broker in this Trio run (memory streams, no socket). Parts are percent-decoded, IPv6 stands in brackets, query keys are
     the str, int and float keywords above (client_id=, keep_alive_s=, ...); keywords win; a path on mqtt:// or an unknown key is
     a ValueError. A socket connected to itself counts as refused. headers: sent with a WebSocket's handshake, for proxies that want a
-    token; ValueError with any other URL.
+    token; ValueError with any other URL. auth: `ScramSHA256(user, password)`, `Token(...)` or another `Authentication`, over AUTH (MQTT 5.0).
 
     Entered after CONNACK; the first failure raises ConnectError or ConnectRefused (unless Reconnect(first=True)). Left normally:
     waits close_grace_s for what is under way, then DISCONNECT 0x00. Cancelled: DISCONNECT 0x00, no wait. Left by another
@@ -146,6 +149,12 @@ def connect(
         raise ValueError(f"outgoing_count_max must be from 1 to 60,000, not {outgoing_count_max!r}")
     expiry_s = whole_seconds(session_expiry_s, "session_expiry_s")
     properties = NO_PROPERTIES if connect_properties is None else connect_properties
+    if auth is not None:
+        if level < MQTT_5:
+            raise NotSupported("auth= needs MQTT 5.0")
+        if properties.authentication_method is not None or properties.authentication_data is not None:
+            raise ValueError("auth= says the Authentication Method and Data: leave them out of connect_properties")
+        properties = structs.replace(properties, authentication_method=auth.method)
     will_properties = NO_PROPERTIES if will is None else will.message.properties
     if level < MQTT_5 and (expiry_s or user_properties or properties is not NO_PROPERTIES or will_properties is not NO_PROPERTIES):
         raise NotSupported("session_expiry_s and the properties of CONNECT and Will need MQTT 5.0")
@@ -181,7 +190,7 @@ def connect(
     core.check_disconnect(options.disconnect_properties)
     address, dialler = _dialler(where, tls, bind_address, nodelay, headers)
     driver = Driver(core, address, outgoing_count_max=outgoing_count_max, unclaimed_grace_s=unclaimed_grace_s)
-    return _connected(driver, Client(driver, version), dialler, address, reconnect, connect_timeout_s, close_grace_s)
+    return _connected(driver, Client(driver, version), dialler, address, reconnect, connect_timeout_s, close_grace_s, auth)
 
 
 def _dialler(
@@ -216,7 +225,14 @@ def _dialler(
 
 @asynccontextmanager
 async def _connected(
-    driver: Driver, client: Client, dialler: Any, address: str, policy: Reconnect | None, connect_timeout_s: float, close_grace_s: float
+    driver: Driver,
+    client: Client,
+    dialler: Any,
+    address: str,
+    policy: Reconnect | None,
+    connect_timeout_s: float,
+    close_grace_s: float,
+    auth: Authentication | None,
 ) -> AsyncIterator[Client]:
     body = trio.CancelScope()
     connector = Connector(
@@ -231,6 +247,7 @@ async def _connected(
         failed=driver.fail,
         due=(driver.due, driver.on_due),
         turns=driver.router,
+        auth=auth,
     )
     driver.attach_connector(connector, body.cancel)
     error: BaseException | None = None

@@ -15,9 +15,10 @@ from typing import Final, Protocol
 
 import trio
 
+from broker.client.authentication import Authentication, Exchange
 from broker.client.reconnect import Reconnect, is_final
 from broker.core.client import ClientProtocol
-from broker.errors import BrokerError, ConnectError, ConnectionLost, ConnectRefused
+from broker.errors import BrokerError, ConnectError, ConnectionLost, ConnectRefused, PeerError
 from broker.reasons import ReasonCode
 
 READ_BYTES: Final = 65_536
@@ -54,6 +55,7 @@ class Connector:
         failed: Callable[[BaseException], None],
         due: tuple[Callable[[], float], Callable[[float], None]],
         turns: Turns,
+        auth: Authentication | None = None,
     ) -> None:
         self._core = core
         self._dial = dial
@@ -67,6 +69,9 @@ class Connector:
         self.ended = trio.Event()
         self._due = due
         self._turns = turns
+        self.auth = auth
+        self._exchange: Exchange | None = None
+        self._challenged = trio.lowlevel.ParkingLot()
         self.refused: ConnectRefused | None = None
         self.opened = False
         """A connection has stood: from now on failures are ConnectionLost."""
@@ -96,8 +101,16 @@ class Connector:
             self._writer.unpark_all()
         elif self._core.wants_to_send:
             self._writer.unpark_all()
+        if self._core.auth.challenge is not None:
+            self._challenged.unpark_all()
         if self._next_deadline() < self._timer_deadline:
             self._timer.unpark_all()
+
+    def prepare_authentication(self) -> None:
+        """A new exchange, for a connection or on it."""
+        if self.auth is not None:
+            self._exchange = self.auth.begin()
+            self._core.auth.prepare(self._exchange.first(), self._exchange.accepts)
 
     def send_now(self) -> None:
         """Give the kernel what waits as far as it takes it at once. What it does not take, or fails at, is the writing task's."""
@@ -214,12 +227,15 @@ class Connector:
         with trio.CancelScope() as self._tasks:
             if self._stopping.is_set():
                 return
+            self.prepare_authentication()
             self._core.begin_connection(trio.current_time(), connack_deadline)
             self._sending = False
             with direct_sending(stream) as self._send_nowait:
                 try:
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(self._write, stream)
+                        if self.auth is not None:
+                            nursery.start_soon(self._answer_challenges)
                         self.wake()
                         await self._read(stream)
                         nursery.cancel_scope.cancel()
@@ -246,6 +262,23 @@ class Connector:
                 more = core.receive(b"", trio.current_time(), self._turns.room())
                 self._handle()
         self._handle()
+
+    async def _answer_challenges(self) -> None:
+        """As slowly as that has to be; the core's deadline for CONNACK, and the broker's own, bound it."""
+        core = self._core
+        while True:
+            challenge, exchange = core.auth.challenge, self._exchange
+            if challenge is None or exchange is None:
+                await self._challenged.park()
+                continue
+            try:
+                answer = await exchange.answer(challenge)
+            except PeerError as error:
+                core.abandon(f"authentication failed: {error}")
+                self._handle()
+                return
+            core.answer_challenge(answer)
+            self._handle()
 
     async def _write(self, stream: trio.abc.Stream) -> None:
         """Send what the core has; after its last word end our side, and give the broker `linger_s` to end its own."""

@@ -19,7 +19,7 @@ from broker.client.requests import Requester, Requests
 from broker.client.router import Router, settlement
 from broker.client.subscribing import Subscriber
 from broker.core.client import ClientProtocol
-from broker.core.client_state import Connected, Delivery, Event, ExchangeDone, PublishDone, Received, Resubscribed
+from broker.core.client_state import Connected, Delivery, Event, ExchangeDone, PublishDone, Reauthenticated, Received, Resubscribed
 from broker.errors import ConnectionLost, ConnectRefused
 from broker.reasons import ReasonCode
 
@@ -138,6 +138,8 @@ class Driver:
                 self.line.connector.connected()
             if event.resumed:
                 self.tell("resumed")
+            self.line.changed.unpark_all()
+        elif isinstance(event, Reauthenticated):
             self.line.changed.unpark_all()
         elif isinstance(event, Resubscribed):
             self.tell("connected")

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 
 from msgspec import structs
 
+from broker.core.client_auth import ClientAuth
 from broker.core.client_connect import connect_packet
 from broker.core.client_exchanges import ClientExchanges
 from broker.core.client_inbox import ClientInbox
@@ -28,6 +29,7 @@ from broker.core.client_state import (
     OnPacket,
     Outgoing,
     PublishDone,
+    Reauthenticated,
     Received,
     Refused,
 )
@@ -97,6 +99,7 @@ class ClientProtocol:
         self.outbox = ClientOutbox(options.version, self._send, self._publish_done)
         self.sender = self.outbox.sender
         self.inbox = ClientInbox(options)
+        self.auth = ClientAuth(options.connect_properties.authentication_method)
         self.exchanges = ClientExchanges(options.version, self.sender, self._send, self._tell)
         # The connection.
         self.connection = 0
@@ -138,7 +141,8 @@ class ClientProtocol:
         self._ping_sent_at = None
         self._connack_deadline = connack_deadline
         self._last_sent_at = self._last_received_at = now
-        self._send(connect_packet(self.options, self.client_id, self._says_clean_start))
+        self.auth.begin()
+        self._send(connect_packet(self.options, self.client_id, self._says_clean_start, self.auth.first))
         self._limits_problem_information = self.options.connect_properties.request_problem_information == 0
 
     @property
@@ -307,6 +311,19 @@ class ClientProtocol:
         """Nothing of ours is under way: all published and acknowledged, what we took at QoS 2 released, all bytes gone."""
         return not (self._batch or self._parts or self.exchanges.count or self.outbox.count or self.inbox.releasing_count)
 
+    # ---- authentication ----------------------------------------------------------------------------------------------
+
+    def answer_challenge(self, data: bytes) -> None:
+        """To what is in `auth.challenge`; nothing if that has gone with its connection."""
+        if self.auth.challenge is not None:
+            self.auth.challenge = None
+            self._send(self.auth.packet(ReasonCode.CONTINUE_AUTHENTICATION, data))
+
+    def reauthenticate(self) -> None:
+        """With what `auth.prepare` was given; `Reauthenticated` tells of success, and the broker's DISCONNECT of the contrary."""
+        self.auth.renewing = True
+        self._send(self.auth.packet(ReasonCode.REAUTHENTICATE, self.auth.first))  # [MQTT5-4.12.1-1]
+
     # ---- publishing --------------------------------------------------------------------------------------------------
 
     def publish(self, publish: Publish, *, offline: str = "wait", topic_alias: int | None = None, now: float | None = None) -> Outgoing:
@@ -411,6 +428,7 @@ class ClientProtocol:
     def _on_first(self, packet: Packet, now: float) -> None:
         if isinstance(packet, Auth):
             self._on_auth(packet, now)
+            return
         if not isinstance(packet, ConnAck):
             raise ProtocolError(f"{type(packet).__name__} before CONNACK")  # [MQTT5-3.2.0-1]
         self._connack_deadline = math.inf
@@ -423,6 +441,7 @@ class ClientProtocol:
             return
         if packet.session_present and self._says_clean_start:
             raise ProtocolError("Session Present after Clean Start")  # [MQTT5-3.2.2-2, -4]
+        self.auth.check(properties.authentication_data)
         if properties.assigned_client_identifier is not None:
             self.client_id = properties.assigned_client_identifier
         elif not self.client_id and self.version >= MQTT_5:
@@ -465,9 +484,8 @@ class ClientProtocol:
         self.abandon(f"the broker disconnected: {packet.reason.describe()}" + (f" ({explanation})" if explanation else ""))
 
     def _on_auth(self, packet: Auth, now: float) -> None:
-        if self.options.connect_properties.authentication_method is None:
-            raise ProtocolError("AUTH, though no Authentication Method was named")  # [MQTT5-4.12.0-6]
-        raise ProtocolError("AUTH, which this client cannot answer", ReasonCode.IMPLEMENTATION_SPECIFIC_ERROR)
+        if self.auth.on_auth(packet, self.state == "connected"):
+            self._tell(Reauthenticated())
 
     def _check_problem_information(self, packet: Packet) -> None:
         if isinstance(packet, (PubAck, PubRec, PubRel, PubComp, SubAck, UnsubAck, Auth)):

@@ -8,8 +8,8 @@ from broker.core.client_state import ClientOptions
 from broker.wire.packets import MQTT_5, NO_PROPERTIES, Connect, Properties
 
 
-def connect_packet(options: ClientOptions, client_id: str, clean_start: bool) -> Connect:
-    """client_id: the broker's, once it has assigned one."""
+def connect_packet(options: ClientOptions, client_id: str, clean_start: bool, auth_data: bytes | None = None) -> Connect:
+    """client_id: the broker's, once it has assigned one. auth_data: what enhanced authentication says first."""
     properties = NO_PROPERTIES
     if options.version >= MQTT_5:
         properties = Properties(
@@ -21,6 +21,8 @@ def connect_packet(options: ClientOptions, client_id: str, clean_start: bool) ->
             user_properties=options.user_properties,
         )
         given = {name: value for name, value in structs.asdict(options.connect_properties).items() if value not in (None, ())}
+        if auth_data is not None:
+            given["authentication_data"] = auth_data
         properties = structs.replace(properties, **given)
     return Connect(
         client_id=client_id,

@@ -188,4 +188,8 @@ class Resubscribed(Struct, frozen=True):
     pass
 
 
-Event: TypeAlias = Connected | Refused | Received | PublishDone | ExchangeDone | Resubscribed
+class Reauthenticated(Struct, frozen=True):
+    pass
+
+
+Event: TypeAlias = Connected | Refused | Received | PublishDone | ExchangeDone | Resubscribed | Reauthenticated
