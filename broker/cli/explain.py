@@ -9,6 +9,7 @@ from broker.cli.check import problem_lines
 from broker.cli.running import DONE, FAILED, say
 from broker.config import Config
 from broker.core.access import Action
+from broker.core.mount import mounted_filter
 from broker.errors import ConfigError
 from broker.net.doors import anonymous_at
 from broker.wire.topics import split_shared, topic_filter_fault, topic_name_fault
@@ -23,7 +24,9 @@ from broker.wire.topics import split_shared, topic_filter_fault, topic_name_faul
 @click.option("-c", "--config", "file", required=True, metavar="FILE", help="The broker's config file.")
 @click.option("-u", "--user", metavar="NAME", help="The user name.  [default: none, an anonymous client]")
 @click.option("-i", "--client", "--id", "client_id", default="", metavar="ID", help="The Client Identifier.")
-@click.option("-l", "--listener", "index", type=int, metavar="N", help="A listener with rules of its own: 0 is the first in the file.")
+@click.option(
+    "-l", "--listener", "index", type=int, metavar="N", help="Which listener, from 0 on: with its rules, and its mount_point put before TOPIC."
+)
 @click.argument("action", type=click.Choice(["publish", "receive", "subscribe"]))
 @click.argument("topic")
 def command(file: str, user: str | None, client_id: str, index: int | None, action: Action, topic: str) -> int:
@@ -33,10 +36,13 @@ def command(file: str, user: str | None, client_id: str, index: int | None, acti
     try:
         config = Config.load(file)
         rules = _rules(config, file, index)
+        mount_point = "" if index is None else config.listeners[index].mount_point
     except ConfigError as error:
         for line in problem_lines(error):
             say(line)
         return FAILED
+    if mount_point:  # the topic as its clients call it; rules have the whole
+        topic = mounted_filter(mount_point, topic) if action == "subscribe" else mount_point + topic
     who = f"{'an anonymous client' if user is None else f'user {user!r}'} ({client_id!r})"
     if user is None and _anonymous(config, index) is False:
         print(f"refused: {who} cannot come in: a user name is asked for", flush=True)

@@ -136,6 +136,20 @@ def test_explain(config: str, words: list[str], code: int, parts: list[str], cap
     assert all(part in printed for part in parts), printed
 
 
+def test_explain_takes_the_topic_as_the_clients_of_the_listener_call_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "acl").write_text("topic readwrite factory1/a/#\n")
+    (tmp_path / "broker.toml").write_text('acl_file = "acl"\n[[listeners]]\nport = 1\n[[listeners]]\nport = 2\nmount_point = "factory1/"\n')
+    asked = ["explain", "-c", str(tmp_path / "broker.toml")]
+    for words, code, part in (
+        (["-l", "1", "publish", "a/b"], 0, "may publish 'factory1/a/b'"),
+        (["-l", "1", "subscribe", "$share/g/x"], 0, "the same client may not receive 'factory1/x'"),
+        (["-l", "0", "publish", "a/b"], 1, "may not publish 'a/b'"),
+        (["publish", "factory1/a/b"], 0, "may publish 'factory1/a/b'"),
+    ):
+        assert run_command_line([*asked, *words]) == code
+        assert part in capfd.readouterr().out
+
+
 def test_explain_says_wrong_usage_and_mistakes(config: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert run_command_line(["explain", "-c", config, "publish", "a/#"]) == 2
     (Path(config).parent / "acl").write_text("topic raed x\n")
