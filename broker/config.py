@@ -128,10 +128,11 @@ DEFAULT_LISTENERS: Final = (Listener(host="localhost"),)
 
 
 class Config(Struct, frozen=True, kw_only=True):
-    """All settings of a broker. listeners: none written means this machine only, port 1883. allow_anonymous: None allows clients
-    without authentication while every listener is loopback or Unix and there is no password file. password_file, acl_file: paths of
-    Mosquitto's. access: rules after those of acl_file. overflow: (Topic Filter, rule), the first match counts. limits: `Limits`. limits_for:
-    (user name, what differs for that user). log: where the
+    """All settings of a broker. listeners: none written means this machine only, port 1883. allow_anonymous: None allows clients without
+    authentication while every listener is loopback or Unix and there are no password file and no tokens. password_file, acl_file: paths of
+    Mosquitto's. jwt: tokens (`broker.auth.tokens.Jwt`); None takes none. client_ids: patterns of the Client Identifiers that may come, "%u-*";
+    username_as_client_id: each is called as its user. banned: who may not come in (`broker.auth.bans.Ban`). access: rules after those of acl_file.
+    overflow: (Topic Filter, rule), the first match counts. limits: `Limits`. limits_for: (user name, what differs for that user). log: where the
     command's log goes; in a program only its `connections` counts. shutdown_grace_s: how long clients get what is queued for them when it ends.
     sys_interval_s: between two rounds of $SYS/broker/..., 0 is off. Mostly made by `load` and `from_dict`."""
 

@@ -240,7 +240,7 @@ class Broker:
     def reload(self, config: Settings) -> Sequence[str]:
         """Take over what can change while running: limits (under those that `open_broker` was given) and overflow for what comes from
         now on, passwords, access rules,
-        certificates, allow_anonymous and the small keys of listeners, sys_interval_s, shutdown_grace_s, log.connections. The files are
+        certificates, tokens, bans, allow_anonymous and the small keys of listeners, sys_interval_s, shutdown_grace_s, log.connections. The files are
         read again. Clients stay connected, with what the new rules allow them. Returns the keys that differ and need a restart.
         ConfigError: nothing was changed. (log.level is the process's, which owns its logging.)
         """

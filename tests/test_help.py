@@ -58,6 +58,6 @@ def test_a_word_for_a_type_explains_itself(name: str) -> None:
 
 def test_a_client_has_no_member_that_is_not_for_programs() -> None:
     assert sorted(members(broker.Client)) == [
-        "client_id", "connack", "connected", "connections", "core", "disconnect", "pipeline", "publish", "reply", "request", "session_present",
-        "statistics", "subscribe", "unclaimed", "unsubscribe", "version", "wait_connected",
+        "client_id", "connack", "connected", "connections", "core", "disconnect", "pipeline", "publish", "reauthenticate", "reply", "request",
+        "session_present", "statistics", "subscribe", "unclaimed", "unsubscribe", "version", "wait_connected",
     ]  # fmt: skip

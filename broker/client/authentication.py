@@ -43,6 +43,7 @@ class ScramSHA256:
         return f"ScramSHA256({self._username!r}, ...)"
 
     def begin(self) -> Exchange:
+        """For `connect`: one proof, with a nonce of its own."""
         return _Scram(scram.ClientExchange(self._username, self._password, scram.new_nonce(secrets.token_bytes(18))))
 
 
@@ -70,6 +71,7 @@ class Token:
         return f"Token(..., {self.method!r})"
 
     def begin(self) -> Exchange:
+        """For `connect`: what is sent this time."""
         return _Sent(self._token if isinstance(self._token, str) else self._token())
 
 
