@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import trio
 
+from broker.core.allowance import LimitOverrides
 from broker.hub import Broker, open_broker
 from broker.net.listen import Listener
 from broker.wire.packets import PingReq, PingResp, Publish
@@ -26,8 +27,7 @@ NEIGHBOURS_ADDRESS = "127.0.0.2"
 class Scene:
     def __init__(self, hub: Broker) -> None:
         self.hub = hub
-        host, _, port = hub.urls[0].removeprefix("mqtt://").rpartition(":")
-        self._place = (host, int(port))
+        self._ports = [int(url.rpartition(":")[2]) for url in hub.urls]
         self._streams = AsyncExitStack()
         self._number = 0
         self.talker: Client
@@ -36,7 +36,8 @@ class Scene:
     async def dial(self, version: int = 5, *, address: str | None = None, small: bool = False) -> Client:
         """A connection on which nothing was said; it ends with the scene, unless somebody ends it before. small: it has no place for
         what it does not read."""
-        stream = await trio.open_tcp_stream(*self._place, local_address=address)
+        port = self._ports[1 if address == NEIGHBOURS_ADDRESS else 0]
+        stream = await trio.open_tcp_stream("127.0.0.1", port, local_address=address)
         if small:
             stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         return Client(await self._streams.enter_async_context(stream), version)
@@ -74,7 +75,9 @@ class Scene:
 @asynccontextmanager
 async def scene(caplog: pytest.LogCaptureFixture, **limits: Any) -> AsyncIterator[Scene]:
     """Only the neighbours are left when the block ends, then nobody; and the broker has found no fault of its own."""
-    async with open_broker(listeners=[Listener(port=0, send_buffer_bytes=65_536)], **limits) as hub:
+    # However short the time for strangers is, on a busy machine too: the neighbours' listener gives them enough.
+    patient = Listener(port=0, limits=LimitOverrides(connect_timeout_s=10))
+    async with open_broker(listeners=[Listener(port=0, send_buffer_bytes=65_536), patient], **limits) as hub:
         one = Scene(hub)
         async with one._streams:
             one.talker = await one.client("talker", address=NEIGHBOURS_ADDRESS)

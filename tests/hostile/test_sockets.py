@@ -94,18 +94,20 @@ async def test_opened_and_dropped_by_the_thousand(caplog: pytest.LogCaptureFixtu
 async def test_half_open_and_half_closed(caplog: pytest.LogCaptureFixture) -> None:
     """One that keeps its line and is gone is found by its Keep Alive; one that closed its sending side gets what it was owed."""
     async with scene(caplog) as here:
-        gone, half = await here.dial(), await here.dial()
-        await gone.send(Connect("gone", keep_alive_s=1, will=WillMessage("neighbours", b"gone")))
+        heir, gone, half = await here.client("heir"), await here.dial(), await here.dial()
+        await heir.subscribe("will")
+        await gone.send(Connect("gone", keep_alive_s=1, will=WillMessage("will", b"gone")))
         assert isinstance(await gone.receive(), ConnAck)
         await half.send(Connect("half"), Subscribe(1, (SubscriptionRequest("half"),)), Publish("half", b"owed"))
         assert isinstance(half.stream, trio.SocketStream)
         await half.stream.send_eof()
         assert [type(packet) for packet in await ends(half)] == [ConnAck, SubAck, Publish]
         await here.check_neighbours()
-        will = await here.listener.receive()
+        will = await heir.receive()
         assert isinstance(will, Publish)
         assert will.payload == b"gone"
         assert await ends(gone) == [Disconnect(ReasonCode.KEEP_ALIVE_TIMEOUT)]
+        await heir.stream.aclose()
 
 
 # ---- too much ------------------------------------------------------------------------------------------------------------
