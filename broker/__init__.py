@@ -1,6 +1,6 @@
 """An MQTT 5.0, 3.1.1 and 3.1 broker and client, built on Trio.
 
-    open_broker, serve      a broker in a Trio program (Broker, Config, Listener, TlsFiles, Limits, ClientInfo)
+    open_broker, serve      a broker in a Trio program (Broker, Config, Listener, TlsFiles, TlsName, Limits, LimitOverrides, ClientInfo)
     broker_thread           one in a thread of its own, for asyncio, plain programs and tests (BrokerThread)
     connect                 a client of any broker (Client, Subscription, Message, Will, QoS, Reconnect)
     BrokerError             the root of all errors raised on purpose; ReasonCode is what a peer says
@@ -126,7 +126,8 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_ROOM_OF, "compiled"})
+    """The public names, and what every module has."""
+    return sorted({*(name for name in globals() if name.startswith("__")), *_ROOM_OF, "compiled"})
 
 
 def _is_compiled() -> bool:

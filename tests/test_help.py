@@ -30,6 +30,7 @@ def members(kind: type) -> dict[str, Any]:
 def test_the_package_names_what_is_in_it() -> None:
     page = pydoc.plain(pydoc.render_doc(broker))
     assert all(name in page for name in ("open_broker", "serve", "connect", "broker_thread", "Client", "Message", "BrokerError"))
+    assert [name for name in dir(broker) if not name.startswith("__")] == sorted([*broker.__all__, "compiled"])  # what completion offers
 
 
 @pytest.mark.parametrize("name", CLASSES)

@@ -39,7 +39,7 @@ from broker.core.rate import Rate
 from broker.core.relay import relay
 from broker.core.session import Session
 from broker.core.state import COUNTER_NAMES, State
-from broker.core.strangers import other_protocol
+from broker.core.strangers import other_than_mqtt
 from broker.core.subscribe import on_subscribe, on_unsubscribe
 from broker.core.topic_table import Subscription
 from broker.errors import IncompletePacket, InvalidTopic, MalformedPacket, PeerError, ProtocolError, shown
@@ -248,7 +248,7 @@ class Engine:
         state = self.state
         cause = str(error)
         if link.phase == AWAITING_CONNECT:
-            cause = other_protocol(link.decoder.data) or cause
+            cause = other_than_mqtt(link.decoder.data) or cause
         state.observer.violation(link, cause)
         if link.phase == CONNECTED:
             close_link(state, link, error.reason, cause, now)

@@ -22,6 +22,7 @@ from wsproto.connection import ConnectionState
 from wsproto.events import BytesMessage, CloseConnection, Event, RejectConnection, RejectData, TextMessage
 from wsproto.utilities import ProtocolError, RemoteProtocolError
 
+from broker.core.strangers import other_than_http
 from broker.net.origins import allows
 
 SUBPROTOCOL: Final = "mqtt"
@@ -58,10 +59,17 @@ class _Protocol(WSConnection):
         """Code and reason to close with: what came is no MQTT over WebSocket."""
         self.deaf = False
         """Frames can no longer be told apart."""
+        self._begun = False
 
     def receive_data(self, data: bytes | None) -> None:
         if self.deaf:
             return  # wsproto would keep it for ever
+        if not self._begun and data and not self.client:
+            self._begun = True
+            stranger = other_than_http(data)
+            if stranger is not None:  # now: it may never send the empty line that a request ends with
+                self.fault = stranger
+                raise RemoteProtocolError(stranger, event_hint=RejectConnection())
         try:
             super().receive_data(data)
         except _FAULTS as error:
