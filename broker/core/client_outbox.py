@@ -100,7 +100,7 @@ class ClientOutbox:
         """With the seconds that are left, as a broker would say [MQTT5-3.3.2-6]; one at least for what is repeated and must be."""
         if outgoing.expires_at == math.inf:
             return publish
-        left = max(math.ceil(outgoing.expires_at - self.now), 1 if outgoing.left or publish.properties.message_expiry_interval else 0)
+        left = max(math.ceil(outgoing.expires_at - self.now - 0.001), 1 if outgoing.left or publish.properties.message_expiry_interval else 0)
         if left == publish.properties.message_expiry_interval:
             return publish
         return structs.replace(publish, properties=structs.replace(publish.properties, message_expiry_interval=left))

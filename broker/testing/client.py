@@ -122,6 +122,9 @@ class SimulatedClient:
 
     # ---- a connection ----
 
+    def wants_clean(self, clean: bool) -> bool:
+        return clean
+
     def connect(self, clean: bool, expiry_s: int, will: WillMessage | None) -> None:
         simulation = self.simulation
         self.line = line = simulation.open_line(self)
@@ -295,11 +298,7 @@ class SimulatedClient:
         elif isinstance(packet, SubAck):
             self._on_suback(packet)
         elif isinstance(packet, UnsubAck):
-            gone = self._asked.pop(packet.packet_id)
-            assert isinstance(gone, View)
-            for view in self.views:
-                if view.filter == gone.filter and view.asked_serial < gone.asked_serial:
-                    view.gone_serial = min(view.gone_serial, self.simulation.serial)
+            self._on_unsuback(packet)
         elif isinstance(packet, PingResp):
             count = self._pings.popleft()
             for note in self._unproven[:count]:
@@ -409,6 +408,13 @@ class SimulatedClient:
             del self._on_this_connection[packet_id]
             self._quota += 1
         self._send_waiting()
+
+    def _on_unsuback(self, packet: UnsubAck) -> None:
+        gone = self._asked.pop(packet.packet_id)
+        assert isinstance(gone, View)
+        for view in self.views:
+            if view.filter == gone.filter and view.asked_serial < gone.asked_serial:
+                view.gone_serial = min(view.gone_serial, self.simulation.serial)
 
     def _on_suback(self, packet: SubAck) -> None:
         views = self._asked.pop(packet.packet_id)

@@ -23,6 +23,7 @@ from broker.core.observer import Observer
 from broker.reasons import ReasonCode
 from broker.testing.client import EXPECTED_GOODBYES, SimulatedClient
 from broker.testing.ledger import BrokenPromise, Ledger, Note, WillView
+from broker.testing.own import OwnClient
 from broker.testing.script import ClientSpec, Script, Step
 from broker.testing.timeline import Timeline
 from broker.testing.wire import Faults, Line, Pipe
@@ -32,6 +33,7 @@ ENGINE_TURN_BYTES: Final = 131_072
 """What one call of the core may add to an outbox that was below its mark: what it had read, and answers to it."""
 MESSAGE_BYTES_MAX: Final = 5_200
 PATIENCE_GRACES: Final = 5
+RECONNECT_S: Final = 2.0311
 HEALING_S: Final = 200.0
 ACCOUNT_CHECK_INTERVAL: Final = 64
 
@@ -106,7 +108,7 @@ class Simulation:
         self.lines: list[Line] = []
         self.faults: dict[int, Faults] = {}
         self.reading: dict[int, bool] = {}
-        self.clients = [SimulatedClient(self, index, spec) for index, spec in enumerate(script.clients)]
+        self.clients = [(OwnClient if spec.own else SimulatedClient)(self, index, spec) for index, spec in enumerate(script.clients)]
         self.witness = SimulatedClient(self, len(self.clients), WITNESS)
         self.checker = SimulatedClient(self, len(self.clients) + 1, CHECKER)
         self.everybody = [*self.clients, self.witness, self.checker]
@@ -115,6 +117,9 @@ class Simulation:
         self._expected_present: dict[Line, bool | None] = {}
         self._goodbye_at: dict[Line, int] = {}
         self._tick_at = math.inf
+        self._over = False
+        self._asked_to: dict[SimulatedClient, dict[str, Any]] = {}
+        """How each client connected the last time."""
         self._unflushed = 0
         """How many rounds of flushing are under way, one within the other."""
         self._paused: dict[Link, dict[Link, tuple[float, int]]] = {}
@@ -140,7 +145,7 @@ class Simulation:
         random = Random(self.script.seed * 1_000_003 + client.index * 1009 + sum(one.client_index == client.index for one in self.lines))
         line.up = Pipe(self.timeline, random, faults, lambda data: self._to_engine(line, data), lambda: self._may_deliver(line))
         line.down = Pipe(self.timeline, random, faults, lambda data: self._to_client(client, line, data))
-        line.down.frozen = not self.reading.get(client.index, True)
+        line.down.frozen = line.was_deaf = not self.reading.get(client.index, True)
         line.link = self.engine.attach(client.client_id, self.now, transport=line)
         self.settle()
         return line
@@ -286,7 +291,7 @@ class Simulation:
 
     def _check_paused(self) -> None:
         """Nobody is held up for longer than may be by one that takes nothing."""
-        longest_s = PATIENCE_GRACES * self.limits.slow_subscriber_grace_s + 0.001
+        longest_s = (PATIENCE_GRACES + 2) * self.limits.slow_subscriber_grace_s + 0.001  # what is judged, then its credit, in a row
         for link, pausers in list(self._paused.items()):
             if not link.paused:
                 del self._paused[link]
@@ -437,7 +442,7 @@ class Simulation:
         view: WillView | None = None
         asked = how.get("will")
         is_5 = client.version >= MQTT_5
-        clean = bool(how["clean"])
+        clean = client.wants_clean(bool(how["clean"]))
         expiry_s = float(how["expiry_s"]) if is_5 else (0.0 if clean else math.inf)
         expiry_s = min(expiry_s, self.limits.session_expiry_s_max)
         if asked:
@@ -448,6 +453,7 @@ class Simulation:
             view = WillView(note, delay_s)
             self.ledger.wills.append(view)
         self.serial += 1
+        self._asked_to[client] = how
         client.connect(clean, int(how["expiry_s"]), will)
         assert client.line is not None
         self._connects[client.line] = (clean, expiry_s, view)
@@ -465,6 +471,18 @@ class Simulation:
                 self._keep_alive(client, line, interval_s)
 
         self.timeline.at(self.now + interval_s, ping)
+
+    def lost(self, client: SimulatedClient) -> None:
+        """A client that comes back by itself has lost its connection."""
+        how = {**self._asked_to[client], "clean": client.version < MQTT_5 and self._asked_to[client]["clean"]}
+        line_count = len(self.lines)
+
+        def again() -> None:
+            if not self._over and client.line is None and not any(line.client_index == client.index for line in self.lines[line_count:]):
+                self.serial += 1
+                self.connect(client, how)
+
+        self.timeline.at(self.now + RECONNECT_S, again)
 
     def _abandon(self, client: SimulatedClient, line: Line) -> None:
         """The client has forgotten this connection; the other side may find out for itself."""
@@ -535,6 +553,7 @@ class Simulation:
         self.reading[client.index] = on
         if client.line is not None:
             client.line.down.frozen = not on
+            client.line.was_deaf = client.line.was_deaf or not on
             client.line.down.look()
 
     def _server_publish(self, how: dict[str, Any]) -> None:
@@ -633,6 +652,7 @@ class Simulation:
 
     def _end(self) -> None:
         """Shut down: everybody is told, and nothing is left."""
+        self._over = True
         self.engine.shutdown(self.now)
         self.settle()
         self.timeline.run_until(self.now + 20)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from broker.testing.timeline import Timeline
 
 
-PIECES_MAX = 24
+PIECES_MAX = 12
 """So many small pieces of one write; then the rest of it in one. Else a simulation does nothing but carry bytes."""
 
 
@@ -113,6 +113,8 @@ class Line:
         self.more = False
         """The engine has work left from what it got."""
         self.was_paused = False
+        self.was_deaf = False
+        """Its client has not read for a while."""
         self.question: object = None
         self.ended_at: float | None = None
         """When the core said that it was over, and the event's number."""

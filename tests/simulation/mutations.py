@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 
 from broker.core import delivery, ending, engine, pausing, publish
+from broker.core.client_inbox import ClientInbox
+from broker.core.client_outbox import ClientOutbox
+from broker.core.client_state import Delivery as ClientDelivery
 from broker.core.inflight import Receiver, Sender
 from broker.core.link import Link
 from broker.core.message import ApplicationMessage
@@ -17,7 +20,7 @@ from broker.core.session import Session
 from broker.core.state import State
 from broker.core.topic_table import SharedGroup, TopicTable
 from broker.core.waiting import Delivery, WaitingQueue
-from broker.wire.packets import PUBREC, PubRec
+from broker.wire.packets import PUBREC, Publish, PubRec
 
 Mutation = Callable[[pytest.MonkeyPatch], None]
 
@@ -201,8 +204,39 @@ def sole_recipient_always_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pausing, "_may_pace", may_pace)
 
 
+def resumed_client_sends_nothing_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our own client, not the broker: what it had published and not seen acknowledged is forgotten when it reconnects."""
+    begin = ClientOutbox.begin
+
+    def forgetful(self: ClientOutbox, capabilities: Any) -> Any:
+        found = begin(self, capabilities)
+        self.sender.resend = None
+        return found
+
+    monkeypatch.setattr(ClientOutbox, "begin", forgetful)
+
+
+def client_takes_repetitions_for_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our own client: a repeated QoS 2 PUBLISH reaches the program again."""
+
+    def on_publish(self: ClientInbox, packet: Publish) -> ClientDelivery:
+        alias = packet.properties.topic_alias
+        if alias is not None:
+            packet = self._resolve_alias(packet, alias)
+        return ClientDelivery(packet, self.connection) if packet.qos == 0 else _held(self, packet)
+
+    def _held(self: ClientInbox, packet: Publish) -> ClientDelivery:
+        delivery = self._unsettled[packet.packet_id] = ClientDelivery(packet, self.connection)
+        self._receiver.on_publish(packet.packet_id)
+        self._queue.append(delivery)
+        return delivery
+
+    monkeypatch.setattr(ClientInbox, "on_publish", on_publish)
+
+
 MUTATIONS: list[Mutation] = [
     resend_lost, pubrel_forgotten, quota_not_restored, order_swapped, waiting_bytes_leaked, will_published_twice, will_not_cancelled, qos_2_not_held,
     drop_not_counted, access_not_asked, receive_maximum_ignored, subscription_kept, retained_not_replaced, stale_routes, ids_reused,
     whole_group_gets_it, bounds_ignored, expiry_ignored, inflight_leaked, unsent_not_counted, pause_without_end, sole_recipient_always_believed,
+    resumed_client_sends_nothing_again, client_takes_repetitions_for_new,
 ]  # fmt: skip

@@ -16,7 +16,7 @@ from tests.simulation.mutations import MUTATIONS, Mutation
 SEEDS_COUNT = int(os.environ.get("BROKER_SIMULATION_SEEDS", "2000"))
 CHUNK_COUNT = 20
 """Parts, so that two workers share the seeds and no test takes long."""
-SEEDS_PER_MUTATION = 60
+SEEDS_PER_MUTATION = 200
 planted = pytest.mark.pure_python("a planted fault replaces functions and methods, which machine code calls without looking them up")
 
 
