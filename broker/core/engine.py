@@ -110,6 +110,11 @@ class Engine:
             bytes_underway or _all_arrived,
         )
 
+    @property
+    def access(self) -> Access:
+        """What a client may do whose listener has no rules of its own."""
+        return self.state.access
+
     # ---- a byte stream's life ----
 
     def attach(

@@ -19,8 +19,7 @@ from broker.reasons import ReasonCode
 
 if TYPE_CHECKING:
     from broker.auth.acl import AccessRules
-    from broker.core.auth import AuthRequest
-    from broker.net.connection import Connection
+    from broker.net.inquiry import Inquiry
 
 QUESTIONS_COUNT_MAX: Final = 100
 """`authenticate` hooks running at a time; more wait their turn, inside their own deadline."""
@@ -51,13 +50,13 @@ class ConnectRequest:
     """
 
     __slots__ = (
-        "_connection", "_question", "auth_data", "auth_method", "certificate", "client_id", "ends_at_s", "final_data", "listener", "password",
+        "_inquiry", "auth_data", "auth_method", "certificate", "client_id", "ends_at_s", "final_data", "listener", "password",
         "peer", "reauthentication", "username",
     )  # fmt: skip
 
-    def __init__(self, connection: Connection, question: AuthRequest) -> None:
-        self._connection = connection
-        self._question = question
+    def __init__(self, inquiry: Inquiry) -> None:
+        self._inquiry = inquiry
+        connection, question = inquiry.connection, inquiry.question
         self.client_id = question.client_id
         self.username = question.username
         self.password = question.password
@@ -78,25 +77,24 @@ class ConnectRequest:
         """Send AUTH 0x18 with `data` and wait for the client's next AUTH. RuntimeError without an auth_method."""
         if self.auth_method is None:
             raise RuntimeError("only a client that named an Authentication Method can be challenged")
-        return await self._connection.challenge(self._question, data)
+        return await self._inquiry.challenge(data)
 
 
 Authenticate: TypeAlias = Callable[[ConnectRequest], Awaitable[str | None]]
 """The user name by which the client is known from now on; None refuses it (0x86)."""
 
 
-async def ask(
-    connection: Connection, question: AuthRequest, authenticate: Authenticate, limiter: trio.CapacityLimiter | None, deadline: float
-) -> None:
+async def ask(inquiry: Inquiry, authenticate: Authenticate, limiter: trio.CapacityLimiter | None, deadline: float) -> None:
     """Run the hook and give the core its verdict; nothing if the client has gone, or the core no longer wants to know.
 
     limiter: None for one that limits itself.
     """
-    request = ConnectRequest(connection, question)
+    connection, question = inquiry.connection, inquiry.question
+    request = ConnectRequest(inquiry)
     username: str | None = None
     refused: ReasonCode | None = ReasonCode.NOT_AUTHORIZED if question.reauthentication else ReasonCode.SERVER_UNAVAILABLE
     with trio.CancelScope(deadline=deadline) as scope:
-        connection.question_scope = scope
+        inquiry.scope = scope
         try:
             async with limiter or nullcontext():
                 username = await authenticate(request)
@@ -120,4 +118,4 @@ async def ask(
         if question.challenged:
             refused = ReasonCode.NOT_AUTHORIZED
     if not question.done:
-        await connection.answer(Verdict(username, refused, request.final_data, request.ends_at_s))
+        await inquiry.answer(Verdict(username, refused, request.final_data, request.ends_at_s))

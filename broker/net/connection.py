@@ -15,18 +15,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from broker.core.access import Access
-from broker.net import authentication, proxy_protocol
-from broker.net.locks import BANNED
-from broker.net.tls import fault_of
-from broker.net.tls_transport import TlsTransport
-from broker.net.transport import BROKEN, StreamTransport, Transport, strerror
+from broker.net.handshake import shake_hands
+from broker.net.inquiry import Inquiry
+from broker.net.transport import BROKEN, Transport, strerror
 
 if TYPE_CHECKING:
     from broker.core.auth import AuthRequest
     from broker.core.limits import Limits
     from broker.core.link import Link
-    from broker.net.authentication import Verdict
     from broker.net.listen import BoundSocket
     from broker.net.server import Server
     from broker.reasons import ReasonCode
@@ -49,10 +45,8 @@ def bytes_underway(link: Link) -> int:
 
 class Connection:
     __slots__ = (
-        "_access", "_answered", "_attached_at", "_drained", "_nursery", "_proxied", "_question", "_read_scope", "_shut", "_unpaused", "_writing",
-        "address", "bound", "cause", "certificate", "connected_at_s", "ended", "finished", "link", "listener", "peer", "question_scope", "refusal",
-        "server",
-        "transport",
+        "_attached_at", "_drained", "_nursery", "_proxied", "_read_scope", "_shut", "_unpaused", "_writing", "address", "bound", "cause",
+        "certificate", "connected_at_s", "ended", "finished", "inquiry", "link", "listener", "peer", "refusal", "server", "transport",
     )  # fmt: skip
 
     def __init__(
@@ -84,7 +78,8 @@ class Connection:
         """Nothing may be started in its nursery any more."""
         self.finished: trio.Event | None = None
         """Set at the very end, for those who wait for it."""
-        self.question_scope: trio.CancelScope | None = None
+        self.inquiry: Inquiry | None = None
+        """Who it is, while that is being asked."""
         self._proxied = proxied
         """The socket from which a PROXY header must come first."""
         self._nursery: trio.Nursery | None = None
@@ -95,10 +90,6 @@ class Connection:
         """Our sending side is closed, or the reading task is to close both."""
         self._unpaused: trio.Event | None = None
         self._drained: trio.Event | None = None
-        self._question: AuthRequest | None = None
-        self._answered: trio.Event | None = None
-        self._access: Access | None = None
-        """The listener's, for who brings no rules along."""
 
     # ---- its life ----
 
@@ -106,9 +97,22 @@ class Connection:
         """To its end, whatever that is. Raises nothing but a cancellation from outside."""
         try:
             try:
-                await self._serve()
+                async with trio.open_nursery() as nursery:
+                    try:
+                        self._nursery = nursery
+                        self._attached_at = now = trio.current_time()
+                        proxied, self._proxied = self._proxied, None
+                        # Not when it was cancelled before it began. (Each coroutine between here and the socket costs every idle client 250 bytes.)
+                        if not self.ended and await shake_hands(self, nursery, proxied, now + self.limits.connect_timeout_s):
+                            self._attach()
+                            await (self._read() if self.transport.half_closes else self._read_until_shut())
+                    except BROKEN as error:
+                        self._broken(error)
+                    finally:
+                        # Before the nursery closes, or a flush might start a writer in a closed one.
+                        self.ended = True
+                        nursery.cancel_scope.cancel()
             finally:
-                self.ended = True
                 self._detach()
                 await self.transport.aclose()
         except BROKEN:
@@ -141,94 +145,6 @@ class Connection:
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel()
 
-    async def _serve(self) -> None:
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            try:
-                if self.ended:  # cancelled before it began
-                    return
-                if await self._handshake():
-                    self._attach()
-                    if self.transport.half_closes:
-                        await self._read()
-                    else:
-                        with trio.CancelScope() as self._read_scope:
-                            await self._read()
-                        if self._shut:
-                            await self.transport.end()
-            except BROKEN as error:
-                self._broken(error)
-            finally:
-                # Before the nursery closes, or a flush might start a writer in a closed one.
-                self.ended = True
-                nursery.cancel_scope.cancel()
-
-    async def _handshake(self) -> bool:
-        """A PROXY header, TLS and WebSocket lie under the same timeout as CONNECT."""
-        transport = self.transport
-        self._attached_at = trio.current_time()
-        stream = transport.stream if isinstance(transport, StreamTransport) else None
-        secured = transport if isinstance(transport, TlsTransport) else stream if isinstance(stream, trio.SSLStream) else None
-        over_websocket = self.bound is not None and self.bound.listener.protocol == "websocket"
-        if secured is None and not over_websocket and self._proxied is None:
-            return True
-        kind = ""
-        with trio.CancelScope(deadline=self._attached_at + self.limits.connect_timeout_s) as scope:
-            if self._proxied is not None:
-                kind = "PROXY"
-                if not await self._take_proxy_header(self._proxied):
-                    return False
-            if secured is not None:
-                kind = "TLS"
-                if not await self._handshake_tls(secured):
-                    return False
-            if over_websocket:
-                kind = "WebSocket"
-                assert stream is not None
-                assert self.bound is not None
-                if not await self._handshake_websocket(stream, self.bound):
-                    return False
-        if scope.cancelled_caught:
-            logger.info("%s handshake timed out with %s", kind, self.peer)
-            return False
-        return True
-
-    async def _take_proxy_header(self, proxied: socket.socket) -> bool:
-        try:
-            named = await proxy_protocol.receive(proxied)
-        except proxy_protocol.ProxyFault as error:
-            logger.info("no connection by the proxy at %s: %s", self.peer, error)
-            return False
-        if named is not None:
-            self.peer = named
-            self.address, self.refusal = self.server.count_address(named, self.bound)
-            if self.refusal is not None and self.bound is not None:
-                return not self.server.refuses_silently(self.bound)
-        return True
-
-    async def _handshake_tls(self, secured: TlsTransport | trio.SSLStream[trio.abc.Stream]) -> bool:
-        try:
-            await secured.do_handshake()
-        except BROKEN as error:
-            logger.info("TLS handshake failed with %s: %s", self.peer, fault_of(error))
-            return False
-        self.certificate = secured.getpeercert() or None
-        return True
-
-    async def _handshake_websocket(self, stream: trio.abc.Stream, bound: BoundSocket) -> bool:
-        from broker.net import websocket  # late: see there
-
-        assert self._nursery is not None
-        try:
-            path, close_timeout_s = bound.listener.path, self.limits.close_timeout_s
-            upgraded = await websocket.accept(self._nursery, stream, path, bound.origins, close_timeout_s=close_timeout_s)
-        except websocket.HandshakeFailed as error:
-            logger.info("WebSocket handshake failed with %s: %s", self.peer, error)
-            return False
-        assert isinstance(self.transport, StreamTransport)
-        self.transport = StreamTransport(upgraded, self.transport.below)
-        return True
-
     def _attach(self) -> None:
         # Counted from accept: a slow handshake leaves less for CONNECT.
         access = None if self.bound is None else self.bound.access
@@ -244,7 +160,6 @@ class Connection:
             refusal=self.refusal,
             mount_point=mount_point,
         )
-        self._access = self.link.access
         self.server.flush()
 
     def _detach(self) -> None:
@@ -289,9 +204,36 @@ class Connection:
             # A pause may be over before we see it: this very flush can end it.
             held = engine.receive(link, data, now) or link.paused
             server.flush(now)
-            if link.auth is not None and link.auth is not self._question:
+            if link.auth is not None and (self.inquiry is None or self.inquiry.question is not link.auth):
                 held = self._ask(link.auth) or held
         await self._drain(link)
+
+    async def _read_until_shut(self) -> None:
+        """Over a stream that closes both ways at once: reading stops when the writer has said goodbye."""
+        with trio.CancelScope() as self._read_scope:
+            await self._read()
+        if self._shut:
+            await self.transport.end()
+
+    def _ask(self, question: AuthRequest) -> bool:
+        assert self._nursery is not None
+        self.inquiry = Inquiry(self, question)
+        return self.inquiry.ask(self._nursery, trio.current_time() if question.reauthentication else self._attached_at)
+
+    async def work_off(self) -> None:
+        """What was read and held back while something had to be decided first. (The reading task may be waiting for more.)"""
+        link = self.link
+        assert link is not None
+        while True:
+            held = self.server.engine.receive(link, b"", trio.current_time()) or link.paused
+            self.server.flush()
+            if link.paused and not link.closing:
+                if not await self._wait_unpaused():
+                    return  # the reading task will find out too
+            elif held:
+                await trio.lowlevel.checkpoint()
+            else:
+                return
 
     async def _wait_unpaused(self) -> bool:
         """Nothing is read meanwhile, so all that can be seen is a connection that broke: then it is False, and what it had sent is lost."""
@@ -336,7 +278,7 @@ class Connection:
             return
         try:
             closing = link.closing
-            if closing or self._unpaused is not None or self._question is not None:
+            if closing or self._unpaused is not None or self.inquiry is not None:
                 self._attend(link)
             if not self._writing and not self._send(link, closing, now):
                 self._writing = True
@@ -354,8 +296,8 @@ class Connection:
         """To what is not bytes."""
         if self._unpaused is not None and (link.closing or not link.paused):
             self._unpaused.set()
-        if self._question is not None:
-            self._look_at_question(self._question)
+        if self.inquiry is not None:
+            self.inquiry.attend()
         if link.closing and not self._shut:
             self._hurry()
 
@@ -405,78 +347,3 @@ class Connection:
                 self._drained.set()
         # Something may have come in, or closing begun, during the last wait.
         self.flush(trio.current_time())
-
-    # ---- authentication ----
-
-    def _ask(self, question: AuthRequest) -> bool:
-        """Was it answered at once? Then there may be something that the client has sent ahead."""
-        server = self.server
-        self._question = question
-        assert self._nursery is not None
-        assert self.link is not None
-        lock = server.lock_of(self.bound)
-        # Before anything is hashed; `_settle` asks again, when it is known who it is.
-        if not question.reauthentication and lock.is_banned(question.client_id, question.username, self.peer):
-            self._settle(BANNED)
-            return True
-        verdict = lock.verdict(question, self.certificate, self.peer)
-        if verdict is not None:
-            self._settle(verdict)
-            return True
-        begun = trio.current_time() if question.reauthentication else self._attached_at
-        deadline = begun + self.limits.connect_timeout_s
-        limiter = None if lock.hook is None else server.limiter
-        self._nursery.start_soon(authentication.ask, self, question, lock.authenticate, limiter, deadline)
-        return False
-
-    def _look_at_question(self, question: AuthRequest) -> None:
-        if question.done:
-            if self.question_scope is not None:
-                self.question_scope.cancel()
-            self._question = self.question_scope = None
-        elif question.answers and self._answered is not None:
-            self._answered.set()
-
-    def _settle(self, verdict: Verdict) -> None:
-        assert self.link is not None
-        question = self._question
-        if verdict.refused is None and question is not None and not question.reauthentication:
-            verdict = self.server.lock_of(self.bound).admit(question, verdict, self.peer)
-        self._question = self.question_scope = None
-        now = trio.current_time()
-        ends_at = now + (verdict.ends_at_s - time.time())
-        access = self._access if verdict.rules is None else Access(verdict.rules, refuses_wills=False)
-        engine = self.server.engine
-        name, refused, data = verdict.username, verdict.refused, verdict.final_data
-        engine.authenticated(self.link, name, now, refused=refused, data=data, ends_at=ends_at, access=access, client_id=verdict.client_id)
-        self.server.flush()
-
-    async def answer(self, verdict: Verdict) -> None:
-        """The hook's verdict, for the core; then what the client has sent ahead."""
-        self._settle(verdict)
-        link = self.link
-        assert link is not None
-        while True:
-            held = self.server.engine.receive(link, b"", trio.current_time()) or link.paused
-            self.server.flush()
-            if link.paused and not link.closing:
-                if not await self._wait_unpaused():
-                    return  # the reading task will find out too
-            elif held:
-                await trio.lowlevel.checkpoint()
-            else:
-                return
-
-    async def challenge(self, question: AuthRequest, data: bytes) -> bytes:
-        """Ask the client for more and wait for what it says; the caller's deadline bounds it."""
-        assert self.link is not None
-        self.server.engine.challenge(self.link, data, trio.current_time())
-        self._answered = trio.Event()
-        self.server.flush()
-        try:
-            while not question.answers:
-                await self._answered.wait()
-                self._answered = trio.Event()
-        finally:
-            self._answered = None
-        return question.answers.popleft()

@@ -29,6 +29,7 @@ from broker.net.tls_transport import TlsTransport
 from broker.net.transport import ReadSizes, SocketTransport, StreamTransport, Transport, peer_name, set_options, strerror
 
 if TYPE_CHECKING:
+    from broker.core.access import Access
     from broker.core.engine import Engine
     from broker.core.limits import Limits
     from broker.core.link import Link
@@ -178,6 +179,9 @@ class Server:
     def lock_of(self, bound: BoundSocket | None) -> Lock:
         """A listener's own, or that of all."""
         return self.lock if bound is None or bound.lock is None else bound.lock
+
+    def access_of(self, bound: BoundSocket | None) -> Access:
+        return self.engine.access if bound is None or bound.access is None else bound.access
 
     def limits_of(self, bound: BoundSocket | None) -> Limits:
         """Of a client that comes in there, while nobody knows who it is."""

@@ -50,6 +50,7 @@ class RelayEngine:
     def __init__(self, *, relays: bool = True) -> None:
         self.relays = relays
         self.limits = Limits()
+        self.access: object = None
         self.links: list[RelayLink] = []
         self.received = bytearray()
         self.detached: list[RelayLink] = []
