@@ -48,8 +48,9 @@ def leave(state: State, link: Link, now: float, cause: str, *, error: bool, disc
     link.error = error
     state.deadlines.cancel(link.deadline)
     link.deadline = None
-    state.deadlines.cancel(link.auth_deadline)
-    link.auth_deadline = None
+    if link.auth_deadline is not None:
+        state.deadlines.cancel(link.auth_deadline)
+        link.auth_deadline = None
     if link.auth is not None:
         link.auth.done = True
     link.connect = None
