@@ -139,7 +139,9 @@ def end_session(state: State, session: Session, now: float, *, keep_waiting: boo
     state.work += 1 + len(session.subscriptions) + (session.queue.count >> 4)
     for filter in list(session.subscriptions):
         state.topics.remove(session, filter)
-    session.leave_account()
+    if session.inflight_bytes:
+        session.let_go(session.inflight_bytes)
+    session.queue.leave_account()
     # A shared group's messages go to another member, but never one whose QoS 2 delivery had begun [MQTT5-4.8.2-5].
     for packet_id, unacknowledged in session.sender.unacknowledged.items():
         if unacknowledged.group is not None and unacknowledged.qos == 1:

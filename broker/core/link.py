@@ -95,7 +95,9 @@ class Link:
         self.last_received_at = now
         self.decoder = FrameDecoder(limits.packet_bytes_max)
         self.outbox = Outbox(account)
-        self.outbox_bytes_high = min(limits.outbox_bytes_high, max(OUTBOX_BYTES_HIGH_MIN, limits.memory_bytes_max >> 4))
+        self.outbox_bytes_high = limits.outbox_bytes_high
+        if self.outbox_bytes_high > limits.memory_bytes_max >> 4:  # small limits pause before they drop
+            self.outbox_bytes_high = min(self.outbox_bytes_high, max(OUTBOX_BYTES_HIGH_MIN, limits.memory_bytes_max >> 4))
         self.promised = limits
         """The limits that its CONNACK told of: what they allow stays allowed, though the broker's own change."""
         self.packet_bytes_max = PACKET_BYTES_LARGEST

@@ -40,11 +40,12 @@ class Outbox:
 
     def leave_account(self) -> None:
         """Count no more: what is still here is on its way out, for `close_timeout_s` at most."""
-        if self.account is not None:
-            self.account.unsent_bytes -= self.counted_bytes
+        account = self.account
+        if account is not None:
+            account.unsent_bytes -= self.counted_bytes
             self.account = None
             self.counted_bytes = 0
-        self.waiting.leave_account()
+            self.waiting.leave_account()
 
     def data_to_send(self, limit: int) -> bytes | memoryview:
         """Committed bytes in order, at most about `limit` (never less than one chunk); the same again until `bytes_sent`."""

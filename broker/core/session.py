@@ -85,13 +85,6 @@ class Session:
         if account is not None:
             account.inflight_bytes -= size
 
-    def leave_account(self) -> None:
-        """It has ended: what it held is nobody's any more."""
-        account = self.queue.account
-        if account is not None:
-            account.inflight_bytes -= self.inflight_bytes
-        self.queue.leave_account()
-
     def may_receive(self, topic: str) -> bool:
         if self.mount_point and not is_below(self.mount_point, topic):
             return False
