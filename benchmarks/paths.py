@@ -95,7 +95,10 @@ def stream(version: int, subscriber_version: int, subscribers: int, *, propertie
     publisher = bench.client("publisher", version)
     for number in range(subscribers):
         bench.client(f"subscriber-{number}", subscriber_version, (TOPIC,))
-    frame = encode(Publish(TOPIC, PAYLOAD, properties=properties or Properties()), version)
+    properties = properties or Properties()
+    if properties.topic_alias is not None:
+        bench.give(publisher, encode(Publish(TOPIC, PAYLOAD, properties=properties), version))
+    frame = encode(Publish(TOPIC if properties.topic_alias is None else "", PAYLOAD, properties=properties), version)
     count = frames or READ_BYTES // len(frame)
     data = frame * count
     return checked(bench, lambda: bench.give(publisher, data), count * subscribers)
@@ -145,6 +148,25 @@ def exchange(version: int, qos: int, subscribers: int, window: int = 100) -> Ste
                 bench.give(link, b"".join([last[packet_id] for packet_id in ids]))
 
     return checked(bench, step, window * subscribers)
+
+
+def exchange_late(version: int, subscriber_qos: int, window: int = 100) -> Step:
+    """QoS 1 where the subscriber acknowledges a window when the next one has come: the publisher's packet ids are never free there."""
+    bench = Bench()
+    publisher = bench.client("publisher", version)
+    link = bench.client("subscriber", version, (TOPIC,), subscriber_qos)
+    data = b"".join(encode(Publish(TOPIC, PAYLOAD, 1, packet_id=number + 1), version) for number in range(window))
+    answers = [b"\x40\x02" + packet_id.to_bytes(2, "big") for packet_id in range(65_536)]  # the broker takes one number after the other
+
+    def step() -> None:
+        session = link.session
+        assert session is not None
+        ids = list(session.sender.unacknowledged)
+        bench.give(publisher, data)
+        if ids:
+            bench.give(link, b"".join([answers[packet_id] for packet_id in ids]))
+
+    return checked(bench, step, window)
 
 
 def subscribing(wildcard: bool, filters: int = 100, others: int = 1000) -> Step:
@@ -224,9 +246,12 @@ PATHS: Final = (
     Path("QoS 0, 1 to 100, 3.1.1", lambda: stream(MQTT_311, MQTT_311, 100)),
     Path("QoS 0, 1,000 topics in turn, 3.1.1", lambda: many_topics(MQTT_311, 1000)),
     Path("QoS 0, 1 to 1, two properties", lambda: stream(MQTT_5, MQTT_5, 1, properties=PROPERTIES, frames=100)),
+    Path("QoS 0, 1 to 1, topic alias", lambda: stream(MQTT_5, MQTT_5, 1, properties=Properties(topic_alias=1), frames=100)),
     Path("QoS 1, 1 to 1, window 100, 3.1.1", lambda: exchange(MQTT_311, 1, 1)),
     Path("QoS 1, 1 to 1, window 100, 5.0", lambda: exchange(MQTT_5, 1, 1)),
     Path("QoS 1, 1 to 100, window 20, 3.1.1", lambda: exchange(MQTT_311, 1, 100, window=20)),
+    Path("QoS 1, 1 to 1, ids in use, 3.1.1", lambda: exchange_late(MQTT_311, 1)),
+    Path("QoS 1 to QoS 0, 3.1.1", lambda: exchange_late(MQTT_311, 0)),
     Path("QoS 2, 1 to 1, window 100, 3.1.1", lambda: exchange(MQTT_311, 2, 1)),
     Path("subscribe and unsubscribe, literal", lambda: subscribing(wildcard=False)),
     Path("subscribe and unsubscribe, wildcard", lambda: subscribing(wildcard=True)),

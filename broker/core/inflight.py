@@ -75,6 +75,20 @@ class Sender(Generic[M]):
             if packet_id == self._last_id:
                 raise RuntimeError("all 65,535 Packet Identifiers are in use")
 
+    def take_ids(self, count: int) -> list[int]:
+        """Several, as if one by one; the caller uses all of them."""
+        first = self._last_id % PACKET_ID_MAX + 1
+        if first + count <= PACKET_ID_MAX + 1:
+            wanted = range(first, first + count)
+            if (
+                self.unacknowledged.keys().isdisjoint(wanted)
+                and (not self.released or self.released.keys().isdisjoint(wanted))
+                and (not self.reserved or self.reserved.keys().isdisjoint(wanted))
+            ):
+                self._last_id = first + count - 1
+                return list(wanted)
+        return [self.take_id() for _ in range(count)]
+
     def reserve_id(self) -> int:
         """An id for a SUBSCRIBE or UNSUBSCRIBE, until `unreserve_id`."""
         packet_id = self.take_id()

@@ -12,8 +12,8 @@ from broker.core.message import ApplicationMessage
 from broker.core.topic_table import KEPT_TOPIC_LENGTH_MAX
 from broker.errors import ProtocolError
 from broker.reasons import ReasonCode
-from broker.wire.codec import encode_within
-from broker.wire.packets import MQTT_5, NO_PROPERTIES, PubAck, PubComp, Publish, PubRec, PubRel
+from broker.wire.codec import encode_string, encode_within
+from broker.wire.packets import MQTT_5, Properties, PubAck, PubComp, Publish, PubRec, PubRel
 from broker.wire.topics import topic_name_fault
 
 if TYPE_CHECKING:
@@ -56,8 +56,10 @@ def on_publish(state: State, link: Link, packet: Publish, now: float) -> None:
         reason = publish(state, message, link, now)
         if link.phase != CONNECTED:
             return  # its own overflow rule has closed it, and nothing comes after a DISCONNECT [MQTT5-3.14.4-1]
-        if not packet.retain and properties is NO_PROPERTIES:
-            learn(state, link, topic)
+        if not packet.retain and packet.topic and message.properties is properties:
+            learn(state, link, topic, encode_string(topic))
+        elif not packet.retain and properties.topic_alias is not None and properties == Properties(topic_alias=properties.topic_alias):
+            learn(state, link, topic, _alias_key(properties.topic_alias))
     if packet.qos == 1:
         _answer_puback(state, link, packet.packet_id, reason)
     elif packet.qos == 2:
@@ -76,7 +78,9 @@ def _topic(link: Link, packet: Publish) -> str:
     if link.aliases_in is None:
         link.aliases_in = {}
     if packet.topic:
-        link.aliases_in[alias] = packet.topic
+        if link.aliases_in.get(alias) != packet.topic:
+            link.aliases_in[alias] = packet.topic
+            link.known_topics.pop(_alias_key(alias), None)
         return packet.topic
     topic = link.aliases_in.get(alias)
     if topic is None:
@@ -109,18 +113,21 @@ def may_publish(state: State, link: Link, topic: str) -> bool:
     return access.allows_all or access.may(link.username, link.client_id, "publish", topic)
 
 
-def learn(state: State, link: Link, topic: str) -> None:
+def learn(state: State, link: Link, topic: str, key: bytes) -> None:
     """Recognise the topic in this link's next frames by its bytes; that it is known says that it is valid and permitted, as the caller has seen."""
-    if link.phase != CONNECTED or link.mount_point or topic.startswith("$SYS/"):
+    known = link.known_topics
+    if key in known or link.phase != CONNECTED or link.mount_point or topic.startswith("$SYS/"):
         return
     if len(topic) > KEPT_TOPIC_LENGTH_MAX:
         return
-    known = link.known_topics
     if len(known) >= KNOWN_TOPICS_COUNT_MAX:
         known.clear()
-    encoded = topic.encode()
-    key = len(encoded).to_bytes(2, "big") + encoded
     known[key] = state.topics.route(topic)
+
+
+def _alias_key(alias: int) -> bytes:
+    """What stands in the place of the topic where an alias does: an empty topic, and properties that are the alias alone."""
+    return b"\x00\x00\x03\x23" + alias.to_bytes(2, "big")
 
 
 def publish(state: State, message: ApplicationMessage, publisher: Link | None, now: float) -> ReasonCode:

@@ -43,14 +43,17 @@ def on_subscribe(state: State, link: Link, packet: Subscribe, now: float) -> Non
 def _refuse_unavailable(link: Link, packet: Subscribe) -> None:
     """What CONNACK said is not there may not be asked for; the connection ends before any filter has acted (MQTT 5.0, 3.2.2.3)."""
     promised = link.promised
+    wildcards = promised.wildcard_subscription_available
     for request in packet.subscriptions:
+        if wildcards and not request.filter.startswith("$"):
+            continue
         group, plain = split_shared(request.filter)
         if group is not None:
             if request.no_local:
                 raise ProtocolError("No Local on a shared subscription")  # [MQTT5-3.8.3-4]
             if not promised.shared_subscription_available:
                 raise ProtocolError("shared subscriptions are not supported", ReasonCode.SHARED_SUBSCRIPTIONS_NOT_SUPPORTED)
-        if not promised.wildcard_subscription_available and ("+" in plain or "#" in plain):
+        if not wildcards and ("+" in plain or "#" in plain):
             raise ProtocolError("wildcard subscriptions are not supported", ReasonCode.WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED)
 
 
@@ -76,14 +79,17 @@ def _subscribe(state: State, link: Link, session: Session, request: Subscription
         return ReasonCode.QUOTA_EXCEEDED
     if not link.access.allows_all and not link.access.may(link.username, link.client_id, "subscribe", filter):
         return ReasonCode.NOT_AUTHORIZED
-    shared = split_shared(filter)[0] is not None
+    shared = filter.startswith("$share/")  # it is well-formed
     # Never at a shared subscription (4.8.2) [MQTT5-3.3.1-9, -10, -11]; 3.1.1 always sends [MQTT311-3.8.4-3].
     owed = not shared and (request.retain_handling == 0 or (request.retain_handling == 1 and is_new))
     if owed:
-        session.replays.pop(filter, None)
+        if session.replays:
+            session.replays.pop(filter, None)
         if len(session.replays) >= limits.retained_replays_count_max:
             return ReasonCode.QUOTA_EXCEEDED
-    qos = min(request.qos, link.promised.maximum_qos)  # [MQTT5-3.2.2-10]
+    qos = request.qos
+    if qos > link.promised.maximum_qos:
+        qos = link.promised.maximum_qos  # [MQTT5-3.2.2-10]
     subscription = Subscription(session, filter, qos, request.no_local, request.retain_as_published, identifier)
     state.topics.add(subscription)
     if owed and len(state.retained):

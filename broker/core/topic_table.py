@@ -199,21 +199,28 @@ class TopicTable:
 
     def add(self, subscription: Subscription) -> Subscription | None:
         """Put it in the place of the same session's one with the same filter, which is returned [MQTT5-3.8.4-3]."""
-        group, plain = split_shared(subscription.filter)
-        old = subscription.session.subscriptions.get(subscription.filter)
-        subscription.session.subscriptions[subscription.filter] = subscription
+        plain = filter = subscription.filter
+        group: str | None = None
+        if filter.startswith("$"):
+            group, plain = split_shared(filter)
+        mine = subscription.session.subscriptions
+        old = mine.get(filter)
+        mine[filter] = subscription
         if "+" in plain or "#" in plain:
             node = self._node(plain)
             if plain.endswith("#"):
                 node.multi = _with(node.multi, subscription, group)
             else:
                 node.entry = _with(node.entry, subscription, group)
+            self._touch_wildcard(plain)
         else:
-            self._literals[plain] = _with(self._literals.get(plain), subscription, group)
+            entry = self._literals.get(plain)
+            self._literals[plain] = subscription if entry is None and group is None else _with(entry, subscription, group)
+            self._touch_literal(plain)
         if old is None:
             self.subscriptions_count += 1
-            self.shared_count += group is not None
-        self._touch(plain)
+            if group is not None:
+                self.shared_count += 1
         return old
 
     def remove(self, session: Session, filter: str) -> bool:
@@ -224,15 +231,17 @@ class TopicTable:
         group, plain = split_shared(filter)
         if "+" in plain or "#" in plain:
             self._remove_wildcard(plain, subscription, group)
+            self._touch_wildcard(plain)
         else:
             left = _without(self._literals[plain], subscription, group)
             if left is None:
                 del self._literals[plain]
             else:
                 self._literals[plain] = left
+            self._touch_literal(plain)
         self.subscriptions_count -= 1
-        self.shared_count -= group is not None
-        self._touch(plain)
+        if group is not None:
+            self.shared_count -= 1
         return True
 
     def forget_routes(self) -> None:
@@ -242,7 +251,11 @@ class TopicTable:
     def forget_routes_to(self, session: Session) -> None:
         """What this one may receive has changed."""
         for filter in session.subscriptions:
-            self._touch(split_shared(filter)[1])
+            plain = split_shared(filter)[1]
+            if "+" in plain or "#" in plain:
+                self._touch_wildcard(plain)
+            else:
+                self._touch_literal(plain)
 
     # ---- look-ups ----
 
@@ -340,18 +353,19 @@ class TopicTable:
             and all(not target.identifiers and target.session.sink is None and not target.session.mount_point for target in route.targets)
         )
 
-    def _touch(self, plain: str) -> None:
-        first, _, rest = plain.partition("/")
+    def _touch_literal(self, plain: str) -> None:
+        route = self._routes.get(plain)
+        if route is not None:
+            self._retire(route)
+
+    def _touch_wildcard(self, plain: str) -> None:
+        first = plain.partition("/")[0]
         if first in ("+", "#"):
             self._version += 1
-        elif "+" in rest or "#" in rest:
+        else:
             bucket = self._buckets.get(first)
             if bucket is not None:
                 bucket.version += 1
-        else:
-            route = self._routes.get(plain)
-            if route is not None:
-                self._retire(route)
 
     def _evict(self) -> None:
         oldest = self._route_topics.popleft()

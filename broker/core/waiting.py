@@ -8,9 +8,14 @@ wait for many it is above.
 from __future__ import annotations
 
 from collections import deque
+from struct import pack
 from typing import TYPE_CHECKING
 
 from broker.core.message import ApplicationMessage
+from broker.core.runs import at_qos_0, tails
+from broker.wire.codec import encode_string, encode_varint
+from broker.wire.packets import NO_PROPERTIES, PUBLISH
+from broker.wire.properties import decode_properties
 
 if TYPE_CHECKING:
     from broker.core.topic_table import SharedGroup
@@ -44,13 +49,13 @@ class Delivery:
 
 
 class PublishRun:
-    """PUBLISH frames of one size, topic and QoS as they came, which went to a session with their own packet ids.
+    """PUBLISH frames of one size, topic, property set and QoS: as they came, or as some of their recipients have them.
 
     It stands for the deliveries of all of them, in all sessions that got it, and is taken apart only if one of them has
     to be repeated; so an ordinary QoS 1 message costs no object of its own.
     """
 
-    __slots__ = ("frames", "group", "id_at", "messages", "origin", "payload_at", "qos", "size", "topic")
+    __slots__ = ("frames", "group", "id_at", "messages", "origin", "payload_at", "qos", "size", "source", "topic")
 
     def __init__(self, frames: bytes, size: int, qos: int, topic: str, id_at: int, payload_at: int, origin: str) -> None:
         self.frames = frames
@@ -62,16 +67,61 @@ class PublishRun:
         self.origin = origin
         self.group: SharedGroup | None = None
         self.messages: list[ApplicationMessage] | None = None
+        self.source: PublishRun | None = None
+        """As they came: the messages have what the other version cannot say."""
 
     def all_messages(self) -> list[ApplicationMessage]:
         """The messages of the frames, in order; made once."""
+        if self.source is not None:
+            return self.source.all_messages()
         if self.messages is None:
-            frames, payload_at, size = self.frames, self.payload_at, self.size
-            self.messages = [
-                ApplicationMessage(self.topic, frames[start + payload_at : start + size], self.qos, origin=self.origin)
-                for start in range(0, len(frames), size)
-            ]
+            properties = NO_PROPERTIES
+            if self.payload_at > self.id_at + 2:
+                properties = decode_properties(self.frames, self.id_at + 2, PUBLISH)[0]
+            payloads = tails(self.frames, self.size, self.payload_at)
+            self.messages = [ApplicationMessage(self.topic, payload, self.qos, properties=properties, origin=self.origin) for payload in payloads]
         return self.messages
+
+    def form(self, is_mqtt_5: bool, qos: int) -> PublishRun:
+        """The same for sessions of either version, at the lesser QoS of 1 or 2: 5.0 has properties, or a zero that says there
+        are none, where 3.1.1 has nothing."""
+        frames, id_at, payload_at, size = self.frames, self.id_at, self.payload_at, self.size
+        first = bytes((0x30 | qos << 1,))
+        if is_mqtt_5 == (payload_at > id_at + 2):
+            changed = bytearray(frames)
+            changed[0::size] = first * (len(frames) // size)
+            return self._derived(bytes(changed), size, qos, id_at, payload_at)
+        field = encode_string(self.topic)
+        properties = b"\x00" if is_mqtt_5 else b""
+        head = first + encode_varint(len(field) + 2 + len(properties) + size - payload_at) + field
+        parts: list[bytes] = []
+        for start in range(0, len(frames), size):
+            parts.append(head)
+            parts.append(frames[start + id_at : start + id_at + 2])
+            parts.append(properties)
+            parts.append(frames[start + payload_at : start + size])
+        new_payload_at = len(head) + 2 + len(properties)
+        return self._derived(b"".join(parts), new_payload_at + size - payload_at, qos, len(head), new_payload_at)
+
+    def at_qos_0(self, is_mqtt_5: bool) -> bytes:
+        """The frames for sessions that have them at most once."""
+        properties = b""
+        if is_mqtt_5:
+            properties = self.frames[self.id_at + 2 : self.payload_at] or b"\x00"
+        return at_qos_0(self.frames, self.size, self.topic, properties, self.payload_at)
+
+    def with_ids(self, ids: list[int]) -> PublishRun:
+        """The same with other packet ids, in the order of the frames."""
+        numbers = pack(f">{len(ids)}H", *ids)
+        changed = bytearray(self.frames)
+        changed[self.id_at :: self.size] = numbers[0::2]
+        changed[self.id_at + 1 :: self.size] = numbers[1::2]
+        return self._derived(bytes(changed), self.size, self.qos, self.id_at, self.payload_at)
+
+    def _derived(self, frames: bytes, size: int, qos: int, id_at: int, payload_at: int) -> PublishRun:
+        derived = PublishRun(frames, size, qos, self.topic, id_at, payload_at, self.origin)
+        derived.source = self
+        return derived
 
     def at(self, packet_id: int) -> Delivery:
         """The delivery of the frame with this id; the caller knows that there is one."""

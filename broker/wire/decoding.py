@@ -198,10 +198,14 @@ def _decode_subscribe(first_byte: int, body: bytes, version: int) -> Subscribe:
     if version >= MQTT_5:
         properties, position = decode_properties(body, position, SUBSCRIBE)
     requests: list[SubscriptionRequest] = []
-    while position < len(body):
+    size = len(body)
+    while position < size:
         # Only the characters of a filter are checked here: its syntax is answered for each by a SUBACK code.
         filter, position = read_string(body, position)
-        options, position = read_byte(body, position)
+        if position == size:
+            raise MalformedPacket("a subscription has no options")
+        options = body[position]
+        position += 1
         if version < MQTT_5:
             if options > 2:
                 raise MalformedPacket(f"subscription QoS byte 0x{options:02X}")  # [MQTT311-3.8.3-4]

@@ -200,9 +200,9 @@ def _encode_subscribe(packet: Subscribe, version: int) -> tuple[int, bytes]:
 def _encode_suback(packet: SubAck, version: int) -> tuple[int, bytes]:
     if not packet.reasons:
         raise ValueError("SUBACK without a reason code")
-    codes = bytes([_code(reason, reasons.SUBACK_CODES, "SUBACK") for reason in packet.reasons])
+    codes = _codes(packet.reasons, reasons.SUBACK_CODES, "SUBACK")
     if version < MQTT_5:
-        codes = bytes([min(code, 0x80) for code in codes])  # [MQTT311-3.9.3-2]
+        codes = codes.translate(_FAILURES_ARE_ONE)  # [MQTT311-3.9.3-2]
     return 0x90, encode_packet_id(packet.packet_id) + _properties(packet.properties, SUBACK, version) + codes
 
 
@@ -219,7 +219,7 @@ def _encode_unsuback(packet: UnsubAck, version: int) -> tuple[int, bytes]:
         return 0xB0, packet_id
     if not packet.reasons:
         raise ValueError("UNSUBACK without a reason code")
-    codes = bytes([_code(reason, reasons.UNSUBACK_CODES, "UNSUBACK") for reason in packet.reasons])
+    codes = _codes(packet.reasons, reasons.UNSUBACK_CODES, "UNSUBACK")
     return 0xB0, packet_id + encode_properties(packet.properties, UNSUBACK) + codes
 
 
@@ -268,6 +268,17 @@ def _topic_name(topic: str) -> bytes:
     if not topic or "+" in topic or "#" in topic:
         raise ValueError(f"{topic!r} is no Topic Name: empty, or with a wildcard")
     return encode_string(topic)
+
+
+_FAILURES_ARE_ONE: Final = bytes([min(code, 0x80) for code in range(256)])
+"""What 3.1.1 makes of the codes of a SUBACK, by code."""
+
+
+def _codes(many: tuple[ReasonCode, ...], allowed: frozenset[int], what: str) -> bytes:
+    if not allowed.issuperset(many):
+        for reason in many:
+            _code(reason, allowed, what)
+    return bytes(many)
 
 
 def _code(reason: int, allowed: frozenset[int], what: str) -> int:

@@ -6,9 +6,11 @@ against it. Characters are compared one by one, never normalized [MQTT5-4.7.3-4]
 
 from __future__ import annotations
 
+from typing import Final
+
 from broker.wire.primitives import STRING_BYTES_MAX
 
-_SHARE = "$share/"
+_SHARE: Final = "$share/"
 
 
 def topic_name_fault(topic: str) -> str | None:
@@ -21,9 +23,10 @@ def topic_name_fault(topic: str) -> str | None:
 
 def topic_filter_fault(filter: str) -> str | None:
     """Why `filter` cannot be subscribed to, as a sentence for people; None if it can. `$share/group/filter` is checked as such."""
-    fault = _string_fault(filter, "topic filter")
-    if fault is not None:
-        return fault
+    if not filter or len(filter) > STRING_BYTES_MAX or not filter.isascii() or "\0" in filter:  # most have none of this
+        fault = _string_fault(filter, "topic filter")
+        if fault is not None:
+            return fault
     if filter.startswith(_SHARE):
         group, separator, filter = filter[len(_SHARE) :].partition("/")
         if not group:
@@ -32,10 +35,11 @@ def topic_filter_fault(filter: str) -> str | None:
             return "the group of a shared subscription must not contain + or #"  # [MQTT5-4.8.2-2]
         if not separator or not filter:
             return "a shared subscription needs a topic filter after its group: $share/group/filter"  # [MQTT5-4.8.2-2]
-    if "#" in filter and filter.index("#") != len(filter) - 1:
-        return "# must be the last character of a topic filter"  # [MQTT5-4.7.1-1]
-    if filter.endswith("#") and filter != "#" and not filter.endswith("/#"):
-        return "# must stand alone or after a /"  # [MQTT5-4.7.1-1]
+    if "#" in filter:
+        if filter.index("#") != len(filter) - 1:
+            return "# must be the last character of a topic filter"  # [MQTT5-4.7.1-1]
+        if filter != "#" and not filter.endswith("/#"):
+            return "# must stand alone or after a /"  # [MQTT5-4.7.1-1]
     if "+" in filter:
         for level in filter.split("/"):
             if "+" in level and level != "+":

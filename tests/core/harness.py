@@ -198,6 +198,8 @@ class Peer:
         """What came and was not taken."""
         self.raw = b""
         """All bytes that came."""
+        self.aliases: dict[int, str] = {}
+        """For tests that keep track of the Topic Aliases that came."""
         self.takes: float = float("inf")
         """So many bytes more does this peer's socket take."""
         self.more = False

@@ -91,6 +91,9 @@ def test_64_kib_of_the_smallest_frames_to_1000_subscribers(kind: str) -> None:
     frame = encode(Publish("t", b"", qos, packet_id=qos), version)
     count = 65_536 // len(frame) // 50
     data = frame * count
+    if kind == "qos 0 with aliases":  # used only where no two frames in a row are alike
+        data = (frame + encode(Publish("t", b"x"), version)) * (count // 2)
+        count = count // 2 * 2
     most = 0
     calls = 0
     more = True

@@ -3,6 +3,7 @@ comes out but for the choice of packet ids and the order of answers to one read.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from broker.wire.codec import encode
 from broker.wire.packets import (
     MQTT_5,
     MQTT_311,
+    NO_PROPERTIES,
     Packet,
     PingReq,
     Properties,
@@ -31,9 +33,19 @@ from broker.wire.packets import (
 from tests.core.harness import Peer, World
 
 VERSION = st.sampled_from([MQTT_5, MQTT_311])
+PROPERTIES = st.sampled_from(
+    [
+        NO_PROPERTIES,
+        NO_PROPERTIES,
+        Properties(content_type="text", user_properties=(("a", "1"), ("a", "2"))),
+        Properties(payload_format_indicator=1, response_topic="r", correlation_data=b"x" * 140),
+        Properties(correlation_data=b"x" * 300),
+        Properties(message_expiry_interval=9, content_type="text"),
+    ]
+)
 PUBLISHES = st.builds(
-    lambda topic, size, qos, retain, packet_id, count: (
-        [Publish(topic, b"%d" % count + b"x" * size, qos, retain, False, packet_id if qos else 0)] * count
+    lambda topic, size, qos, retain, packet_id, count, properties: (
+        [Publish(topic, b"%d" % count + b"x" * size, qos, retain, False, packet_id if qos else 0, properties)] * count
     ),
     st.sampled_from(["t", "t/1", "none"]),
     st.sampled_from([0, 1, 100, 130, 5000]),
@@ -41,7 +53,34 @@ PUBLISHES = st.builds(
     st.sampled_from([False, False, False, True]),
     st.integers(1, 3),
     st.integers(1, 4),
+    PROPERTIES,
 )
+ALIASED = st.builds(
+    lambda topic, size, qos, alias, count, more: [
+        Publish(topic, b"x" * size, qos, packet_id=qos, properties=Properties(topic_alias=alias)),
+        *[Publish("", b"%d" % count + b"x" * size, qos, packet_id=qos, properties=Properties(topic_alias=alias, content_type=more))] * count,
+    ],
+    st.sampled_from(["t", "t/1"]),
+    st.sampled_from([0, 1, 90, 130]),
+    st.sampled_from([0, 0, 0, 1]),
+    st.integers(1, 2),
+    st.integers(1, 20),
+    st.sampled_from([None, None, "text"]),
+)
+"""A Topic Alias is set, or set anew, and used."""
+SERIES = st.builds(
+    lambda topic, size, qos, first_id, count, properties: [
+        Publish(topic, b"%d" % number + b"x" * size, qos, packet_id=first_id + number, properties=properties) for number in range(count)
+    ],
+    st.sampled_from(["t", "t/1"]),
+    st.sampled_from([3, 130]),
+    st.integers(1, 2),
+    st.sampled_from([1, 250]),
+    st.integers(1, 40),
+    PROPERTIES,
+)
+"""With ids of their own, and all of one length while there are up to ten: a run."""
+RELEASES = st.builds(lambda first_id, count: [PubRel(first_id + number) for number in range(count)], st.sampled_from([1, 250]), st.integers(1, 40))
 ODD = st.sampled_from(
     [
         Publish("t", b"odd", 0, properties=Properties(content_type="text")),
@@ -71,8 +110,8 @@ def mutated(frame: bytes, mutation: tuple[str, int, int]) -> bytes:
     return frame
 
 
-def read(peer: Peer) -> list[Packet]:
-    """What came, without packet ids of the broker's own choice; acknowledged."""
+def read(peer: Peer, in_runs: bool) -> list[Packet]:
+    """What came; acknowledged, one by one or in runs of each kind."""
     got = peer.take()
     answers: list[Packet] = []
     for packet in got:
@@ -80,12 +119,35 @@ def read(peer: Peer) -> list[Packet]:
             answers.append(PubAck(packet.packet_id))
         elif isinstance(packet, Publish) and packet.qos == 2:
             answers.extend((PubRec(packet.packet_id), PubComp(packet.packet_id)))
+    if in_runs:
+        answers.sort(key=lambda packet: type(packet).__name__, reverse=True)  # PUBREC before PUBCOMP
     peer.send(*answers)
-    return [structs.replace(packet, packet_id=0) if isinstance(packet, Publish | PubRel) else packet for packet in got]
+    return [_comparable(peer, packet) for packet in got]
 
 
-def traffic(reads: list[bytes], publisher_version: int, receivers: list[tuple[int, int, dict[str, Any]]], acknowledge_each: int) -> Any:
-    world = World(inflight_count_max=5, outbox_bytes_high=20_000, receive_maximum=3, packet_bytes_max=6000, slow_subscriber_grace_s=0.0)
+def _comparable(peer: Peer, packet: Packet) -> Packet:
+    """Without packet ids of the broker's own choice, and by its topic: an alias is something that the broker may use or not."""
+    if isinstance(packet, PubRel):
+        return structs.replace(packet, packet_id=0)
+    if not isinstance(packet, Publish):
+        return packet
+    topic, alias = packet.topic, packet.properties.topic_alias
+    if alias is not None:
+        if topic:
+            peer.aliases[alias] = topic
+        topic = peer.aliases[alias]
+    properties = structs.replace(packet.properties, topic_alias=None)
+    return structs.replace(packet, packet_id=0, topic=topic, properties=properties)
+
+
+def traffic(reads: list[bytes], publisher_version: int, receivers: list[tuple[int, int, dict[str, Any]]], acknowledge_each: int, wide: bool) -> Any:
+    world = World(
+        inflight_count_max=60 if wide else 5,
+        receive_maximum=70 if wide else 3,
+        outbox_bytes_high=20_000,
+        packet_bytes_max=6000,
+        slow_subscriber_grace_s=0.0,
+    )
     peers = []
     for number, (version, qos, properties) in enumerate(receivers):
         peer = world.client(f"r{number}", version, **(properties if version == MQTT_5 else {}))
@@ -97,15 +159,22 @@ def traffic(reads: list[bytes], publisher_version: int, receivers: list[tuple[in
         publisher.give(data)
         if number % acknowledge_each == 0:
             for some, peer in zip(seen, peers, strict=True):
-                some.extend(read(peer))
+                some.extend(read(peer, wide))
     while any(peer.inbox for peer in peers):
         for some, peer in zip(seen, peers, strict=True):
-            some.extend(read(peer))
+            some.extend(read(peer, wide))
     # A PUBREL is not bound to any place among the PUBLISHes: the fast path answers a read's acknowledgements before it sends what they made room for.
     seen = [[p for p in some if isinstance(p, Publish)] + [p for p in some if not isinstance(p, Publish)] for some in seen]
     answers = sorted(publisher.take(), key=repr)
     counters = world.engine.statistics()
-    return seen, answers, publisher.link.closing, publisher.link.cause, counters
+    if any("topic_alias_maximum" in properties for _, _, properties in receivers):
+        del counters["bytes_sent"]
+    sessions = [session for session in world.engine.clients() if session.link is not None]
+    for session in sessions:
+        assert session.inflight_bytes == sum(waiting.size for waiting in session.sender.unacknowledged.values())
+    assert world.state.waiting.inflight_bytes == sum(session.inflight_bytes for session in sessions)
+    exchanges = [(session.sender.quota, sorted(session.sender.released), list(session.receiver.held)) for session in sessions]
+    return seen, answers, publisher.link.closing, publisher.link.cause, counters, exchanges
 
 
 @pytest.fixture
@@ -119,6 +188,12 @@ def generally(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     return run
 
 
+def _encoded(packet: Packet, version: int) -> bytes:
+    if isinstance(packet, Publish) and version == MQTT_311:
+        return encode(structs.replace(packet, topic=packet.topic or "t", properties=NO_PROPERTIES), version)
+    return encode(packet, version)
+
+
 RECEIVERS = st.lists(
     st.tuples(VERSION, st.integers(0, 2), st.sampled_from([{}, {"topic_alias_maximum": 2}, {"maximum_packet_size": 100}, {"receive_maximum": 1}])),
     max_size=4,
@@ -128,18 +203,66 @@ RECEIVERS = st.lists(
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     VERSION,
-    st.lists(st.tuples(st.one_of(PUBLISHES, PUBLISHES, PUBLISHES, ODD), MUTATIONS), max_size=12),
-    st.integers(1, 3),
+    st.lists(st.tuples(st.one_of(PUBLISHES, PUBLISHES, SERIES, ALIASED, RELEASES, ODD), MUTATIONS), max_size=12),
+    st.sampled_from([1, 2, 3, 30]),
     RECEIVERS,
     st.integers(1, 4),
+    st.booleans(),
 )
 def test_the_fast_paths_do_what_the_general_way_does(
-    generally: Callable[..., Any], version: int, groups: list[Any], frames_each: int, receivers: list[Any], acknowledge_each: int
+    generally: Callable[..., Any], version: int, groups: list[Any], frames_each: int, receivers: list[Any], acknowledge_each: int, wide: bool
 ) -> None:
-    frames = [mutated(encode(packet, version), mutation) for packets, mutation in groups for packet in packets]
+    # The last frame of a group is the one that is mutated.
+    frames = [
+        mutated(_encoded(packet, version), mutation if number == len(packets) else ("none", 0, 0))
+        for packets, mutation in groups
+        for number, packet in enumerate(packets, 1)
+    ]
     reads = [b"".join(frames[index : index + frames_each]) for index in range(0, len(frames), frames_each)]
     # Everything is said twice, so that every topic is known the second time.
-    fast = traffic(reads * 2, version, receivers, acknowledge_each)
-    general = generally(reads * 2, version, receivers, acknowledge_each)
+    fast = traffic(reads * 2, version, receivers, acknowledge_each, wide)
+    general = generally(reads * 2, version, receivers, acknowledge_each, wide)
     for one, other in zip(fast, general, strict=True):
         assert one == other
+
+
+@pytest.mark.parametrize("version", [MQTT_5, MQTT_311])
+@pytest.mark.parametrize("receivers", [[2], [2, 1, 0, 2]])
+@pytest.mark.parametrize("qos", [1, 2])
+@pytest.mark.parametrize("acknowledge_each", [1, 2, 3])
+def test_full_windows_again_and_again(generally: Callable[..., Any], version: int, receivers: list[int], qos: int, acknowledge_each: int) -> None:
+    """What a load generator sends: a window of messages in one read, then every acknowledgement of a kind in one read, late or soon."""
+    properties = Properties(content_type="text") if version == MQTT_5 else NO_PROPERTIES
+    messages = b"".join(encode(Publish("t", b"%02d" % number, qos, packet_id=number, properties=properties), version) for number in range(25, 0, -1))
+    releases = b"".join(encode(PubRel(number), version) for number in range(25, 0, -1)) if qos == 2 else b""
+    some = b"".join(encode(PubRel(number), version) for number in (1, 2, 1, 25, 24, 23, 22, 21, 20, 19)) if qos == 2 else b""
+    unknown = [b"".join(encode(kind(number), version) for number in range(101, 109)) for kind in (PubAck, PubRec, PubComp)]
+    reads = [messages, releases] * 4 + [messages, some, releases] + unknown
+    versions = itertools.cycle([version, MQTT_311 if version == MQTT_5 else MQTT_5])
+    arguments: tuple[Any, ...] = reads, version, [(next(versions), one, {}) for one in receivers], acknowledge_each, True
+    assert traffic(*arguments) == generally(*arguments)
+
+
+@pytest.mark.parametrize(("version", "again_as"), [(MQTT_5, MQTT_311), (MQTT_311, MQTT_5), (MQTT_5, MQTT_5)])
+def test_runs_with_ids_of_their_own_are_repeated_whole(version: int, again_as: int) -> None:
+    """The second window finds its ids in use; the properties that 3.1.1 cannot say are there again when the session goes on in 5.0."""
+    world = World()
+    away = world.client("away", version, clean=False, expiry=1000 if version == MQTT_5 else None)
+    away.subscribe(("t", 1))
+    publisher = world.client("p")
+    publisher.publish("t", b"known")
+    for window in range(2):
+        publisher.send(*[
+            Publish("t", b"%d%02d" % (window, number), 2, packet_id=number, properties=Properties(content_type="text")) for number in range(1, 31)
+        ])  # fmt: skip
+        publisher.send(*[PubRel(number) for number in range(1, 31)])
+    first = [packet for packet in away.take() if isinstance(packet, Publish) and packet.qos]
+    assert [packet.payload for packet in first] == [b"%d%02d" % (window, number) for window in range(2) for number in range(1, 31)]
+    assert len({packet.packet_id for packet in first}) == 60
+    away.detach()
+    back = world.client("away", again_as, clean=False, expiry=1000 if again_as == MQTT_5 else None)
+    again = [packet for packet in back.take() if isinstance(packet, Publish)]
+    assert [(packet.packet_id, packet.payload, packet.qos, packet.dup) for packet in again] == [
+        (packet.packet_id, packet.payload, 1, True) for packet in first
+    ]
+    assert {packet.properties.content_type for packet in again} == {"text" if again_as == MQTT_5 else None}

@@ -1,0 +1,119 @@
+"""Runs: frames in a row that are alike, found and taken apart many at a time.
+
+Frames of one size that stand in a row are a table: the bytes that begin them are its columns, and a slice with a stride takes
+a whole column at once. So the cost of a frame is that of a few bytes in a C loop: 0.03 µs where a look at each frame took 0.25.
+With longer heads (a long topic, properties) it is cheaper to take the heads of many frames apart with one `struct.unpack`: 0.05 µs.
+"""
+
+from __future__ import annotations
+
+from struct import unpack
+from typing import Final
+
+from broker.wire.primitives import encode_string, encode_varint
+
+_SINGLY_COUNT: Final = 12
+"""Fewer frames are looked at one by one: a column has its cost too."""
+_BLOCK_COUNT_MAX: Final = 512
+"""Rows looked at together; with usual sizes they stay in the processor's cache."""
+_COLUMNS_MAX: Final = 24
+"""Longer heads are compared whole."""
+
+
+def alike(data: bytes, position: int, size: int, head: int, tail: int, tail_stop: int, count_max: int) -> int:
+    """How many whole frames in a row, from `position` on, are like the first: of `size` bytes, of which the first `head`
+    are the same, and those from `tail` to `tail_stop` as well. At least 1 and, if that is more, at most `count_max`."""
+    count_max = min(count_max, (len(data) - position) // size)
+    prefix = data[position : position + head]
+    suffix = data[position + tail : position + tail_stop]
+    count = 1
+    at = position + size
+    while count < count_max:
+        left = count_max - count
+        if count < _SINGLY_COUNT or (left < 16 and head > _COLUMNS_MAX):
+            if not data.startswith(prefix, at) or (suffix and not data.startswith(suffix, at + tail)):
+                return count
+            at += size
+            count += 1
+            continue
+        if head > _COLUMNS_MAX:
+            block = 64 if left >= 64 and count >= 16 else 16  # sizes that come again: `struct` keeps what it made of a format
+            rows = _rows_with_head(data, at, size, prefix, block)
+        else:
+            # Blocks grow, so that what was looked at in vain when a run ends is never much more than the run.
+            block = min(4 * count, _BLOCK_COUNT_MAX, left)
+            rows = _rows_with_columns(data, at, size, prefix, 0, block)
+        if suffix and rows:
+            rows = _rows_with_columns(data, at, size, suffix, tail, rows)
+        count += rows
+        if rows < block:
+            return count
+        at += block * size
+    return count
+
+
+def _rows_with_columns(data: bytes, at: int, size: int, wanted: bytes, column: int, rows: int) -> int:
+    """How many of `rows` frames in a row, from the first on, have these bytes at `column`; looked at byte by byte of them."""
+    number = len(wanted)
+    while number > 0 and rows > 0:
+        number -= 1  # from the end: names differ there, if they do
+        byte = wanted[number : number + 1]
+        cells = data[at + column + number : at + rows * size : size]
+        if cells != byte * rows:
+            rows -= len(cells.lstrip(byte))
+    return rows
+
+
+def _rows_with_head(data: bytes, at: int, size: int, wanted: bytes, rows: int) -> int:
+    """The same for bytes that begin the frames; looked at frame by frame."""
+    length = len(wanted)
+    heads = unpack(f"{length}s{size - length}x" * rows, data[at : at + rows * size])
+    if heads.count(wanted) == rows:
+        return rows
+    alike_count = 0
+    while heads[alike_count] == wanted:
+        alike_count += 1
+    return alike_count
+
+
+def tails(data: bytes, size: int, start: int) -> list[bytes]:
+    """What stands from `start` to the end of each frame; `data` is frames of `size` bytes and nothing else."""
+    found: list[bytes] = []
+    at = 0
+    while len(data) - at >= 64 * size:
+        found.extend(unpack(f"{start}x{size - start}s" * 64, data[at : at + 64 * size]))
+        at += 64 * size
+    while at < len(data):
+        found.append(data[at + start : at + size])
+        at += size
+    return found
+
+
+def at_qos_0(frames: bytes, size: int, topic: str, properties: bytes, payload_at: int) -> bytes:
+    """PUBLISH frames of one size with another head, without a packet id: 5.0 has properties, or a zero that says there are none,
+    where 3.1.1 has nothing."""
+    field = encode_string(topic)
+    head = b"\x30" + encode_varint(len(field) + len(properties) + size - payload_at) + field + properties
+    return head + head.join(tails(frames, size, payload_at))
+
+
+def packet_ids(data: bytes, position: int, step: int, count: int) -> list[int]:
+    """The numbers of two bytes that stand at `position` and every `step` bytes from there."""
+    if count == 1:
+        return [data[position] << 8 | data[position + 1]]
+    stop = position + step * (count - 1) + 2
+    pairs = bytearray(2 * count)
+    pairs[0::2] = data[position:stop:step]
+    pairs[1::2] = data[position + 1 : stop : step]
+    return list(unpack(f">{count}H", pairs))
+
+
+def acknowledgements(kind: int, data: bytes, position: int, step: int, count: int) -> bytes:
+    """Acknowledgements of four bytes, without a reason code, for the packet ids that stand at `position` and every `step` bytes from there."""
+    if count == 1:
+        return bytes((kind, 2, data[position], data[position + 1]))
+    stop = position + step * (count - 1) + 2
+    frames = bytearray(bytes((kind, 2, 0, 0)) * count)
+    frames[2::4] = data[position:stop:step]
+    frames[3::4] = data[position + 1 : stop : step]
+    return bytes(frames)

@@ -1,0 +1,53 @@
+"""Runs are what a look at each frame says they are."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker.core.runs import acknowledgements, alike, packet_ids, tails
+
+
+def one_by_one(data: bytes, position: int, size: int, columns: list[int], count_max: int) -> int:
+    count = 1
+    while count < count_max and position + (count + 1) * size <= len(data):
+        at = position + count * size
+        if any(data[at + column] != data[position + column] for column in columns):
+            break
+        count += 1
+    return count
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> tuple[bytes, int, int, int, int, int, int]:
+    """A frame many times, some bytes of which were changed, between other bytes."""
+    size = draw(st.integers(2, 60))
+    head = draw(st.integers(1, size))
+    tail = draw(st.integers(head, size))
+    tail_stop = draw(st.integers(tail, size))
+    before = draw(st.binary(max_size=5))
+    data = bytearray(before + draw(st.binary(min_size=size, max_size=size)) * draw(st.integers(1, 700)) + draw(st.binary(max_size=size)))
+    for _ in range(draw(st.integers(0, 3))):
+        data[draw(st.integers(0, len(data) - 1))] ^= draw(st.integers(0, 255))
+    return bytes(data), len(before), size, head, tail, tail_stop, draw(st.sampled_from([0, 1, 5, 13, 100, 10_000]))
+
+
+@given(tables())
+def test_a_run_ends_at_the_first_frame_that_is_not_like_the_first(table: tuple[bytes, int, int, int, int, int, int]) -> None:
+    data, position, size, head, tail, tail_stop, count_max = table
+    columns = [*range(head), *range(tail, tail_stop)]
+    assert alike(*table) == one_by_one(data, position, size, columns, count_max)
+
+
+@given(st.lists(st.integers(0, 65_535), min_size=1, max_size=300), st.integers(2, 90), st.binary(max_size=5))
+def test_packet_ids_and_their_acknowledgements(ids: list[int], step: int, before: bytes) -> None:
+    data = before + b"".join(packet_id.to_bytes(2, "big").ljust(step, b"x") for packet_id in ids)
+    assert packet_ids(data, len(before), step, len(ids)) == ids
+    assert acknowledgements(0x50, data, len(before), step, len(ids)) == b"".join(b"\x50\x02" + packet_id.to_bytes(2, "big") for packet_id in ids)
+
+
+@given(st.integers(1, 9), st.integers(0, 9), st.integers(1, 150))
+def test_tails(size: int, start: int, count: int) -> None:
+    start = min(start, size)
+    frames = [bytes([number] * size) for number in range(count)]
+    assert tails(b"".join(frames), size, start) == [frame[start:] for frame in frames]
