@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from broker.reasons import ReasonCode
 
 SEND_BYTES: Final = 262_144
+LARGE_FRAME_MISSING: Final = 4_096
+"""Where a full read leaves a frame lacking more than this, frames are large, and a larger read costs nobody a longer turn."""
 DIRECT_SENDS_MAX: Final = 4
 """Of SEND_BYTES each; a link with more goes on in its writer, so that one flush stays short."""
 
@@ -204,6 +206,8 @@ class Connection:
             # A pause may be over before we see it: this very flush can end it.
             held = engine.receive(link, data, now) or link.paused
             server.flush(now)
+            if transport.streaming and link.decoder.missing_bytes > LARGE_FRAME_MISSING:
+                transport.read_more()
             if link.auth is not None and (self.inquiry is None or self.inquiry.question is not link.auth):
                 held = self._ask(link.auth) or held
         await self._drain(link)

@@ -88,6 +88,9 @@ class TlsTransport(SocketTransport):
     def arrival(self) -> Awaitable[None]:
         return checkpoint() if self._early or self._fault or self._ended else super().arrival()
 
+    def read_more(self) -> None:
+        pass
+
     def take(self) -> bytes | None:
         """One read of ciphertext, decrypted to its end. A peer that leaves without close_notify has ended all the same: MQTT's packets
         say themselves whether they are whole."""

@@ -23,6 +23,8 @@ from broker.net.memory import memory_stream_pair as memory_stream_pair
 
 READ_BYTES: Final = 65_536
 READ_BYTES_CROWDED: Final = 16_384
+READ_BYTES_MORE: Final = 114_688
+"""For those who stream large frames: seven of 16 KiB. From 128 KiB on malloc would map and clear the memory anew for each read."""
 STREAMING_COUNT_CROWDED: Final = 8
 STREAM_SEND_BYTES: Final = 65_536
 """Handed to `send_all` at a time: what lies inside a foreign stream is no longer ours to count."""
@@ -71,6 +73,9 @@ class Transport(Protocol):
     def arrival(self) -> Awaitable[None]:
         """Wait, passing a checkpoint, until `take` is worth a try. (Not a coroutine of its own: each would live as long as its connection.)"""
 
+    def read_more(self) -> None:
+        """The next read may be larger: frames are large, and more of them lie there."""
+
     def take(self) -> bytes | None:
         """What has come, b"" at the end of the stream, None if it is nothing yet. Raises one of BROKEN."""
 
@@ -108,7 +113,7 @@ async def receive(transport: Transport) -> bytes:
 class SocketTransport:
     """A connected, non-blocking stdlib socket: TCP or Unix. Owns it."""
 
-    __slots__ = ("_sizes", "socket", "streaming")
+    __slots__ = ("_more", "_sizes", "socket", "streaming")
 
     half_closes: Final = True
 
@@ -116,6 +121,7 @@ class SocketTransport:
         connected.setblocking(False)
         self.socket = connected
         self.streaming = False
+        self._more = False
         self._sizes = ReadSizes() if sizes is None else sizes
 
     def arrival(self) -> Awaitable[None]:
@@ -123,8 +129,15 @@ class SocketTransport:
         # not, and a `recv` that answers EAGAIN costs more than it saves: wait first.
         return checkpoint() if self.streaming else wait_readable(self.socket)
 
+    def read_more(self) -> None:
+        self._more = True
+
     def take(self) -> bytes | None:
         size = self._sizes.bytes
+        if self._more:
+            self._more = False
+            if size == READ_BYTES:
+                size = READ_BYTES_MORE
         try:
             data = self.socket.recv(size)
         except (BlockingIOError, InterruptedError):
@@ -192,6 +205,9 @@ class StreamTransport:
 
     async def arrival(self) -> None:
         self._arrived = bytes(await self.stream.receive_some(READ_BYTES))
+
+    def read_more(self) -> None:
+        pass
 
     def take(self) -> bytes | None:
         data, self._arrived = self._arrived, None

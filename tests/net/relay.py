@@ -25,6 +25,7 @@ from broker.net.locks import Guard, Lock
 from broker.net.memory import MemoryStream, memory_stream_pair
 from broker.net.server import Server
 from broker.net.transport import StreamTransport
+from broker.wire.framing import FrameDecoder
 
 
 class RelayLink:
@@ -39,6 +40,7 @@ class RelayLink:
         self.auth: AuthRequest | None = None
         self.client_id = ""
         self.access: object = None
+        self.decoder = FrameDecoder(limits.packet_bytes_max)
 
     def describe(self) -> str:
         return f"({self.peer})"
