@@ -1,4 +1,4 @@
-"""The broker as a function from bytes and time to bytes: the verbs that the surroundings call, and one dispatch table.
+"""The broker as a function from bytes and time to bytes: the verbs that the surroundings call.
 
 The caller's duties. `now` is a clock that never goes back, in seconds. After every verb that may have produced output,
 drain `take_ready()`: send what `data_to_send` gives and say with `bytes_sent` how much of it the socket took, if only nothing; a link that
@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from broker.core import pausing
 from broker.core.access import Access, Authorize
 from broker.core.allowance import Allowance, UserLimits
-from broker.core.connect import authenticated, challenge, limit_rate, on_auth, on_connect, on_disconnect, refuse, time_out
+from broker.core.connect import authenticated, challenge, limit_rate, refuse, time_out
 from broker.core.deadlines import (
     AUTHENTICATION_END,
     CONNECT_TIMEOUT,
@@ -28,49 +28,22 @@ from broker.core.deadlines import (
 )
 from broker.core.delivery import deliver, pump
 from broker.core.ending import close_link, end_session, leave, publish_will
-from broker.core.exchange import exchange
 from broker.core.limits import Limits
-from broker.core.link import AUTHENTICATING, AWAITING_CONNECT, CONNECTED, ENDED, Link
+from broker.core.link import CONNECTED, ENDED, Link
 from broker.core.message import ApplicationMessage
 from broker.core.observer import CONNECTION_LOST, Observer
 from broker.core.overflow import OverflowRules
-from broker.core.publish import on_puback, on_pubcomp, on_publish, on_pubrec, on_pubrel, publish
-from broker.core.rate import Rate
-from broker.core.relay import relay
+from broker.core.publish import publish
+from broker.core.receiving import paced, process, violation
 from broker.core.session import Session
 from broker.core.state import COUNTER_NAMES, State
-from broker.core.strangers import other_than_mqtt
-from broker.core.subscribe import on_subscribe, on_unsubscribe
 from broker.core.topic_table import Subscription
-from broker.errors import IncompletePacket, InvalidTopic, MalformedPacket, PeerError, ProtocolError, shown
-from broker.reasons import CLIENT_DISCONNECT_CODES, ReasonCode
-from broker.wire.codec import decode
-from broker.wire.packets import (
-    AUTH,
-    CONNECT,
-    DISCONNECT,
-    MQTT_5,
-    MQTT_311,
-    PINGREQ,
-    PUBACK,
-    PUBCOMP,
-    PUBLISH,
-    PUBREC,
-    PUBREL,
-    SUBSCRIBE,
-    UNSUBSCRIBE,
-    Disconnect,
-    PingReq,
-)  # fmt: skip
-from broker.wire.primitives import read_varint
+from broker.errors import IncompletePacket, InvalidTopic, PeerError, shown
+from broker.reasons import ReasonCode
 from broker.wire.topics import topic_filter_fault, topic_name_fault
 
 if TYPE_CHECKING:
     from broker.core.session import Sink
-
-PINGRESP_BYTES: Final = b"\xd0\x00"
-TURN_BYTES: Final = 131_072
-"""What others may add to an outbox that was just below its mark, relaying one read's worth; that is no fault of its client's."""
 
 
 class InternalSubscription:
@@ -164,105 +137,14 @@ class Engine:
         more = False
         published = state.counters.publish_received
         try:
-            more = self._process(link, now)
+            more = process(state, link, now)
             if link.rate is not None:
-                more = self._paced(link, link.rate, more, published, now)
+                more = paced(state, link, link.rate, more, published, now)
         except PeerError as error:
-            self._violation(link, error, now)
+            violation(state, link, error, now)
         if state.wills or state.orphans:
             self._finish(now)
         return more
-
-    def _process(self, link: Link, now: float) -> bool:
-        state = self.state
-        decoder = link.decoder
-        work_max = state.limits.work_per_turn_max
-        while not link.closing and not link.paused:
-            if state.work >= work_max:
-                return True
-            phase = link.phase
-            if phase == CONNECTED:
-                session = link.session
-                assert session is not None
-                if not relay(state, link, now):
-                    continue
-                if decoder.is_drained():
-                    return False
-                if not exchange(state, link, session, now):
-                    continue
-            elif phase == AUTHENTICATING and link.auth_method is None:
-                # Plain authentication: what the client sends ahead is kept, bounded, and not looked at [MQTT5-3.1.4-6].
-                if decoder.buffered_bytes > link.limits.unauthenticated_bytes_max:
-                    raise ProtocolError("too much was sent ahead of CONNACK", ReasonCode.QUOTA_EXCEEDED)
-                return False
-            elif phase == AWAITING_CONNECT and decoder.position < len(decoder.data) and decoder.data[decoder.position] >> 4 != CONNECT:
-                raise ProtocolError("the first packet is not CONNECT")  # [MQTT5-3.1.0-1], seen before the rest of it is waited for
-            if link.outbox.committed_bytes > link.outbox_bytes_high + link.limits.outbox_bytes_max + TURN_BYTES:
-                raise ProtocolError("it asks for more answers than it reads", ReasonCode.QUOTA_EXCEEDED)
-            frame = decoder.next_frame()
-            if frame is None:
-                return False
-            state.counters.packets_received += 1
-            state.work += 1
-            self._handle(link, frame[0], frame[1], now)
-        return False
-
-    def _paced(self, link: Link, rate: Rate, more: bool, published: int, now: float) -> bool:
-        """Go on, piece by piece, with what a link with a rate has sent, until that is used up; then hold it up."""
-        state = self.state
-        while True:
-            rate.spend(state.counters.publish_received - published)
-            if more or link.paused or link.closing:
-                return more
-            if not rate.holds:
-                return False
-            wait_s = rate.wait_s(now)
-            if wait_s:
-                if link.limits.disconnect_above_rate:
-                    close_link(state, link, ReasonCode.MESSAGE_RATE_TOO_HIGH, "it sends faster than it may", now)
-                else:
-                    pausing.hold_up(state, link, rate, wait_s, now)
-                return False
-            published = state.counters.publish_received
-            link.decoder.feed(rate.next_piece(link.decoder.missing_bytes))
-            more = self._process(link, now)
-
-    def _handle(self, link: Link, first_byte: int, body: bytes, now: float) -> None:
-        kind = first_byte >> 4
-        phase = link.phase
-        if phase == AWAITING_CONNECT:
-            link.version = _announced_version(body)
-        if link.version >= MQTT_5 and link.decoder.overlong:
-            raise MalformedPacket("Remaining Length is not in its shortest form")  # [MQTT5-1.5.5-1]
-        if phase == AUTHENTICATING and kind not in (AUTH, DISCONNECT):
-            raise ProtocolError("only AUTH and DISCONNECT may come before CONNACK")  # [MQTT5-3.1.2-30]
-        limits = link.limits
-        if kind != PUBLISH:
-            if len(body) > limits.control_bytes_max:
-                raise ProtocolError(f"a packet of {len(body)} bytes that is no PUBLISH", ReasonCode.PACKET_TOO_LARGE)
-        elif len(body) > limits.properties_bytes_max and link.version >= MQTT_5:
-            _check_properties_length(first_byte, body, limits.properties_bytes_max)
-        packet = decode(first_byte, body, link.version)
-        handler = _HANDLERS[kind]
-        if handler is None:
-            raise ProtocolError(f"{type(packet).__name__} is not for a client to send")
-        handler(self.state, link, packet, now)
-
-    def _violation(self, link: Link, error: PeerError, now: float) -> None:
-        """Answer what the peer did wrong with its reason, and close."""
-        state = self.state
-        cause = str(error)
-        if link.phase == AWAITING_CONNECT:
-            cause = other_than_mqtt(link.decoder.data) or cause
-        state.observer.violation(link, cause)
-        if link.phase == CONNECTED:
-            close_link(state, link, error.reason, cause, now)
-        elif link.phase == AWAITING_CONNECT and not _answers_bad_connect(link, error):
-            leave(state, link, now, cause, error=True)
-            link.closing = True
-            state.mark_ready(link)
-        elif link.phase != ENDED:
-            refuse(state, link, error.reason, cause, now)
 
     def take_ready(self) -> list[Link]:
         """The links that have bytes to send, want to close or may be read again, each once."""
@@ -565,59 +447,3 @@ class Engine:
 
 def _all_arrived(link: Link) -> int:
     return 0
-
-
-def _check_properties_length(first_byte: int, body: bytes, bytes_max: int) -> None:
-    """Of a PUBLISH, read where it stands; what is malformed there is the decoder's to say."""
-    position = 2 + (body[0] << 8 | body[1]) + (2 if first_byte & 0x06 else 0)
-    try:
-        length = read_varint(body, position)[0]
-    except MalformedPacket:
-        return
-    if length > bytes_max:
-        raise ProtocolError(f"a PUBLISH with {length} bytes of properties", ReasonCode.PACKET_TOO_LARGE)
-
-
-def _announced_version(body: bytes) -> int:
-    """The protocol level of a CONNECT, as far as it can be seen; 0 if it is none. It decides how a refusal is written."""
-    if body[:6] == b"\x00\x04MQTT" and len(body) > 6:
-        return MQTT_5 if body[6] >= MQTT_5 else MQTT_311
-    return MQTT_311 if body[:8] == b"\x00\x06MQIsdp" else 0
-
-
-def _answers_bad_connect(link: Link, error: PeerError) -> bool:
-    """A CONNECT that is not one ends without an answer in 3.1.1 [MQTT311-3.1.4-1], save for an unknown level [MQTT311-3.1.2-2]; 5.0 says why."""
-    return link.version >= MQTT_5 or (link.version > 0 and error.reason == ReasonCode.UNSUPPORTED_PROTOCOL_VERSION)
-
-
-# ---- one handler a packet type ----
-
-
-def _on_ping(state: State, link: Link, packet: PingReq, now: float) -> None:
-    state.send(link, PINGRESP_BYTES)  # [MQTT5-3.12.4-1]
-
-
-def _on_second_connect(state: State, link: Link, packet: Any, now: float) -> None:
-    if link.phase != AWAITING_CONNECT:
-        raise ProtocolError("a second CONNECT")  # [MQTT5-3.1.0-2]
-    on_connect(state, link, packet, now)
-
-
-def _on_disconnect(state: State, link: Link, packet: Disconnect, now: float) -> None:
-    if packet.reason not in CLIENT_DISCONNECT_CODES:
-        raise ProtocolError(f"DISCONNECT with {packet.reason.describe()} from a client")  # [MQTT5-3.14.2-1]
-    on_disconnect(state, link, packet.reason, packet.properties, now)
-
-
-_HANDLERS: Final[list[Callable[[State, Link, Any, float], None] | None]] = [None] * 16
-_HANDLERS[CONNECT] = _on_second_connect
-_HANDLERS[PUBLISH] = on_publish
-_HANDLERS[PUBACK] = on_puback
-_HANDLERS[PUBREC] = on_pubrec
-_HANDLERS[PUBREL] = on_pubrel
-_HANDLERS[PUBCOMP] = on_pubcomp
-_HANDLERS[SUBSCRIBE] = on_subscribe
-_HANDLERS[UNSUBSCRIBE] = on_unsubscribe
-_HANDLERS[PINGREQ] = _on_ping
-_HANDLERS[DISCONNECT] = _on_disconnect
-_HANDLERS[AUTH] = on_auth

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
-import broker.core.engine as engine_module
+import broker.core.receiving as receiving
 from broker.reasons import ReasonCode
 from broker.wire.codec import encode
 from broker.wire.packets import (
@@ -181,8 +181,8 @@ def traffic(reads: list[bytes], publisher_version: int, receivers: list[tuple[in
 def generally(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     def run(*arguments: Any) -> Any:
         with monkeypatch.context() as patch:
-            patch.setattr(engine_module, "relay", lambda state, link, now: True)
-            patch.setattr(engine_module, "exchange", lambda state, link, session, now: True)
+            patch.setattr(receiving, "relay", lambda state, link, now: True)
+            patch.setattr(receiving, "exchange", lambda state, link, session, now: True)
             return traffic(*arguments)
 
     return run

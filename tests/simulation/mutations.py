@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from broker.core import delivery, ending, engine, pausing, publish
+from broker.core import delivery, ending, engine, pausing, publish, receiving
 from broker.core.client_inbox import ClientInbox
 from broker.core.client_outbox import ClientOutbox
 from broker.core.client_state import Delivery as ClientDelivery
@@ -27,8 +27,8 @@ Mutation = Callable[[pytest.MonkeyPatch], None]
 
 def general_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything by the general way, so that what is broken there is not passed by."""
-    monkeypatch.setattr(engine, "exchange", lambda state, link, session, now: True)
-    monkeypatch.setattr(engine, "relay", lambda state, link, now: True)
+    monkeypatch.setattr(receiving, "exchange", lambda state, link, session, now: True)
+    monkeypatch.setattr(receiving, "relay", lambda state, link, now: True)
 
 
 def resend_lost(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,9 +50,9 @@ def pubrel_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
         assert link.session is not None
         link.session.sender.on_pubrec(packet.packet_id, False)
 
-    handlers = list(engine._HANDLERS)
+    handlers = list(receiving._HANDLERS)
     handlers[PUBREC] = forgetful
-    monkeypatch.setattr(engine, "_HANDLERS", handlers)
+    monkeypatch.setattr(receiving, "_HANDLERS", handlers)
 
 
 def quota_not_restored(monkeypatch: pytest.MonkeyPatch) -> None:
