@@ -585,6 +585,8 @@ class Simulation:
         self.ledger.check(self.clients, now)
         for known in self.incarnations.values():
             self._settle_will_at_end(known)
+        if not self.witness.connected and "disconnect" not in self.script.overflow.values():
+            raise BrokenPromise("the witness of the Wills is not connected, though nothing is in its way")
         self.ledger.check_wills(self.witness, now)
         self._check_retained(plain)
         self._end()
