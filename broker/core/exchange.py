@@ -304,7 +304,7 @@ def _give(state: State, link: Link, route: Route, run: PublishRun, ids: list[int
         if (
             recipient is None
             or (count == 1 and recipient.aliases_out is not None)
-            or recipient.packet_bytes_max < run.size + OTHER_FORM_BYTES_MAX
+            or recipient.packet_bytes_max < run.frame_size + OTHER_FORM_BYTES_MAX
             or recipient.outbox.committed_bytes >= recipient.outbox_bytes_high
             or (full and (recipient.outbox.counted_bytes or (qos > 0 and session.inflight_bytes)))
             or (recipient.outbox.waiting.count if qos == 0 else sender.quota < count or session.queue.count or sender.resend)
@@ -343,8 +343,8 @@ def _give(state: State, link: Link, route: Route, run: PublishRun, ids: list[int
                 form = form.with_ids(used)
             sender.unacknowledged.update(dict.fromkeys(used, form))
             sender.quota -= count
-            session.inflight_bytes += len(form.frames)  # `Session.hold`
-            held_bytes += len(form.frames)
+            session.inflight_bytes += run.size * count  # `Session.hold`
+            held_bytes += run.size * count
             outbox.append(form.frames)
         sent_count += count
         if not recipient.ready:

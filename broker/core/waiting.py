@@ -41,7 +41,7 @@ class Delivery:
         self.order = order
         """Position in the session's arrival order, over both of its queues."""
         self.size = message.size
-        """What it counts for while it is unacknowledged, as that of a `PublishRun` does for each of its frames."""
+        """What it counts for while it is unacknowledged."""
 
     def at(self, packet_id: int) -> Delivery:
         """What to repeat for this id: itself. (See `PublishRun`.)"""
@@ -55,11 +55,13 @@ class PublishRun:
     to be repeated; so an ordinary QoS 1 message costs no object of its own.
     """
 
-    __slots__ = ("frames", "group", "id_at", "messages", "origin", "payload_at", "qos", "size", "source", "topic")
+    __slots__ = ("frame_size", "frames", "group", "id_at", "messages", "origin", "payload_at", "qos", "size", "source", "topic")
 
-    def __init__(self, frames: bytes, size: int, qos: int, topic: str, id_at: int, payload_at: int, origin: str) -> None:
+    def __init__(self, frames: bytes, frame_size: int, qos: int, topic: str, id_at: int, payload_at: int, origin: str) -> None:
         self.frames = frames
-        self.size = size
+        self.frame_size = frame_size
+        self.size = len(topic) + frame_size - payload_at
+        """What each of its messages counts for while it is unacknowledged: as much as `Delivery.size`, however they came."""
         self.qos = qos
         self.topic = topic
         self.id_at = id_at
@@ -78,14 +80,14 @@ class PublishRun:
             properties = NO_PROPERTIES
             if self.payload_at > self.id_at + 2:
                 properties = decode_properties(self.frames, self.id_at + 2, PUBLISH)[0]
-            payloads = tails(self.frames, self.size, self.payload_at)
+            payloads = tails(self.frames, self.frame_size, self.payload_at)
             self.messages = [ApplicationMessage(self.topic, payload, self.qos, properties=properties, origin=self.origin) for payload in payloads]
         return self.messages
 
     def form(self, is_mqtt_5: bool, qos: int) -> PublishRun:
         """The same for sessions of either version, at the lesser QoS of 1 or 2: 5.0 has properties, or a zero that says there
         are none, where 3.1.1 has nothing."""
-        frames, id_at, payload_at, size = self.frames, self.id_at, self.payload_at, self.size
+        frames, id_at, payload_at, size = self.frames, self.id_at, self.payload_at, self.frame_size
         first = bytes((0x30 | qos << 1,))
         if is_mqtt_5 == (payload_at > id_at + 2):
             changed = bytearray(frames)
@@ -108,25 +110,25 @@ class PublishRun:
         properties = b""
         if is_mqtt_5:
             properties = self.frames[self.id_at + 2 : self.payload_at] or b"\x00"
-        return at_qos_0(self.frames, self.size, self.topic, properties, self.payload_at)
+        return at_qos_0(self.frames, self.frame_size, self.topic, properties, self.payload_at)
 
     def with_ids(self, ids: list[int]) -> PublishRun:
         """The same with other packet ids, in the order of the frames."""
         numbers = pack(f">{len(ids)}H", *ids)
         changed = bytearray(self.frames)
-        changed[self.id_at :: self.size] = numbers[0::2]
-        changed[self.id_at + 1 :: self.size] = numbers[1::2]
-        return self._derived(bytes(changed), self.size, self.qos, self.id_at, self.payload_at)
+        changed[self.id_at :: self.frame_size] = numbers[0::2]
+        changed[self.id_at + 1 :: self.frame_size] = numbers[1::2]
+        return self._derived(bytes(changed), self.frame_size, self.qos, self.id_at, self.payload_at)
 
-    def _derived(self, frames: bytes, size: int, qos: int, id_at: int, payload_at: int) -> PublishRun:
-        derived = PublishRun(frames, size, qos, self.topic, id_at, payload_at, self.origin)
+    def _derived(self, frames: bytes, frame_size: int, qos: int, id_at: int, payload_at: int) -> PublishRun:
+        derived = PublishRun(frames, frame_size, qos, self.topic, id_at, payload_at, self.origin)
         derived.source = self
         return derived
 
     def at(self, packet_id: int) -> Delivery:
         """The delivery of the frame with this id; the caller knows that there is one."""
         wanted = packet_id.to_bytes(2, "big")
-        for number, start in enumerate(range(self.id_at, len(self.frames), self.size)):
+        for number, start in enumerate(range(self.id_at, len(self.frames), self.frame_size)):
             if self.frames[start : start + 2] == wanted:
                 return Delivery(self.all_messages()[number], self.qos, False, (), None, 0)
         raise KeyError(packet_id)
