@@ -97,7 +97,7 @@ async def ask(inquiry: Inquiry, authenticate: Authenticate, limiter: trio.Capaci
         inquiry.scope = scope
         try:
             async with limiter or nullcontext():
-                username = await authenticate(request)
+                answer = await authenticate(request)
         except Exception as error:  # somebody else's code: whatever it raises refuses this client and touches no other
             # Neither its text nor its chain: the hook has seen the password, and may have put it there.
             frame = traceback.extract_tb(error.__traceback__)[-1]
@@ -106,8 +106,8 @@ async def ask(inquiry: Inquiry, authenticate: Authenticate, limiter: trio.Capaci
                 question.client_id, connection.peer, type(error).__name__, frame.filename, frame.lineno,
             )  # fmt: skip
         else:
-            if isinstance(username, str):
-                refused = None
+            if isinstance(answer, str):
+                username, refused = answer, None
             elif question.reauthentication or question.method is not None:
                 refused = ReasonCode.NOT_AUTHORIZED
             else:
