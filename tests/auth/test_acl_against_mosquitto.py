@@ -22,7 +22,7 @@ from broker.wire.packets import Connect, Disconnect, PubAck, Publish, SubAck, Su
 from tests.conformance.wire_client import WireClient
 from tests.mosquitto import mosquitto
 
-FILES: Final = int(os.environ.get("BROKER_ACL_EXAMPLES", "25"))
+FILES: Final = int(os.environ.get("BROKER_ACL_EXAMPLES", "10"))
 DECISIONS_MIN: Final = 5_000
 SECONDS_MAX: Final = 20.0
 

@@ -132,7 +132,7 @@ async def test_qos_0_over_a_socket_is_the_kernels_when_publish_returns() -> None
                 connection.set()
 
             nursery.start_soon(accept)
-            async with connect(f"mqtt://127.0.0.1:{listener.socket.getsockname()[1]}", client_id="me") as client:
+            async with connect(f"mqtt://127.0.0.1:{listener.socket.getsockname()[1]}", client_id="me", close_grace_s=0.5) as client:
                 await connection.wait()
                 turns = 0
 

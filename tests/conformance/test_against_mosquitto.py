@@ -42,7 +42,7 @@ from tests.conformance.harness import V5, V311
 from tests.conformance.wire_client import WireClient, goodbye, settle
 from tests.conftest import find_program
 
-EXAMPLES = int(os.environ.get("BROKER_MOSQUITTO_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("BROKER_MOSQUITTO_EXAMPLES", "30"))
 SCENARIO_SECONDS_MAX = 20.0
 START_ATTEMPTS = 5
 SHARE = "$share/"
