@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
 
@@ -53,17 +54,26 @@ class Throttle:
 
 def ip_of(peer: str) -> IPv4Address | IPv6Address | None:
     """Of "192.0.2.7:50123" or "[2001:db8::1]:50123"; an IPv4 address that was mapped to IPv6 as itself. None for "unix" and the like."""
+    return _ip_of_host(peer.rpartition(":")[0])
+
+
+def address_of(peer: str) -> str:
+    """Whom a peer stands for: its address; of IPv6 the /64, since a single machine has that many. "" for "unix" and the like."""
+    return _stands_for(peer.rpartition(":")[0])
+
+
+def _ip_of_host(host: str) -> IPv4Address | IPv6Address | None:
     try:
-        found = ip_address(peer.rpartition(":")[0].strip("[]").partition("%")[0])
+        found = ip_address(host.strip("[]").partition("%")[0])
     except ValueError:
         return None
     mapped = found.ipv4_mapped if isinstance(found, IPv6Address) else None
     return mapped or found
 
 
-def address_of(peer: str) -> str:
-    """Whom a peer stands for: its address; of IPv6 the /64, since a single machine has that many. "" for "unix" and the like."""
-    address = ip_of(peer)
+@lru_cache(maxsize=4096)  # asked for each connection that comes, and reading an address costs as much as accepting it
+def _stands_for(host: str) -> str:
+    address = _ip_of_host(host)
     if isinstance(address, IPv6Address):
         return f"{address.packed[:8].hex()}/64"
-    return str(address) if address is not None else peer.rpartition(":")[0]
+    return str(address) if address is not None else host

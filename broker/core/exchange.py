@@ -16,6 +16,7 @@ from broker.core.delivery import deliver, pump
 from broker.core.inflight import PACKET_ID_MAX
 from broker.core.link import CONNECTED
 from broker.core.plain_properties import plain_stop
+from broker.core.publish import recognise
 from broker.core.relay import OTHER_FORM_BYTES_MAX
 from broker.core.runs import acknowledgements, alike, packet_ids
 from broker.core.waiting import PublishRun
@@ -235,7 +236,9 @@ def _publish_run(state: State, link: Link, session: Session, data: bytes, positi
             payload_at = properties_stop - position
     route = link.known_topics.get(data[body:topic_stop])
     if route is None:
-        return 0
+        route = recognise(state, link, data[body:topic_stop])
+        if route is None:
+            return 0
     if not state.topics.is_fresh(route):
         route = state.topics.route(route.topic)
         link.known_topics[data[body:topic_stop]] = route

@@ -19,7 +19,7 @@ from broker.wire.topics import topic_name_fault
 if TYPE_CHECKING:
     from broker.core.link import Link
     from broker.core.state import State
-    from broker.core.topic_table import Target
+    from broker.core.topic_table import Route, Target
 
 KNOWN_TOPICS_COUNT_MAX: Final = 4096
 """Topics a link's publishes are recognised by; then it learns anew."""
@@ -122,7 +122,24 @@ def learn(state: State, link: Link, topic: str, key: bytes) -> None:
         return
     if len(known) >= KNOWN_TOPICS_COUNT_MAX:
         known.clear()
-    known[key] = state.topics.route(topic)
+    known[key] = route = state.topics.route(topic)
+    if link.access.allows_all and not key.startswith(b"\x00\x00"):  # an alias is this link's alone
+        state.topics.remember(key, route)
+
+
+def recognise(state: State, link: Link, key: bytes) -> Route | None:
+    """A topic that this link has not published to, or not lately, but somebody has, where everybody may."""
+    if not link.access.allows_all or link.mount_point:
+        return None
+    route = state.topics.remembered.get(key)
+    if route is not None and route.topic.count("/") >= link.limits.filter_levels_max:
+        return None  # the others' limits are not its own
+    if route is not None:
+        known = link.known_topics
+        if len(known) >= KNOWN_TOPICS_COUNT_MAX:
+            known.clear()
+        known[key] = route
+    return route
 
 
 def _alias_key(alias: int) -> bytes:

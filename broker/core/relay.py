@@ -16,6 +16,7 @@ from broker.core import pausing
 from broker.core.delivery import deliver
 from broker.core.message import ApplicationMessage, forwarded
 from broker.core.plain_properties import plain_stop
+from broker.core.publish import recognise
 from broker.core.runs import alike, at_qos_0, tails
 from broker.wire.packets import MQTT_5, NO_PROPERTIES, PUBLISH
 from broker.wire.properties import decode_properties
@@ -78,7 +79,9 @@ def relay(state: State, link: Link, now: float) -> bool:
             break
         route = known.get(key)
         if route is None:
-            break
+            route = None if aliased else recognise(state, link, key)
+            if route is None:
+                break
         if not state.topics.is_fresh(route):
             route = state.topics.route(route.topic)
             known[key] = route

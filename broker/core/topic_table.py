@@ -191,6 +191,8 @@ class TopicTable:
         self._route_topics: deque[str] = deque()
         """In the order of coming: to find a dict's first key costs the more the more were taken from its front."""
         self._buckets: dict[str, _Bucket] = {}
+        self.remembered: dict[bytes, Route] = {}
+        """Topics by their bytes as they stand in a PUBLISH, of those who may publish everything: valid, and not of $SYS."""
         self._version = 0
         self.subscriptions_count = 0
         self.shared_count = 0
@@ -243,6 +245,11 @@ class TopicTable:
         if group is not None:
             self.shared_count -= 1
         return True
+
+    def remember(self, key: bytes, route: Route) -> None:
+        if len(self.remembered) >= self._routes_count_max:
+            self.remembered.clear()
+        self.remembered[key] = route
 
     def forget_routes(self) -> None:
         """Something that routes depend on has changed for all topics, such as who may receive what."""

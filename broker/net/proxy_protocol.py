@@ -145,6 +145,8 @@ def trust_fault(text: str) -> str | None:
 
 def is_trusted(trusted: tuple[str, ...], address: object, family: int) -> bool:
     """Must a connection from there (as `accept` says it) begin with a header? trusted: without a `trust_fault`."""
+    if not trusted:  # nearly always, and reading an address costs as much as accepting it
+        return False
     if family not in (socket.AF_INET, socket.AF_INET6):
         return UNIX in trusted
     if not isinstance(address, tuple):

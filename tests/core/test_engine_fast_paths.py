@@ -266,3 +266,47 @@ def test_runs_with_ids_of_their_own_are_repeated_whole(version: int, again_as: i
         (packet.packet_id, packet.payload, 1, True) for packet in first
     ]
     assert {packet.properties.content_type for packet in again} == {"text" if again_as == MQTT_5 else None}
+
+
+# ---- topics that others have published to --------------------------------------------------------------------------------
+
+
+def test_a_topic_that_one_has_published_to_is_known_to_all() -> None:
+    world = World()
+    first, second, reader = (world.client(name) for name in ("first", "second", "reader"))
+    reader.subscribe("t")
+    first.publish("t", b"1")
+    second.publish("t", b"2")
+    assert second.link.known_topics == first.link.known_topics == world.state.topics.remembered
+    assert len(second.link.known_topics) == 1
+    assert reader.payloads() == [b"1", b"2"]
+
+
+def test_who_may_not_publish_there_does_not_know_it() -> None:
+    world = World(authorize=lambda username, client_id, action, topic: action != "publish" or client_id == "first")
+    first, second, reader = (world.client(name) for name in ("first", "second", "reader"))
+    reader.subscribe("t")
+    first.publish("t", b"1")
+    second.publish("t", b"2")
+    assert (len(first.link.known_topics), len(second.link.known_topics)) == (1, 0)
+    assert reader.payloads() == [b"1"]
+
+
+def test_an_alias_is_known_to_its_own_link_alone() -> None:
+    world = World()
+    first, second, reader = (world.client(name) for name in ("first", "second", "reader"))
+    reader.subscribe("a", "b")
+    for client, topic in ((first, "a"), (second, "b")):
+        client.send(Publish(topic, b"1", properties=Properties(topic_alias=1)))
+        client.send(*[Publish("", b"2", properties=Properties(topic_alias=1))] * 2)
+    assert [message.topic for message in reader.messages()] == ["a"] * 3 + ["b"] * 3
+
+
+def test_levels_beyond_a_links_own_limit_are_not_taken_from_others() -> None:
+    world = World()
+    first, second, reader = (world.client(name) for name in ("first", "second", "reader"))
+    reader.subscribe("a/b/c")
+    first.publish("a/b/c", b"1")
+    second.link.limits = structs.replace(second.link.limits, filter_levels_max=2)
+    second.publish("a/b/c", b"2")
+    assert reader.payloads() == [b"1"]
