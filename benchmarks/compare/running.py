@@ -23,6 +23,7 @@ HERE: Final = Path(__file__).resolve().parent
 START_S_MAX: Final = 40.0
 RUN_S_MAX: Final = 150.0
 STOP_S_MAX: Final = 5.0
+BESIDE_LEAD_S: Final = 3.0
 
 Command = Callable[[int, Path], list[str]]
 """(port, directory of its own) to a broker's command line. Raises Missing."""
@@ -161,14 +162,14 @@ def load_words(flags: str, version: int, port: int, work: Path) -> list[str]:
 
 @contextmanager
 def load_beside(beside: str, version: int, port: int, core: int | None, work: Path) -> Iterator[None]:
-    """What loads the broker beside the load that is measured, on the generator's core; given a second to be under way."""
+    """What loads the broker beside the load that is measured, on the generator's core; given time to connect and be under way."""
     if not beside:
         yield
         return
     words = load_words(beside, version, port, work) if beside != "churn" else [sys.executable, str(HERE / "churn.py"), "--port", str(port)]
     with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL, preexec_fn=prepare(core)) as other:
         try:
-            time.sleep(1.0)
+            time.sleep(BESIDE_LEAD_S)
             if other.poll() is not None:
                 raise RuntimeError(f"the load beside it ended with {other.returncode}")
             yield
