@@ -10,7 +10,7 @@ from broker.wire.codec import encode
 from broker.wire.packets import MQTT_5, Connect, Publish, Subscribe, SubscriptionRequest, WillMessage
 from tests.core.harness import World
 
-CLIENTS_COUNT = int(os.environ.get("BROKER_SHORT_CLIENTS", "10000"))
+CLIENTS_COUNT = int(os.environ.get("BROKER_SHORT_CLIENTS", "4000"))
 GROWTH_BYTES_MAX = 50_000
 """For all of them: a twentieth of a word each at 100,000."""
 
