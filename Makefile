@@ -28,8 +28,8 @@ SOURCES := pyproject.toml constraints.txt
 PACKAGE = $(shell find broker -name '*.py')
 BESIDE := benchmarks config docs examples tests CHANGELOG.md LICENSE Makefile README.md constraints.txt pyproject.toml
 SERVE_ARGS ?=
-# Two workers: the suite waits for sockets and subprocesses about half of its time.
-TEST_ARGS ?= -n 2
+# Two workers a core of a small machine: the suite waits for sockets and subprocesses a good part of its time.
+TEST_ARGS ?= -n 4
 COMPARE_ARGS ?=
 GROWTH_ARGS ?=
 SEEDS ?= 10000

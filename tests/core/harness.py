@@ -286,7 +286,7 @@ class Peer:
             self.raw += chunk
             self._decoder.feed(chunk)
             while (frame := self._decoder.next_frame()) is not None:
-                self.inbox.append(decode(frame[0], frame[1], self.version))
+                self.inbox.append(decode(frame[0], frame[1], self.link.version or self.version))  # any bytes may have said another one
             engine.bytes_sent(self.link, count, self.world.now)
             self.world._worked()
 

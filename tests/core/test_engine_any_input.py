@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from broker.core.link import CONNECTED, ENDED
@@ -229,6 +229,7 @@ def test_any_packets_in_any_order_on_several_links(asks: bool, first: list[Conne
 
 
 @settings(max_examples=300)
+@example([b"\x10\x12\x00\x04MQTT\x04\x00\x00\x00\x00\x06nobody"], None)  # bytes that happen to be a CONNECT, and of another version
 @given(st.lists(st.binary(max_size=60), max_size=8), st.sampled_from([None, Connect("a"), Connect("a", MQTT_311), Connect("a", MQTT_31)]))
 def test_any_bytes_in_any_state(pieces: list[bytes], first: Connect | None) -> None:
     world = World(packet_bytes_max=1000)

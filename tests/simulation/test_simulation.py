@@ -13,7 +13,7 @@ from broker.testing.script import random_script
 from broker.testing.simulation import simulate
 from tests.simulation.mutations import MUTATIONS, Mutation
 
-SEEDS_COUNT = int(os.environ.get("BROKER_SIMULATION_SEEDS", "400"))
+SEEDS_COUNT = int(os.environ.get("BROKER_SIMULATION_SEEDS", "300"))
 """`.ci/run` asks for thousands; at a desk the suite is to be quick."""
 CHUNK_COUNT = 20
 """Parts, so that two workers share the seeds and no test takes long."""
