@@ -33,6 +33,7 @@ def serve(order: Order) -> int:
         sockets = systemd.inherited(os.environ, os.getpid())
         notifier = systemd.Notifier(os.environ, os.getpid())
         config = load(order, sockets)
+        logs.lighten()
         logs.configure("debug" if order.verbose else config.log.level, config.log.format, config.log.target)
         raise_file_limit()
         return trio.run(partial(_serve, order, config, sockets, notifier))

@@ -47,6 +47,36 @@ def test_a_line_of_json(tmp_path: Path) -> None:
     assert isinstance(found["time"], float)
 
 
+def test_a_light_record_makes_the_same_lines(tmp_path: Path) -> None:
+    class Heavy(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            light = logs.Record(record.name, record.levelno, "", 0, record.msg, record.args, record.exc_info, None, None)
+            light.created, light.msecs = record.created, record.msecs
+            for formatter in (logs.TextFormatter(), logs.JsonFormatter()):
+                lines.append((formatter.format(record), formatter.format(light)))
+
+    lines: list[tuple[str, str]] = []
+    logs.configure("info", "text", str(tmp_path / "log"))
+    logs.logger.addHandler(Heavy())
+    logs.logger.warning("%s of %s", 1, "two")
+    try:
+        raise ValueError("why")
+    except ValueError:
+        logs.logger.exception("it failed")
+    assert len(lines) == 4
+    assert all(heavy == light for heavy, light in lines)
+
+
+def test_the_second_of_a_line_is_its_own() -> None:
+    formatter = logs.TextFormatter()
+    records = [logs.Record("broker", logging.INFO, "", 0, "here", None, None) for _ in range(3)]
+    for record, created in zip(records, (1_000_000_000.5, 1_000_000_001.25, 1_000_000_000.5), strict=True):
+        record.created, record.msecs = created, created % 1 * 1000
+    first, second, third = (formatter.format(record) for record in records)
+    assert first[17:23] == third[17:23] == "40.500"
+    assert second[17:23] == "41.250"
+
+
 def test_a_file_that_was_moved_away_is_opened_anew(tmp_path: Path) -> None:
     logs.configure("info", "text", str(tmp_path / "log"))
     logs.logger.info("first")
