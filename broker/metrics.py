@@ -37,6 +37,13 @@ COUNTS: Final = {
     "shared_subscriptions/count": "shared_subscriptions_count",
     "retained messages/count": "retained_count",
     "store/messages/bytes": "queued_bytes",
+    # What counts against memory_bytes_max, which Mosquitto has no names for.
+    "memory/bytes": "memory_bytes",
+    "memory/queued/bytes": "queued_bytes",
+    "memory/inflight/bytes": "inflight_bytes",
+    "memory/unsent/bytes": "unsent_bytes",
+    "memory/retained/bytes": "retained_bytes",
+    "memory/receiving/bytes": "receiving_bytes",
 }
 
 # Topic below $SYS/broker/load/ : key of Engine.statistics().

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import structs
 
+from broker.core import incoming
 from broker.core.auth import AuthRequest
 from broker.core.deadlines import AUTHENTICATION_END, KEEP_ALIVE
 from broker.core.delivery import pump
@@ -127,7 +128,7 @@ def refuse(state: State, link: Link, reason: ReasonCode, cause: str, now: float)
         link.auth.done = True
     link.phase = ENDED
     link.connect = None
-    link.outbox.leave_account()
+    incoming.abandon(state, link)
     state.deadlines.cancel(link.deadline)
     link.deadline = None
     link.closing = True

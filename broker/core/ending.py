@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from broker.core import pausing
+from broker.core import incoming, pausing
 from broker.core.deadlines import SESSION_EXPIRY, WILL_DELAY
 from broker.core.link import CONNECTED, ENDED
 from broker.core.message import ApplicationMessage
@@ -39,7 +39,7 @@ def close_link(state: State, link: Link, reason: ReasonCode, cause: str, now: fl
 def leave(state: State, link: Link, now: float, cause: str, *, error: bool, discard_will: bool = False, keep_waiting: bool = False) -> None:
     """Part the link from its session, which ends too, or waits for its client.
 
-    keep_waiting: the peer has closed only its sending side; what was queued for it is still to be sent.
+    keep_waiting: the peer may have closed only its sending side; what was queued for it is still to be sent, until `discard`.
     """
     if link.phase == ENDED:
         return
@@ -57,10 +57,10 @@ def leave(state: State, link: Link, now: float, cause: str, *, error: bool, disc
     link.known_topics = {}
     pausing.release(state, link, now)
     pausing.withdraw(state, link)
-    link.outbox.leave_account()
+    incoming.abandon(state, link)
     session = link.session
     link.session = None
-    if not keep_waiting and link.outbox.waiting.count:
+    if not keep_waiting:
         state.count_dropped(link.client_id, "disconnected", link.outbox.waiting.clear())
     if session is None:
         if error:
@@ -82,6 +82,17 @@ def leave(state: State, link: Link, now: float, cause: str, *, error: bool, disc
     elif not session.never_expires:
         session.expiry_deadline = state.deadlines.add(now + session.expiry_s, SESSION_EXPIRY, session)
     state.observer.disconnected(link, cause, error)
+
+
+def discard(state: State, link: Link) -> None:
+    """Its stream is gone: what was still to be sent is not, and takes no memory any more."""
+    state.count_dropped(link.client_id, "disconnected", link.outbox.waiting.clear())
+    link.outbox.leave_account()
+    incoming.leave_account(state, link)
+    leaving, link.leaving = link.leaving, None
+    if leaving is not None:
+        state.count_dropped(leaving.client_id, "session-ended", leaving.queue.clear())
+        leaving.queue.leave_account()
 
 
 def _settle_will(state: State, session: Session, now: float, discard: bool) -> None:
@@ -129,6 +140,8 @@ def end_session(state: State, session: Session, now: float, *, keep_waiting: boo
     """
     if session.ended:
         return
+    if session.inflight_bytes:
+        session.let_go(session.inflight_bytes)
     session.ended = True
     if session.will is not None:
         publish_will(state, session, now)
@@ -139,9 +152,6 @@ def end_session(state: State, session: Session, now: float, *, keep_waiting: boo
     state.work += 1 + len(session.subscriptions) + (session.queue.count >> 4)
     for filter in list(session.subscriptions):
         state.topics.remove(session, filter)
-    if session.inflight_bytes:
-        session.let_go(session.inflight_bytes)
-    session.queue.leave_account()
     # A shared group's messages go to another member, but never one whose QoS 2 delivery had begun [MQTT5-4.8.2-5].
     for packet_id, unacknowledged in session.sender.unacknowledged.items():
         if unacknowledged.group is not None and unacknowledged.qos == 1:
@@ -149,5 +159,7 @@ def end_session(state: State, session: Session, now: float, *, keep_waiting: boo
     for delivery in session.queue.take_groups():
         if delivery.group is not None:
             state.orphans.append((delivery.group, delivery.message))
-    if session.queue.count and not keep_waiting:
-        state.count_dropped(session.client_id, "session-ended", session.queue.clear())
+    if not keep_waiting:
+        if session.queue.count:
+            state.count_dropped(session.client_id, "session-ended", session.queue.clear())
+        session.queue.leave_account()

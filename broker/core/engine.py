@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from broker.core import pausing
+from broker.core import incoming, pausing
 from broker.core.access import Access, Authorize
 from broker.core.allowance import Allowance, UserLimits
 from broker.core.connect import authenticated, challenge, limit_rate, refuse, time_out
@@ -27,14 +27,14 @@ from broker.core.deadlines import (
     WILL_DELAY,
 )
 from broker.core.delivery import deliver, pump
-from broker.core.ending import close_link, end_session, leave, publish_will
+from broker.core.ending import close_link, discard, end_session, leave, publish_will
 from broker.core.limits import Limits
 from broker.core.link import CONNECTED, ENDED, Link
 from broker.core.message import ApplicationMessage
 from broker.core.observer import CONNECTION_LOST, Observer
 from broker.core.overflow import OverflowRules
 from broker.core.publish import publish
-from broker.core.receiving import paced, process, violation
+from broker.core.receiving import make_room, paced, process, violation
 from broker.core.session import Session
 from broker.core.state import COUNTER_NAMES, State
 from broker.core.topic_table import Subscription
@@ -142,6 +142,8 @@ class Engine:
                 more = paced(state, link, link.rate, more, published, now)
         except PeerError as error:
             violation(state, link, error, now)
+        if (decoder.data or decoder.missing_bytes or link.receiving_bytes or link.rate is not None) and incoming.count(state, link):
+            make_room(state, now)
         if state.wills or state.orphans:
             self._finish(now)
         return more
@@ -180,10 +182,15 @@ class Engine:
             outbox.count()
         return outbox.committed_bytes > 0
 
-    def detach(self, link: Link, now: float) -> None:
-        """The stream has ended. What was queued may still be drained to a peer that closed only its sending side."""
+    def detach(self, link: Link, now: float, *, still_reads: bool = False) -> None:
+        """The stream has ended, and what is left for its peer is lost.
+
+        still_reads: the peer has closed only its sending side. What was queued for it may still be drained, until `detach` is called again without.
+        """
         state = self.state
         if not link.attached:
+            if not still_reads:
+                discard(state, link)
             return
         state.work = 0
         if link.phase != ENDED:
@@ -196,7 +203,10 @@ class Engine:
             leave(state, link, now, cause, error=True, keep_waiting=True)
         link.attached = False
         state.links.pop(link, None)
-        pump(state, link, now)
+        if still_reads:
+            pump(state, link, now)
+        else:
+            discard(state, link)
         self._finish(now)
 
     # ---- authentication ----
@@ -340,6 +350,7 @@ class Engine:
             "queued_bytes": state.waiting.bytes,
             "unsent_bytes": state.waiting.unsent_bytes,
             "inflight_bytes": state.waiting.inflight_bytes,
+            "receiving_bytes": state.waiting.receiving_bytes,
             "memory_bytes": state.memory_bytes,
             "deadlines_count": len(state.deadlines),
         }

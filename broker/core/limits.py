@@ -38,8 +38,10 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     outbox_bytes_high: encoded bytes waiting for one client's socket; above it messages wait unencoded and its publishers are paused.
     outbox_bytes_max: QoS 0 messages waiting unencoded for one client, in bytes; above it the overflow rule acts.
     outbox_count_max: the same, in messages.
-    memory_bytes_max: retained messages, and all that is held for clients: queued, unacknowledged, encoded and not yet taken by a socket. The last
-        quarter is for clients that are connected; above it the overflow rules act, whatever a client's own limits are.
+    memory_bytes_max: retained messages, all that is held for clients (queued, unacknowledged, encoded and not yet taken by a socket), and
+        packets that have not come in full. Absent clients' queues and retained messages end at three quarters, those of connected clients at seven
+        eighths: there the overflow rules act, whatever a client's own limits are. The last eighth is for what comes in; above it the largest are
+        refused with 0x97.
     slow_subscriber_grace_s: the longest that one stuck subscriber may pause its publishers; the credit refills at a tenth of time.
     publish_per_s_max: messages that one client may publish, with bursts of a second's worth; beyond it the client is not read for a while. 0: no
         bound.

@@ -43,7 +43,7 @@ class Link:
         "charging", "client_id", "closing", "connect", "credit_at", "credit_s", "deadline", "decoder", "error", "keep_alive_s", "known_topics",
         "last_received_at", "leaving", "limits", "listener", "mount_point", "outbox", "outbox_bytes_high", "packet_bytes_max", "pause_deadline",
         "paused", "paused_by", "pausing", "peer", "phase", "problem_information", "progress_at", "progress_mark", "promised", "rate", "ready",
-        "refusal", "session", "stuck", "transport", "username", "version",
+        "receiving_bytes", "refusal", "session", "stuck", "transport", "username", "version",
     )  # fmt: skip
 
     def __init__(self, peer: str, listener: str, transport: object, allowance: Allowance, account: Account, access: Access, now: float) -> None:
@@ -94,6 +94,8 @@ class Link:
         """The connect timeout, then the keepalive."""
         self.last_received_at = now
         self.decoder = FrameDecoder(limits.packet_bytes_max)
+        self.receiving_bytes = 0
+        """So much of it, and of what `rate` holds back, is in the account."""
         self.outbox = Outbox(account)
         self.outbox_bytes_high = limits.outbox_bytes_high
         if self.outbox_bytes_high > limits.memory_bytes_max >> 4:  # small limits pause before they drop

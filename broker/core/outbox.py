@@ -39,7 +39,7 @@ class Outbox:
             self.counted_bytes = self.committed_bytes
 
     def leave_account(self) -> None:
-        """Count no more: what is still here is on its way out, for `close_timeout_s` at most."""
+        """Count no more: the stream is gone, and nothing of this will be sent."""
         account = self.account
         if account is not None:
             account.unsent_bytes -= self.counted_bytes

@@ -48,6 +48,16 @@ class Rate:
         """Was more read than the decoder has been given?"""
         return self._position < len(self._held)
 
+    @property
+    def held_bytes(self) -> int:
+        """What is kept in memory of it."""
+        return len(self._held)
+
+    def abandon(self) -> None:
+        """Let go of what is held."""
+        self._held = b""
+        self._position = 0
+
     def hold(self, data: bytes) -> None:
         self._held = data if not self.holds else self._held[self._position :] + data
         self._position = 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from broker.core import pausing
+from broker.core import incoming, pausing
 from broker.core.connect import on_auth, on_connect, on_disconnect, refuse
 from broker.core.ending import close_link, leave
 from broker.core.exchange import exchange
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from broker.core.state import State
 
 PINGRESP_BYTES: Final = b"\xd0\x00"
+SILENT_S: Final = 1.0
+"""Whoever has sent nothing for so long in the middle of a packet gives way before those who go on sending."""
 TURN_BYTES: Final = 131_072
 """What others may add to an outbox that was just below its mark, relaying one read's worth; that is no fault of its client's."""
 
@@ -70,6 +72,7 @@ def process(state: State, link: Link, now: float) -> bool:
             # Plain authentication: what the client sends ahead is kept, bounded, and not looked at [MQTT5-3.1.4-6].
             if decoder.buffered_bytes > link.limits.unauthenticated_bytes_max:
                 raise ProtocolError("too much was sent ahead of CONNACK", ReasonCode.QUOTA_EXCEEDED)
+            decoder.is_drained()
             return False
         elif phase == AWAITING_CONNECT and decoder.position < len(decoder.data) and decoder.data[decoder.position] >> 4 != CONNECT:
             raise ProtocolError("the first packet is not CONNECT")  # [MQTT5-3.1.0-1], seen before the rest of it is waited for
@@ -140,6 +143,29 @@ def violation(state: State, link: Link, error: PeerError, now: float) -> None:
         state.mark_ready(link)
     elif link.phase != ENDED:
         refuse(state, link, error.reason, cause, now)
+
+
+def make_room(state: State, now: float) -> None:
+    """Packets that are coming in take too much: end those who hold the most, first of those who have fallen silent, and never the last one.
+
+    Until an eighth of the share is free, so that the next look at every link comes only after so much more was sent.
+    """
+    account = state.waiting
+    room_at = state.receiving_bytes_max // 8 * 7
+    large = [link for link in state.links if link.receiving_bytes > incoming.FREE_BYTES and not link.closing]
+    large.sort(key=lambda link: (link.paused or link.last_received_at + SILENT_S > now, -link.receiving_bytes))
+    for link in large[:-1]:
+        if account.receiving_bytes <= room_at:
+            break
+        cause = (
+            f"it holds {link.receiving_bytes} bytes of a packet that has not come in full, and all such packets together "
+            f"{account.receiving_bytes}: more than an eighth of memory_bytes_max"
+        )
+        incoming.leave_account(state, link)
+        if link.phase == CONNECTED:
+            close_link(state, link, ReasonCode.QUOTA_EXCEEDED, cause, now)
+        else:
+            refuse(state, link, ReasonCode.QUOTA_EXCEEDED, cause, now)
 
 
 def _check_properties_length(first_byte: int, body: bytes, bytes_max: int) -> None:

@@ -72,7 +72,9 @@ class Session:
         self.ended = False
 
     def hold(self, size: int) -> None:
-        """A message of so many bytes was sent and is to be acknowledged."""
+        """A message of so many bytes was sent and is to be acknowledged; that of a session which has ended never will be."""
+        if self.ended:
+            return
         self.inflight_bytes += size
         account = self.queue.account
         if account is not None:
@@ -80,6 +82,8 @@ class Session:
 
     def let_go(self, size: int) -> None:
         """It was acknowledged, or will not be sent after all."""
+        if self.ended:
+            return
         self.inflight_bytes -= size
         account = self.queue.account
         if account is not None:

@@ -115,6 +115,9 @@ class State:
             self.ready.append(link)
 
     def count_dropped(self, client_id: str, reason: str, count: int = 1) -> None:
+        """count: of messages that were not delivered to it; none is nothing."""
+        if not count:
+            return
         self.dropped[reason] = self.dropped.get(reason, 0) + count
         session = self.sessions.get(client_id)
         if session is not None:
@@ -127,13 +130,24 @@ class State:
     @property
     def memory_bytes(self) -> int:
         """What counts against `memory_bytes_max`."""
+        return self.outgoing_bytes + self.waiting.receiving_bytes
+
+    @property
+    def outgoing_bytes(self) -> int:
+        """All of it but what is coming in, which has a share of its own."""
         account = self.waiting
         return account.bytes + account.inflight_bytes + account.unsent_bytes + self.retained.bytes
 
+    @property
+    def receiving_bytes_max(self) -> int:
+        """The share of packets that are coming in, but for one of them: the last eighth. So neither they nor what waits can starve the other."""
+        return self.limits.memory_bytes_max >> 3
+
     def over_memory(self, more_bytes: int) -> bool:
         """Would so many more be too many for those who are connected?"""
-        return self.memory_bytes + more_bytes > self.limits.memory_bytes_max
+        limit = self.limits.memory_bytes_max
+        return self.outgoing_bytes + more_bytes > limit - (limit >> 3)
 
     def over_memory_for_later(self, more_bytes: int) -> bool:
         """The same for what may wait as long as it likes: the last quarter is for those who are connected, so that nobody's absence starves them."""
-        return self.memory_bytes + more_bytes > self.limits.memory_bytes_max // 4 * 3
+        return self.outgoing_bytes + more_bytes > self.limits.memory_bytes_max // 4 * 3

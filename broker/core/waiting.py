@@ -138,9 +138,9 @@ Unacknowledged = Delivery | PublishRun
 
 
 class Account:
-    """What all waiting messages come to, and what else is held for clients."""
+    """What all waiting messages come to, and what else is held for clients, or has come of what they send."""
 
-    __slots__ = ("bytes", "count", "inflight_bytes", "unsent_bytes")
+    __slots__ = ("bytes", "count", "inflight_bytes", "large_count", "receiving_bytes", "unsent_bytes")
 
     def __init__(self) -> None:
         self.bytes = 0
@@ -148,11 +148,15 @@ class Account:
         self.inflight_bytes = 0
         """Sent and not acknowledged, in all Sessions."""
         self.unsent_bytes = 0
-        """Encoded and not taken by its socket, of all connected links whose socket was full."""
+        """Encoded and not taken by its socket, of all links whose socket was full, until their stream is gone."""
+        self.receiving_bytes = 0
+        """Read, and not worked through: packets that have not come in full, and what a rate or a pause holds back."""
+        self.large_count = 0
+        """How many links hold more of it than nobody is blamed for (`incoming.FREE_BYTES`)."""
 
     @property
     def total_bytes(self) -> int:
-        return self.bytes + self.inflight_bytes + self.unsent_bytes
+        return self.bytes + self.inflight_bytes + self.unsent_bytes + self.receiving_bytes
 
 
 class WaitingQueue:
@@ -212,7 +216,7 @@ class WaitingQueue:
         return True
 
     def leave_account(self) -> None:
-        """Count no more in the account of all: what is still here is on its way out, for `close_timeout_s` at most."""
+        """Count no more in the account of all: its stream, or its session, is gone."""
         if self.account is not None:
             self.account.count -= self.count
             self.account.bytes -= self.bytes

@@ -258,7 +258,7 @@ class Connection:
     async def _drain(self, link: Link) -> None:
         """The peer sends no more; it may still read, so it gets what was queued for it."""
         self._hurry()
-        self.server.engine.detach(link, trio.current_time())
+        self.server.engine.detach(link, trio.current_time(), still_reads=True)
         self.server.flush()
         while True:
             self.flush(trio.current_time())

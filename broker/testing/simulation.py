@@ -16,6 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from broker.core.engine import Engine
+from broker.core.incoming import FREE_BYTES
 from broker.core.limits import Limits
 from broker.core.link import ENDED, Link
 from broker.core.message import ApplicationMessage
@@ -29,6 +30,8 @@ from broker.testing.timeline import Timeline
 from broker.testing.wire import Faults, Line, Pipe
 from broker.wire.packets import MQTT_5, NO_PROPERTIES, ConnAck, Disconnect, Properties, WillMessage
 
+TIGHT_BYTES: Final = 100_000
+"""With less memory two packets that are coming in may find no place."""
 ENGINE_TURN_BYTES: Final = 131_072
 """What one call of the core may add to an outbox that was below its mark: what it had read, and answers to it."""
 MESSAGE_BYTES_MAX: Final = 5_200
@@ -308,11 +311,14 @@ class Simulation:
         limits = self.limits
         account = state.waiting
         # Whoever has nothing unsent and nothing unacknowledged gets one message even then, which counts for both.
-        if state.memory_bytes > limits.memory_bytes_max + len(self.clients) * 2 * MESSAGE_BYTES_MAX + ENGINE_TURN_BYTES:
+        if state.outgoing_bytes > limits.memory_bytes_max + len(state.links) * 2 * MESSAGE_BYTES_MAX + ENGINE_TURN_BYTES:
             self.fail(
                 f"{account.bytes} bytes wait, {account.inflight_bytes} are unacknowledged, {account.unsent_bytes} unsent, "
                 f"{state.retained.bytes} retained: above {limits.memory_bytes_max}"
             )
+        large = sum(link.receiving_bytes > FREE_BYTES for link in state.links if not link.closing)
+        if account.receiving_bytes > state.receiving_bytes_max and large > 1:
+            self.fail(f"{account.receiving_bytes} bytes of packets that have not come in full are held, above {state.receiving_bytes_max}")
         if account.bytes + state.retained.bytes > limits.memory_bytes_max:
             self.fail(f"{account.bytes} bytes wait and {state.retained.bytes} are retained, above {limits.memory_bytes_max}")
         for link in state.links:
@@ -340,7 +346,10 @@ class Simulation:
             self.fail(f"the account says {state.waiting.bytes} bytes wait, the queues {sum(queue.bytes for queue in queues)}")
         inflight = sum(unacknowledged.size for session in state.sessions.values() for unacknowledged in session.sender.unacknowledged.values())
         unsent = sum(link.outbox.counted_bytes for link in state.links)
-        behind = 0 if self._unflushed else sum(link.outbox.committed_bytes for link in state.links if link.phase != ENDED)
+        behind = 0 if self._unflushed else sum(link.outbox.committed_bytes for link in state.links)
+        receiving = sum(link.decoder.held_bytes + (link.rate.held_bytes if link.rate is not None else 0) for link in state.links)
+        if state.waiting.receiving_bytes != receiving:
+            self.fail(f"the account says {state.waiting.receiving_bytes} bytes are coming in, the links hold {receiving}")
         if state.waiting.inflight_bytes != inflight or state.waiting.unsent_bytes != unsent or unsent < behind:
             self.fail(
                 f"the account says {state.waiting.inflight_bytes} bytes are unacknowledged and {state.waiting.unsent_bytes} unsent, "
@@ -416,7 +425,7 @@ class Simulation:
 
     def check_goodbye(self, client: SimulatedClient, packet: Disconnect) -> None:
         expected = set(EXPECTED_GOODBYES)
-        if "disconnect" in self.script.overflow.values():
+        if "disconnect" in self.script.overflow.values() or self.limits.memory_bytes_max < TIGHT_BYTES:
             expected.add(ReasonCode.QUOTA_EXCEEDED)
         if packet.reason not in expected:
             raise BrokenPromise(f"{client.client_id} kept the rules and got DISCONNECT {packet.reason!r}: {packet.properties.reason_string}")
@@ -663,7 +672,7 @@ class Simulation:
         self.timeline.run_until(self.now + 2e9)
         state = self.engine.state
         left = {
-            "waiting": (state.waiting.count, state.waiting.bytes),
+            "waiting": (state.waiting.count, state.waiting.total_bytes),
             "links": len(state.links),
             "sessions": len(state.sessions),
             "connected": state.connected_count,

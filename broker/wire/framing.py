@@ -24,7 +24,7 @@ class FrameDecoder:
     was raised the stream has no next frame: the same error is raised again.
     """
 
-    __slots__ = ("_blocks", "_gathered", "_missing", "_pieces", "data", "overlong", "packet_bytes_max", "position")
+    __slots__ = ("_blocks", "_gathered", "_pieces", "data", "missing_bytes", "overlong", "packet_bytes_max", "position")
 
     def __init__(self, packet_bytes_max: int) -> None:
         self.packet_bytes_max = packet_bytes_max
@@ -32,7 +32,8 @@ class FrameDecoder:
         self.position = 0
         self.overlong = False
         """Whether the Remaining Length of the last frame had more bytes than it needs [MQTT5-1.5.5-1]."""
-        self._missing = 0  # bytes that the frame being gathered still lacks; 0: none is being gathered
+        self.missing_bytes = 0
+        """What the frame that is being gathered still lacks; 0: none is being gathered."""
         self._gathered = 0  # bytes of it that have come
         self._blocks: list[bytes] | None = None  # pieces that were made one
         self._pieces: list[bytes] | None = None  # None: no list, of which an idle connection would keep two
@@ -43,9 +44,21 @@ class FrameDecoder:
         return len(self.data) - self.position + self._gathered
 
     @property
-    def missing_bytes(self) -> int:
-        """What the frame that has begun to come still lacks, as far as that is known; 0 between frames."""
-        return self._missing
+    def held_bytes(self) -> int:
+        """What is kept in memory: of a read all, however little of it was not given out."""
+        return len(self.data) + self._gathered
+
+    def abandon_frame(self) -> None:
+        """Let go of a frame that has not come in full: nothing more will be fed."""
+        self.missing_bytes = 0
+        self._gathered = 0
+        self._blocks = self._pieces = None
+
+    def abandon(self) -> None:
+        """Let go of everything. Not while somebody reads in place."""
+        self.abandon_frame()
+        self.data = b""
+        self.position = 0
 
     def take_rest(self) -> bytes:
         """What was fed and not given out, but for a frame that has begun to come: for the caller to feed again."""
@@ -56,7 +69,7 @@ class FrameDecoder:
 
     def feed(self, data: bytes) -> None:
         """Take more of the stream. `next_frame()` until None should follow before the next feed."""
-        if self._missing > 0:
+        if self.missing_bytes > 0:
             self._gather(data)
         elif self.position == len(self.data):
             self.data = data
@@ -67,7 +80,7 @@ class FrameDecoder:
 
     def is_drained(self) -> bool:
         """Was everything that was fed given out? Then what was read is let go of."""
-        if self.position < len(self.data) or self._missing > 0:
+        if self.position < len(self.data) or self.missing_bytes > 0:
             return False
         self.data = b""
         self.position = 0
@@ -82,6 +95,7 @@ class FrameDecoder:
         position = self.position
         size = len(data)
         if size - position < 2:
+            self._keep_rest()
             return None
         length = data[position + 1]
         start = position + 2
@@ -91,6 +105,7 @@ class FrameDecoder:
             shift = 7
             while True:
                 if start >= size:
+                    self._keep_rest()
                     return None
                 byte = data[start]
                 start += 1
@@ -105,7 +120,7 @@ class FrameDecoder:
         if end - position > self.packet_bytes_max:
             raise PacketTooLarge(f"a packet of {end - position} bytes; at most {self.packet_bytes_max} are accepted")
         if end > size:
-            self._missing = end - size
+            self.missing_bytes = end - size
             self._gathered = size - position
             self._pieces = [data[position:]]
             self._blocks = []
@@ -115,6 +130,11 @@ class FrameDecoder:
         self.position = end
         self.overlong = overlong
         return data[position], data[start:end]
+
+    def _keep_rest(self) -> None:
+        """The first bytes of a fixed header, and not the read that they were the end of."""
+        self.data = self.data[self.position :]
+        self.position = 0
 
     def end_of_stream(self) -> None:
         """Nothing more will come; call it when `next_frame()` has given all. IncompletePacket if the stream ended inside a frame."""
@@ -127,12 +147,12 @@ class FrameDecoder:
         assert pieces is not None
         assert blocks is not None
         pieces.append(data)
-        self._missing -= len(data)
+        self.missing_bytes -= len(data)
         self._gathered += len(data)
-        if self._missing <= 0:
+        if self.missing_bytes <= 0:
             self.data = b"".join(blocks + pieces)
             self.position = 0
-            self._missing = 0
+            self.missing_bytes = 0
             self._gathered = 0
             self._blocks = self._pieces = None
         elif len(pieces) == _PIECES_MAX:

@@ -266,7 +266,7 @@ class Peer:
 
     def half_close(self) -> None:
         """It sends no more, but reads on."""
-        self.world.engine.detach(self.link, self.world.now)
+        self.world.engine.detach(self.link, self.world.now, still_reads=True)
         self.world.settle()
 
     # ---- from the broker ----

@@ -20,7 +20,7 @@ def test_a_backlog_of_qos_0_is_drained(version: int) -> None:
         publisher.publish("t", b"%04d" % number + b"x" * 20)
     assert world.state.waiting.count > 300
     receiver.half_close()
-    assert world.state.waiting.count == 0  # nobody else has to make room for it
+    assert world.state.waiting.count > 300  # it is still there, and so it still counts
     publisher.publish("t", b"too late")
     while receiver.link.outbox.committed_bytes:
         receiver.read(700)
@@ -56,11 +56,44 @@ def test_qos_1_that_waited_is_sent_once_to_who_does_not_come_back() -> None:
         publisher.publish("t", b"%04d" % number + b"x" * 50, 1, number)
     assert world.state.waiting.count > 30
     receiver.half_close()
-    assert world.state.waiting.count == 0
+    assert world.state.waiting.count > 30
+    assert world.state.waiting.inflight_bytes == 0  # nobody will acknowledge it
     receiver.read()
     assert len(receiver.messages()) == 90
     publisher.detach()
     world.assert_empty()
+
+
+@pytest.mark.parametrize(("qos", "reason"), [(0, "disconnected"), (1, "session-ended")])
+def test_what_it_is_still_sent_counts_until_its_stream_is_gone(qos: int, reason: str) -> None:
+    world = World(outbox_bytes_high=2000, slow_subscriber_grace_s=0.0)
+    publisher, receiver = world.client("p"), world.client("r")
+    receiver.subscribe(("t", qos))
+    receiver.takes = 0
+    for number in range(1, 91):
+        publisher.publish("t", b"x" * 54, qos, number if qos else 0)
+    waiting = world.state.waiting.count
+    receiver.half_close()
+    assert world.state.waiting.count == waiting > 30
+    assert world.state.waiting.unsent_bytes == receiver.link.outbox.committed_bytes > 1000
+    receiver.detach()
+    assert world.dropped(reason) == waiting
+    publisher.detach()
+    world.assert_empty()
+
+
+def test_what_a_link_that_we_close_is_still_sent_counts_until_its_stream_is_gone() -> None:
+    world = World(outbox_bytes_high=2000, slow_subscriber_grace_s=0.0)
+    publisher, receiver = world.client("p"), world.client("r")
+    receiver.subscribe("t")
+    receiver.takes = 0
+    for _ in range(30):
+        publisher.publish("t", b"x" * 54)
+    world.client("r")  # takes over
+    assert receiver.link.closing
+    assert world.state.waiting.unsent_bytes == receiver.link.outbox.committed_bytes > 1000
+    receiver.detach()
+    assert world.state.waiting.unsent_bytes == 0
 
 
 def test_what_the_stream_ended_inside_of_is_told_to_the_log() -> None:

@@ -137,6 +137,32 @@ async def test_frames_of_256_mib_take_no_memory_where_they_are_allowed(caplog: p
             await client.stream.aclose()
 
 
+async def test_a_hundred_that_stop_within_a_large_packet(caplog: pytest.LogCaptureFixture) -> None:
+    """Together they hold no more than their share of the memory; the first of them give way, and the neighbours' packets come through."""
+    memory, packet = 8_000_000, encode(Publish("t", bytes(100_000)), MQTT_5)
+    async with scene(caplog, memory_bytes_max=memory, packet_bytes_max=len(packet)) as here:
+        hostile: list[Client] = []
+        for number in range(100):
+            client = await here.client(f"hostile{number}", 5 if number % 2 else 4)
+            await pour(client, packet[:90_000])
+            hostile.append(client)
+            await here.check_neighbours()
+            assert here.hub.statistics()["receiving_bytes"] <= memory // 8
+        large = await here.client("large")
+        await large.subscribe("t")
+        await large.stream.send_all(packet)  # they have fallen silent, or soon will have
+        message = await large.receive()
+        assert isinstance(message, Publish)
+        assert len(message.payload) == 100_000
+        await large.stream.aclose()
+        thrown_out = 100 - (here.gauges()["clients_connected"] - 2)
+        assert thrown_out >= 89
+        first = [await ends(client) for client in hostile[1:50:2]]
+        assert first == [[Disconnect(ReasonCode.QUOTA_EXCEEDED)]] * 25
+        for client in hostile:
+            await client.stream.aclose()
+
+
 async def test_a_quarter_of_a_million_subscriptions(caplog: pytest.LogCaptureFixture) -> None:
     async with scene(caplog, subscriptions_count_max=1000) as here:
         greedy = await here.client("greedy")

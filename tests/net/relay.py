@@ -127,7 +127,7 @@ class RelayEngine:
         del link.out[:count]
         return bool(link.out)
 
-    def detach(self, link: RelayLink, now: float) -> None:
+    def detach(self, link: RelayLink, now: float, *, still_reads: bool = False) -> None:
         if link.attached:
             link.attached = False
             self.links.remove(link)

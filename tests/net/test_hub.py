@@ -372,6 +372,8 @@ async def test_sys_topics_come_and_change(autojump_clock: MockClock) -> None:
         assert found["$SYS/broker/version"].startswith("broker version ")
         assert "$SYS/broker/load/messages/received/1min" in found
         assert "$SYS/broker/retained messages/count" in found
+        assert int(found["$SYS/broker/memory/bytes"]) == int(found["$SYS/broker/memory/retained/bytes"])
+        assert found["$SYS/broker/memory/receiving/bytes"] == "0"
         client = await attached(hub, nursery)
         await client.connect("a")
         await client.subscribe("$SYS/broker/clients/#")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from broker.core import delivery, ending, engine, pausing, publish, receiving
+from broker.core import delivery, ending, engine, incoming, pausing, publish, receiving
 from broker.core.client_inbox import ClientInbox
 from broker.core.client_outbox import ClientOutbox
 from broker.core.client_state import Delivery as ClientDelivery
@@ -189,6 +189,21 @@ def unsent_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Outbox, "count", lambda self: None)
 
 
+def receiving_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has come of packets is in no account."""
+    monkeypatch.setattr(incoming, "count", lambda state, link: False)
+
+
+def half_packets_not_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much has come of packets, nobody gives way."""
+    monkeypatch.setattr(engine, "make_room", lambda state, now: None)
+
+
+def ended_not_discarded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a stream left behind that is gone stays in the account."""
+    monkeypatch.setattr(engine, "discard", lambda state, link: None)
+
+
 def pause_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """A subscriber that takes nothing holds its publishers until it is gone."""
     monkeypatch.setattr(pausing, "pause_due", lambda state, link, now: None)
@@ -237,6 +252,7 @@ def client_takes_repetitions_for_new(monkeypatch: pytest.MonkeyPatch) -> None:
 MUTATIONS: list[Mutation] = [
     resend_lost, pubrel_forgotten, quota_not_restored, order_swapped, waiting_bytes_leaked, will_published_twice, will_not_cancelled, qos_2_not_held,
     drop_not_counted, access_not_asked, receive_maximum_ignored, subscription_kept, retained_not_replaced, stale_routes, ids_reused,
-    whole_group_gets_it, bounds_ignored, expiry_ignored, inflight_leaked, unsent_not_counted, pause_without_end, sole_recipient_always_believed,
+    whole_group_gets_it, bounds_ignored, expiry_ignored, inflight_leaked, unsent_not_counted, receiving_not_counted,
+    half_packets_not_bounded, ended_not_discarded, pause_without_end, sole_recipient_always_believed,
     resumed_client_sends_nothing_again, client_takes_repetitions_for_new,
 ]  # fmt: skip

@@ -201,3 +201,22 @@ def test_drops_of_two_bytes_take_little_more_memory_than_they_are() -> None:
         assert tracemalloc.get_traced_memory()[0] < 2 * (2 * count)
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("rest", [b"\x30", b"\x30\x80", b"\x30\xff\xff"])
+def test_the_first_bytes_of_a_header_do_not_keep_the_read_that_they_end(rest: bytes) -> None:
+    decoder = FrameDecoder(1 << 28)
+    decoder.feed(b"\xc0\x00" * 1000 + rest)
+    while decoder.next_frame() is not None:
+        pass
+    assert decoder.held_bytes == decoder.buffered_bytes == len(rest)
+
+
+def test_a_frame_that_is_abandoned_takes_no_memory() -> None:
+    decoder = FrameDecoder(1 << 28)
+    decoder.feed(b"\x30\xff\x7f" + bytes(1000))
+    assert decoder.next_frame() is None
+    decoder.feed(bytes(1000))
+    assert decoder.held_bytes == 2003
+    decoder.abandon()
+    assert decoder.held_bytes == decoder.missing_bytes == 0

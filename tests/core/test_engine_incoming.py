@@ -1,0 +1,172 @@
+"""What has been read and not worked through is counted for all clients, and those who hold the most of it give way."""
+
+from __future__ import annotations
+
+import pytest
+
+from broker.core.incoming import FREE_BYTES
+from broker.reasons import ReasonCode
+from broker.wire.codec import encode
+from broker.wire.packets import MQTT_5, MQTT_311, Connect, Publish
+from tests.core.harness import Peer, World
+
+LARGE = encode(Publish("t", bytes(10_000)), MQTT_5)
+PART = LARGE[:9000]
+
+
+def receiving(world: World) -> int:
+    return int(world.engine.statistics()["receiving_bytes"])
+
+
+def check_small_packets(world: World) -> None:
+    neighbour = world.client("neighbour")
+    neighbour.subscribe("n")
+    publisher = world.client("neighbour's neighbour")
+    for piece in (encode(Publish("n", bytes(3000)), MQTT_5)[:1500], encode(Publish("n", bytes(3000)), MQTT_5)[1500:]):
+        publisher.give(piece)
+    assert neighbour.payloads() == [bytes(3000)]
+    publisher.detach()
+    neighbour.detach()
+
+
+def test_a_packet_counts_while_it_comes_in() -> None:
+    world = World()
+    peer = world.client("a")
+    for size in (9000, 900):
+        peer.give(PART[:size] if size == 9000 else LARGE[9000:9900])
+    assert receiving(world) == 9900
+    assert world.engine.statistics()["memory_bytes"] == 9900
+    peer.give(LARGE[9900:] + LARGE[:1])  # the first byte of a header is not the read that it came in
+    assert receiving(world) == 1
+    peer.give(LARGE[1:])
+    assert receiving(world) == 0
+    assert not peer.link.closing
+
+
+@pytest.mark.parametrize("ends", ["detach", "half_close", "malformed"])
+def test_it_counts_no_more_when_its_link_is_over(ends: str) -> None:
+    world = World()
+    peer = world.client("a")
+    if ends == "malformed":
+        peer.give(LARGE[:20] + bytes(9_970))
+        peer.give(bytes(len(LARGE) - 9_990 - 20 + 20) + b"\x00\x00" + PART)
+    else:
+        peer.give(PART)
+        getattr(peer, ends)()
+    assert receiving(world) == 0
+
+
+def test_it_counts_no_more_when_its_session_is_taken_over() -> None:
+    world = World()
+    peer = world.client("a")
+    peer.give(PART)
+    world.client("a")
+    assert peer.link.closing
+    assert receiving(world) == 0
+
+
+def test_what_a_rate_and_a_pause_hold_back_counts() -> None:
+    world = World(publish_per_s_max=1, outbox_bytes_high=2000)
+    peer = world.client("fast")
+    frame = encode(Publish("nobody", bytes(100)), MQTT_5)
+    peer.give(frame * 100)
+    assert peer.link.paused
+    assert receiving(world) > 90 * len(frame)
+    world.after(200)
+    assert receiving(world) == 0
+
+    world = World(outbox_bytes_high=2000)
+    publisher, receiver = world.client("p"), world.client("r")
+    receiver.subscribe("t")
+    receiver.takes = 0
+    publisher.give(encode(Publish("t", bytes(100)), MQTT_5) * 200 + PART)
+    assert publisher.link.paused
+    assert receiving(world) > len(PART)
+    receiver.read()
+    assert receiving(world) == len(PART)
+
+
+def test_what_is_sent_ahead_of_connack_counts() -> None:
+    world = World(asks_authentication=True)
+    peer = world.peer("a")
+    peer.give(encode(Connect("a"), MQTT_5))
+    assert receiving(world) == 0
+    peer.give(PART)
+    assert receiving(world) == len(PART)
+    world.engine.authenticated(peer.link, None, world.now)
+    peer.give(LARGE[len(PART) :])
+    assert receiving(world) == 0
+    assert not peer.link.closing
+
+
+def test_a_hundred_that_stop_within_a_packet_are_bounded_and_their_neighbours_go_on() -> None:
+    world = World(memory_bytes_max=800_000, packet_bytes_max=len(LARGE))
+    peers: list[Peer] = []
+    for number in range(100):
+        peer = world.client(f"hostile{number}")
+        for start in range(0, len(PART), 1000):
+            peer.give(PART[start : start + 1000])
+            assert receiving(world) <= 100_000
+        peers.append(peer)
+        check_small_packets(world)
+    ended = [peer for peer in peers if peer.link.closing]
+    assert 89 <= len(ended) < 100
+    assert all(peer.ends_with(ReasonCode.QUOTA_EXCEEDED) for peer in ended)
+    assert not world.record.of("violation")
+
+
+def test_who_has_fallen_silent_gives_way_before_who_goes_on() -> None:
+    world = World(memory_bytes_max=800_000)
+    silent = [world.client(f"silent{number}") for number in range(10)]
+    for peer in silent:
+        peer.give(PART)
+    world.after(2)
+    active = world.client("active")
+    active.subscribe("large")
+    large = encode(Publish("large", bytes(40_000)), MQTT_5)  # the largest of all
+    for start in range(0, len(large), 4000):
+        active.give(large[start : start + 4000])
+        assert receiving(world) <= 100_000
+    assert active.payloads() == [bytes(40_000)]
+    assert [peer.link.closing for peer in silent].count(True) in (4, 5, 6)
+
+
+@pytest.mark.parametrize("version", [MQTT_5, MQTT_311])
+def test_who_holds_little_never_gives_way(version: int) -> None:
+    world = World(memory_bytes_max=80_000)
+    small = [world.client(f"small{number}", version) for number in range(20)]
+    large = encode(Publish("t", bytes(20_000)), version)
+    for peer in small:
+        peer.give(large[:FREE_BYTES])
+    assert receiving(world) == 20 * FREE_BYTES
+    only, greedy = world.client("only", version), world.client("greedy", version)
+    only.give(large[: FREE_BYTES + 1])
+    assert not only.link.closing  # one large packet at a time may always come
+    greedy.give(large[: FREE_BYTES + 2])
+    assert greedy.link.closing
+    assert not only.link.closing
+    assert greedy.ends_with(ReasonCode.QUOTA_EXCEEDED) is (version == MQTT_5)
+    assert not any(peer.link.closing for peer in small)
+    check_small_packets(world)
+
+
+def test_a_stranger_gives_way_too_and_is_told_nothing() -> None:
+    world = World(memory_bytes_max=80_000)
+    world.client("a").give(PART)
+    stranger = world.peer("stranger")
+    stranger.give(b"\x10\xff\xff\x01" + bytes(12_000))
+    assert stranger.link.closing
+    assert stranger.raw == b""
+    assert receiving(world) == len(PART)
+
+
+def test_half_packets_cost_nobody_a_queued_message() -> None:
+    world = World(memory_bytes_max=80_000, slow_subscriber_grace_s=0.0)
+    publisher, away = world.client("p"), world.client("away", expiry=1000)
+    away.subscribe(("t", 1))
+    away.detach()
+    for number in range(10):
+        world.client(f"hostile{number}").give(PART)
+    for number in range(1, 60):
+        publisher.publish("t", bytes(999), 1, number)
+    assert world.dropped("queue-full") == 0
