@@ -107,6 +107,18 @@ def _check_user(state: State, link: Link) -> tuple[ReasonCode, str] | None:
     return (ReasonCode.QUOTA_EXCEEDED, f"its user has {count} clients connected already") if count >= count_max else None
 
 
+def _check_pace(state: State, link: Link, now: float) -> tuple[ReasonCode, str] | None:
+    """One more connect of this Client Identifier. Asked of those only who have shown who they are, and counted for each user, so that nobody
+    can use up what another's may."""
+    per_s = link.limits.connects_per_client_id_per_s_max
+    if not per_s or not link.client_id:
+        return None
+    if state.connects.take(f"{link.username or ''}\0{link.client_id}", per_s, link.limits.connects_per_client_id_burst_max, now):
+        return None
+    cause = f"its Client Identifier connects more often than {per_s:g} times a second: do two devices have the same one?"
+    return ReasonCode.CONNECTION_RATE_EXCEEDED, cause
+
+
 def refuse(state: State, link: Link, reason: ReasonCode, cause: str, now: float) -> None:
     """CONNACK with the reason where this version has one [MQTT5-3.1.4-2] [MQTT311-3.2.2-6], then close; nothing after it counts.
 
@@ -147,7 +159,7 @@ def accept(state: State, link: Link, now: float, final_data: bytes | None = None
     assert packet is not None
     link.limits = link.allowance.of(link.username)
     will = packet.will
-    refusal = _check_will(link, will) or _check_user(state, link)
+    refusal = _check_will(link, will) or _check_user(state, link) or _check_pace(state, link, now)
     if refusal is not None:
         refuse(state, link, *refusal, now)
         return

@@ -51,6 +51,9 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     connections_per_address_max: of TCP, by IPv4 address or IPv6 /64; more are refused with 0x97, or closed at once. 0: no bound.
     connects_per_address_per_s_max: new connections of one address; more are refused with 0x9F, or closed at once. 0: no bound.
     connects_per_address_burst_max: so many at once, after a silence: all devices of a house come back together when its network does.
+    connects_per_client_id_per_s_max: connects with one Client Identifier of one user, counted when it is known who asks; more are refused with 0x9F.
+        0: no bound. It ends the war of two devices that have the same one: whoever is connected stays so.
+    connects_per_client_id_burst_max: so many at once, after a silence.
     subscriptions_count_max: of one session; a SUBSCRIBE beyond is answered 0x97.
     filter_levels_max: levels in a Topic Filter or Topic Name.
     retained_count_max: retained messages of all topics; beyond it a new topic is answered 0x97.
@@ -92,6 +95,8 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     connections_per_address_max: int = 0
     connects_per_address_per_s_max: float = 0.0
     connects_per_address_burst_max: int = 50
+    connects_per_client_id_per_s_max: float = 0.0
+    connects_per_client_id_burst_max: int = 10
     subscriptions_count_max: int = 10_000
     filter_levels_max: int = 200
     retained_count_max: int = 1_000_000

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from broker.core.allowance import Allowance
+from broker.core.buckets import Buckets
 from broker.core.deadlines import Deadlines
 from broker.core.retained import RetainedStore
 from broker.core.topic_table import TopicTable
@@ -80,6 +81,8 @@ class State:
         self.connected_count = 0
         self.users: dict[str, int] = {}
         """How many clients are connected with each user name."""
+        self.connects = Buckets()
+        """How often each user has connected with each Client Identifier, where that is bounded."""
         self.counters = Counters()
         self.dropped: dict[str, int] = {}
         """Messages not delivered, by reason."""

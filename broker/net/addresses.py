@@ -7,34 +7,30 @@ entry only for addresses that have a connection open; the other forgets whoever 
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from broker.core.buckets import COUNT_MAX, Buckets
 from broker.reasons import ReasonCode
 
 if TYPE_CHECKING:
     from broker.core.limits import Limits
 
-ADDRESSES_COUNT_MAX: Final = 10_000
-
 
 class Addresses:
     """`now`: seconds of any clock. address: as `auth.throttle.address_of` has it; "" is none, and counts for nothing."""
 
-    __slots__ = ("_open", "_tokens", "addresses_count_max")
+    __slots__ = ("_buckets", "_open")
 
-    def __init__(self, addresses_count_max: int = ADDRESSES_COUNT_MAX) -> None:
-        self.addresses_count_max = addresses_count_max
+    def __init__(self, addresses_count_max: int = COUNT_MAX) -> None:
         self._open: dict[str, int] = {}
-        self._tokens: OrderedDict[str, tuple[float, float]] = OrderedDict()
-        """(connections that may come at once, when that was so)."""
+        self._buckets = Buckets(addresses_count_max)
 
     def enter(self, address: str, limits: Limits, now: float) -> tuple[ReasonCode, str] | None:
         """Count one more connection, until `leave`; or say why there may be none, and count nothing."""
         if not address:
             return None
         rate = limits.connects_per_address_per_s_max
-        if rate and not self._take_token(address, rate, limits.connects_per_address_burst_max, now):
+        if rate and not self._buckets.take(address, rate, limits.connects_per_address_burst_max, now):
             return ReasonCode.CONNECTION_RATE_EXCEEDED, f"its address connects more often than {rate:g} times a second"
         count = self._open.get(address, 0)
         if limits.connections_per_address_max and count >= limits.connections_per_address_max:
@@ -52,14 +48,4 @@ class Addresses:
                 del self._open[address]
 
     def statistics(self) -> dict[str, int]:
-        return {"addresses_open": len(self._open), "addresses_remembered": len(self._tokens)}
-
-    def _take_token(self, address: str, rate: float, burst: int, now: float) -> bool:
-        tokens, at = self._tokens.get(address, (float(burst), now))
-        tokens = min(float(burst), tokens + (now - at) * rate)
-        taken = tokens >= 1
-        self._tokens[address] = (tokens - 1 if taken else tokens, now)
-        self._tokens.move_to_end(address)
-        if len(self._tokens) > self.addresses_count_max:
-            self._tokens.popitem(last=False)
-        return taken
+        return {"addresses_open": len(self._open), "addresses_remembered": len(self._buckets)}

@@ -14,10 +14,10 @@ from broker.core.observer import CONNECTION_LOST, Observer
 from broker.net.connection import Connection
 from broker.net.drops import Drops
 from broker.net.seldom import Seldom
+from broker.reasons import ReasonCode
 
 if TYPE_CHECKING:
     from broker.core.link import Link
-    from broker.reasons import ReasonCode
 
 _VERSIONS: Final = {3: "3.1", 4: "3.1.1", 5: "5.0"}
 
@@ -38,7 +38,9 @@ class ClientLog(Observer):
 
     def refused(self, link: Link, reason: ReasonCode, cause: str) -> None:
         told = _cause(link, cause)
-        if link.version:
+        if reason == ReasonCode.CONNECTION_RATE_EXCEEDED:  # whoever is too often here would fill the log too
+            self._seldom.warn("connect rate", "refused %r from %s user=%r: %s (0x%02X)", link.client_id, link.peer, link.username, told, int(reason))
+        elif link.version:
             logger.warning("refused %r from %s user=%r: %s (0x%02X)", link.client_id, link.peer, link.username, told, int(reason))
         elif cause != CONNECTION_LOST:
             logger.warning("no CONNECT from %s: %s", link.peer, told)

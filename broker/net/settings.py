@@ -97,6 +97,7 @@ RANGES: Final[dict[str, tuple[float, float]]] = {
     "work_per_turn_max": (1, math.inf),
     "routes_count_max": (1, math.inf),
     "connects_per_address_burst_max": (1, math.inf),
+    "connects_per_client_id_burst_max": (1, math.inf),
 }
 
 

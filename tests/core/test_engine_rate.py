@@ -10,7 +10,7 @@ from broker.core.limits import Limits
 from broker.core.rate import BURST_S, PIECE_BYTES_MIN, PUBLISH_BYTES_MIN
 from broker.reasons import ReasonCode
 from broker.wire.codec import encode
-from broker.wire.packets import ConnAck, Connect, PubAck, Publish
+from broker.wire.packets import MQTT_5, MQTT_311, ConnAck, Connect, PubAck, Publish
 from tests.core.harness import Peer, World
 
 OVERSHOOT_COUNT = PIECE_BYTES_MIN // PUBLISH_BYTES_MIN + 1
@@ -183,3 +183,61 @@ def test_clients_of_one_user() -> None:
     world.end_all()
     world.assert_empty()
     assert not world.state.users
+
+
+# ---- connects of one Client Identifier ----
+
+
+def answer(world: World, client_id: str, version: int = MQTT_5, username: str | None = None) -> Peer:
+    peer = world.peer("another", version)
+    peer.send(Connect(client_id, version, username=username))
+    return peer
+
+
+@pytest.mark.parametrize(("version", "refusal"), [(MQTT_5, ReasonCode.CONNECTION_RATE_EXCEEDED), (MQTT_311, ReasonCode.SERVER_UNAVAILABLE)])
+def test_the_war_of_two_with_one_client_identifier_ends(version: int, refusal: int) -> None:
+    world = World(connects_per_client_id_per_s_max=0.1, connects_per_client_id_burst_max=5)
+    owner = world.client("oven", version, username="ann")
+    for _ in range(4):  # each takes over, and the other comes back at once
+        other = world.client("oven", version, username="ann")
+        assert owner.link.closing
+        owner = other
+    for _ in range(50):
+        refused = answer(world, "oven", version, "ann")
+        assert refused.pop(ConnAck).reason == refusal
+        assert refused.link.closing
+        world.after(0.1)
+    assert not owner.link.closing  # whoever is connected stays so
+    world.after(5.1)
+    world.client("oven", version, username="ann")
+    assert owner.link.closing
+    assert "do two devices have the same one?" in world.record.of("refused")[0][3]
+
+
+def test_nobody_uses_up_what_anothers_client_identifier_may() -> None:
+    world = World(connects_per_client_id_per_s_max=0.001, connects_per_client_id_burst_max=2, asks_authentication=True)
+    for _ in range(20):
+        stranger = answer(world, "oven", username="ann")
+        world.engine.authenticated(stranger.link, None, world.now, refused=ReasonCode.BAD_USER_NAME_OR_PASSWORD)
+        other = answer(world, "oven", username="eve")
+        world.engine.authenticated(other.link, "eve", world.now)
+    assert world.record.of("refused")[-1][2] == ReasonCode.CONNECTION_RATE_EXCEEDED  # eve's own
+    ann = answer(world, "oven", username="ann")
+    world.engine.authenticated(ann.link, "ann", world.now)
+    world.settle()
+    assert ann.pop(ConnAck).reason == 0
+
+
+def test_client_identifiers_that_we_assign_and_others_are_free() -> None:
+    world = World(connects_per_client_id_per_s_max=0.001, connects_per_client_id_burst_max=1)
+    for number in range(20):
+        assert answer(world, "").pop(ConnAck).reason == 0
+        assert answer(world, f"c{number}").pop(ConnAck).reason == 0
+    assert len(world.state.connects) == 20
+
+
+def test_it_is_off_by_default() -> None:
+    world = World()
+    for _ in range(100):
+        world.client("oven")
+    assert len(world.state.connects) == 0

@@ -300,6 +300,25 @@ async def test_faster_connections_than_an_address_may_make(caplog: pytest.LogCap
         assert here.hub.statistics()["addresses_remembered"] == 2
 
 
+async def test_two_with_one_client_identifier(caplog: pytest.LogCaptureFixture) -> None:
+    async with scene(caplog, connects_per_client_id_per_s_max=0.001, connects_per_client_id_burst_max=6) as here:
+        owner = await here.client("oven")
+        for _ in range(5):  # each takes over, and the other comes back at once
+            loser, owner = owner, await here.client("oven")
+            assert await ends(loser) == [Disconnect(ReasonCode.SESSION_TAKEN_OVER)]
+        for _ in range(10):
+            for version, reason in ((MQTT_5, ReasonCode.CONNECTION_RATE_EXCEEDED), (MQTT_311, ReasonCode.SERVER_UNAVAILABLE)):
+                refused = await here.dial(version)
+                assert (await refused.connect("oven")).reason == reason
+                assert await ends(refused) == []
+        await owner.send(PingReq())
+        assert await owner.receive() == PingResp()
+        await owner.stream.aclose()
+    told = [record.getMessage() for record in caplog.records if "refused 'oven'" in record.getMessage()]
+    assert len(told) == 1, "once in ten seconds"
+    assert "do two devices have the same one?" in told[0]
+
+
 @pytest.mark.parametrize("qos", [0, 1])
 async def test_more_messages_than_a_client_may_send(caplog: pytest.LogCaptureFixture, qos: int) -> None:
     async with scene(caplog, publish_per_s_max=500) as here:
