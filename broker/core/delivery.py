@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from broker.core import pausing
 from broker.core.ending import close_link
+from broker.core.kept import KEPT_PLAIN, Kept, message_of, replayed, topic_of
 from broker.core.mount import own_topic_field
 from broker.core.waiting import Delivery, WaitingQueue
 from broker.reasons import ReasonCode
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from broker.core.message import ApplicationMessage
     from broker.core.session import Session
     from broker.core.state import State
-    from broker.core.topic_table import Route, SharedGroup
+    from broker.core.topic_table import Route, SharedGroup, Subscription
 
 REPLAY_BATCH_COUNT: Final = 64
 REPLAY_BATCH_BYTES: Final = 65_536
@@ -213,17 +214,55 @@ def _replay(state: State, link: Link, session: Session, now: float) -> bool:
     if replay.cursor.exhausted:
         del session.replays[filter]
     state.work += REPLAY_STEP_WORK + len(batch)
-    identifiers = (subscription.identifier,) if subscription.identifier else ()
-    for message in batch:
-        if not session.may_receive(message.topic):
-            continue
-        qos = min(message.qos, subscription.qos)
-        if qos == 0:
-            commit(state, link, message, 0, True, identifiers, 0, False, now)
-        else:
-            session.order += 1
-            send(state, link, session, Delivery(message, qos, True, identifiers, None, session.order), now)
+    _send_kept(state, link, session, subscription, batch, now)
     return True
+
+
+def _send_kept(state: State, link: Link, session: Session, subscription: Subscription, batch: list[Kept], now: float) -> None:
+    """Retained messages to one client: as they are kept, and together, where nothing is out of the ordinary."""
+    is_mqtt_5 = link.version >= MQTT_5
+    allows_all = session.access.allows_all
+    identifiers = (subscription.identifier,) if subscription.identifier else ()
+    own = b"\x0b" + encode_varint(subscription.identifier) if identifiers and is_mqtt_5 else b""
+    ready_made = KEPT_PLAIN if allows_all and not link.mount_point and not is_mqtt_5 else 0
+    frames: list[bytes] = []
+    for kept in batch:
+        if isinstance(kept, bytes) and kept[0] == ready_made:
+            frames.append(kept)
+        elif not allows_all and not session.may_receive(topic_of(kept)):
+            continue
+        elif isinstance(kept, bytes) and not link.mount_point and (subscription.qos == 0 or not kept[0] & 0x06):
+            frames.append(replayed(kept, is_mqtt_5, own))
+        else:
+            _commit_frames(state, link, frames)
+            frames = []
+            message = message_of(kept)
+            if link.mount_point and not session.may_receive(message.topic):
+                continue
+            qos = min(message.qos, subscription.qos)
+            if qos == 0:
+                commit(state, link, message, 0, True, identifiers, 0, False, now)
+            else:
+                session.order += 1
+                send(state, link, session, Delivery(message, qos, True, identifiers, None, session.order), now)
+    _commit_frames(state, link, frames)
+
+
+def _commit_frames(state: State, link: Link, frames: list[bytes]) -> None:
+    """Encoded PUBLISH packets for one link, less those that are larger than the client's Maximum Packet Size [MQTT5-3.1.2-24]."""
+    joined = b"".join(frames)
+    if len(joined) > link.packet_bytes_max:
+        fitting = [frame for frame in frames if len(frame) <= link.packet_bytes_max]
+        if len(fitting) < len(frames):
+            state.count_dropped(link.client_id, "too-large", len(frames) - len(fitting))
+        frames = fitting
+        joined = b"".join(frames)
+    if not frames:
+        return
+    link.outbox.append(joined)
+    state.counters.publish_sent += len(frames)
+    state.counters.packets_sent += len(frames)
+    state.mark_ready(link)
 
 
 # ---- waiting, and what happens when there is no place ----

@@ -28,6 +28,7 @@ from broker.core.deadlines import (
 )
 from broker.core.delivery import deliver, pump
 from broker.core.ending import close_link, discard, end_session, leave, publish_will
+from broker.core.kept import message_of
 from broker.core.limits import Limits
 from broker.core.link import CONNECTED, ENDED, Link
 from broker.core.message import ApplicationMessage
@@ -296,7 +297,7 @@ class Engine:
         found: list[ApplicationMessage] = []
         cursor = self.state.retained.cursor(filter)
         while not cursor.exhausted:
-            found.extend(cursor.next_batch(10_000, 10_000, now))
+            found.extend([message_of(kept) for kept in cursor.next_batch(10_000, 10_000, now)])
         return found
 
     def forget_permissions(self, username: str | None = None) -> None:
@@ -400,8 +401,8 @@ class Engine:
         elif kind == WILL_DELAY:
             publish_will(state, owner, now)
         elif kind == RETAINED_EXPIRY:
-            state.retained.drop_expired(owner.topic, owner)
-            owner.expiry_deadline = None
+            owner.deadline = None
+            state.retained.drop_expired(owner)
         elif kind == PAUSE_CREDIT:
             pausing.pause_due(state, owner, now)
         elif kind == RATE:

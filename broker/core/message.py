@@ -7,13 +7,10 @@ the seconds of expiry that are left) is put between two shared parts, so that a 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from broker.wire.codec import encode_properties, encode_string, encode_varint
 from broker.wire.packets import MQTT_5, NO_PROPERTIES, Properties
-
-if TYPE_CHECKING:
-    from broker.core.deadlines import Deadline
 
 _SHARED_PAYLOAD_BYTES_MIN: Final = 4096
 """From here on a payload is a chunk of its own in the outbox, not copied into a frame for each recipient."""
@@ -34,7 +31,6 @@ class ApplicationMessage:
         "_frame_311",
         "_topic_field",
         "expires_at",
-        "expiry_deadline",
         "origin",
         "payload",
         "properties",
@@ -61,8 +57,6 @@ class ApplicationMessage:
         self.properties = forwarded(properties)
         self.origin = origin
         self.expires_at = expires_at
-        self.expiry_deadline: Deadline | None = None
-        """While it is retained and expires."""
         self._topic_field: bytes | None = None
         self._fixed_properties: bytes | None = None
         self._frame_311: bytes | None = None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from broker.core.deadlines import RETAINED_EXPIRY
 from broker.core.delivery import deliver, pump
+from broker.core.kept import Expiring, Kept, kept_of, size_of
 from broker.core.link import CONNECTED
 from broker.core.message import ApplicationMessage
 from broker.core.topic_table import KEPT_TOPIC_LENGTH_MAX
@@ -155,18 +156,26 @@ def publish(state: State, message: ApplicationMessage, publisher: Link | None, n
     """
     kept = message.retain and (publisher is not None or may_retain(state, message.topic, message.payload))
     if kept:
-        store_retained(state, message, now)
+        store_retained(state, message)
     return route(state, message, publisher, now, kept)
 
 
-def store_retained(state: State, message: ApplicationMessage, now: float) -> None:
+def store_retained(state: State, message: ApplicationMessage) -> None:
     """Replace the topic's retained message [MQTT5-3.3.1-5], or remove it when the payload is empty [MQTT5-3.3.1-6, -7]."""
-    previous = state.retained.set(message) if message.payload else state.retained.clear(message.topic)
-    if previous is not None:
-        state.deadlines.cancel(previous.expiry_deadline)
-        previous.expiry_deadline = None
-    if message.payload and message.expires_at != math.inf:
-        message.expiry_deadline = state.deadlines.add(message.expires_at, RETAINED_EXPIRY, message)
+    if not message.payload:
+        forget_expiry(state, state.retained.clear(message.topic))
+        return
+    kept = kept_of(message)
+    forget_expiry(state, state.retained.put(message.topic, message.topic_field, kept, size_of(kept)))
+    if isinstance(kept, Expiring):
+        kept.deadline = state.deadlines.add(kept.expires_at, RETAINED_EXPIRY, kept)
+
+
+def forget_expiry(state: State, gone: Kept | None) -> None:
+    """Of a message that is not retained any more."""
+    if isinstance(gone, Expiring):
+        state.deadlines.cancel(gone.deadline)
+        gone.deadline = None
 
 
 def route(state: State, message: ApplicationMessage, publisher: Link | None, now: float, taken: bool) -> ReasonCode:

@@ -15,6 +15,7 @@ from broker.core.exchange import exchange
 from broker.core.link import AUTHENTICATING, AWAITING_CONNECT, CONNECTED, ENDED
 from broker.core.publish import on_puback, on_pubcomp, on_publish, on_pubrec, on_pubrel
 from broker.core.relay import relay
+from broker.core.retaining import retain
 from broker.core.strangers import other_than_mqtt
 from broker.core.subscribe import on_subscribe, on_unsubscribe
 from broker.errors import MalformedPacket, PeerError, ProtocolError
@@ -66,7 +67,7 @@ def process(state: State, link: Link, now: float) -> bool:
                 continue
             if decoder.is_drained():
                 return False
-            if not exchange(state, link, session, now):
+            if not exchange(state, link, session, now) or retain(state, link, now):
                 continue
         elif phase == AUTHENTICATING and link.auth_method is None:
             # Plain authentication: what the client sends ahead is kept, bounded, and not looked at [MQTT5-3.1.4-6].

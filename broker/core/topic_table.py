@@ -294,6 +294,13 @@ class TopicTable:
             self._resolve(route)
         return route
 
+    def may_be_wanted(self, topic: str) -> bool:
+        """False: no filter matches it. Cheap, and not the last word: another filter under its first level is enough for a True."""
+        root = self._root
+        if topic in self._literals or root.multi is not None or root.plus is not None:
+            return True
+        return root.children is not None and topic.partition("/")[0] in root.children
+
     def is_fresh(self, route: Route) -> bool:
         return not route.stale and route.bucket_version == route.bucket.version and route.version == self._version
 

@@ -1,4 +1,4 @@
-"""The fast paths (core/relay.py, core/exchange.py) do what the general way does: the same traffic through both, and the same
+"""The fast paths (core/relay.py, core/exchange.py, core/retaining.py) do what the general way does: the same traffic through both, and the same
 comes out but for the choice of packet ids and the order of answers to one read."""
 
 from __future__ import annotations
@@ -183,6 +183,7 @@ def generally(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         with monkeypatch.context() as patch:
             patch.setattr(receiving, "relay", lambda state, link, now: True)
             patch.setattr(receiving, "exchange", lambda state, link, session, now: True)
+            patch.setattr(receiving, "retain", lambda state, link, now: False)
             return traffic(*arguments)
 
     return run

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from broker.core.kept import Expiring, Kept, kept_of, topic_of
 from broker.core.message import ApplicationMessage
 from broker.core.retained import ReplayCursor, RetainedStore
 from broker.wire.topics import matches
@@ -18,6 +19,10 @@ from broker.wire.topics import matches
 LEVEL = st.sampled_from(["", "a", "b", "c", "$x"])
 TOPIC = st.lists(LEVEL, min_size=1, max_size=4).map("/".join).filter(bool)
 FILTER = st.lists(LEVEL | st.just("+"), max_size=4).flatmap(lambda levels: st.sampled_from(["/".join(levels), "/".join([*levels, "#"])])).filter(bool)
+
+
+def kept(topic: str, payload: bytes = b"x") -> Kept:
+    return kept_of(message(topic, payload))
 
 
 def message(topic: str, payload: bytes = b"x", expires_at: float = float("inf")) -> ApplicationMessage:
@@ -31,8 +36,8 @@ def store_of(*topics: str) -> RetainedStore:
     return store
 
 
-def drain(cursor: ReplayCursor, now: float = 0.0, visits_max: int = 7, matches_max: int = 5) -> list[ApplicationMessage]:
-    found: list[ApplicationMessage] = []
+def drain(cursor: ReplayCursor, now: float = 0.0, visits_max: int = 7, matches_max: int = 5) -> list[Kept]:
+    found: list[Kept] = []
     while not cursor.exhausted:
         before = cursor.visits
         batch = cursor.next_batch(visits_max, matches_max, now)
@@ -44,7 +49,7 @@ def drain(cursor: ReplayCursor, now: float = 0.0, visits_max: int = 7, matches_m
 
 
 def topics(store: RetainedStore, filter: str, now: float = 0.0) -> list[str]:
-    return sorted(found.topic for found in drain(store.cursor(filter), now))
+    return sorted(topic_of(found) for found in drain(store.cursor(filter), now))
 
 
 # ---- one after the other ----------------------------------------------------------------------------------------------
@@ -54,15 +59,15 @@ def test_set_get_clear() -> None:
     store = RetainedStore()
     first, second = message("a/b", b"12"), message("a/b", b"345")
     assert store.set(first) is None
-    assert store.get("a/b") is first
+    assert store.get("a/b") == kept_of(first)
     assert (len(store), store.bytes) == (1, 5)
-    assert store.set(second) is first
+    assert store.set(second) == kept_of(first)
     assert (len(store), store.bytes) == (1, 6)
     assert store.get("a") is None
     assert store.get("a/b/c") is None
     assert store.clear("a") is None
     assert store.clear("a/b/c") is None
-    assert store.clear("a/b") is second
+    assert store.clear("a/b") == kept_of(second)
     assert store.clear("a/b") is None
     assert store.get("a/b") is None
     assert (len(store), store.bytes) == (0, 0)
@@ -96,7 +101,7 @@ def test_an_empty_store_has_nothing_to_look_at() -> None:
 
 @given(st.sets(TOPIC, max_size=20), FILTER, st.integers(1, 5), st.integers(1, 5))
 def test_the_same_as_a_naive_search(names: set[str], filter: str, visits_max: int, matches_max: int) -> None:
-    found = [message.topic for message in drain(store_of(*sorted(names)).cursor(filter), 0.0, visits_max, matches_max)]
+    found = [topic_of(message) for message in drain(store_of(*sorted(names)).cursor(filter), 0.0, visits_max, matches_max)]
     assert sorted(found) == sorted(name for name in names if matches(filter, name))
 
 
@@ -112,13 +117,16 @@ def test_expired_messages_are_passed_over() -> None:
 
 def test_drop_expired_takes_only_that_very_message() -> None:
     store = RetainedStore()
-    old, new = message("a", expires_at=1.0), message("a")
-    store.set(old)
-    store.set(new)
-    assert not store.drop_expired("a", old)
-    assert store.get("a") is new
-    assert store.drop_expired("a", new)
-    assert not store.drop_expired("a", new)
+    store.set(message("a", expires_at=1.0))
+    old = store.get("a")
+    assert isinstance(old, Expiring)
+    store.set(message("a", expires_at=1.0))
+    assert not store.drop_expired(old)
+    new = store.get("a")
+    assert isinstance(new, Expiring)
+    assert new is not old
+    assert store.drop_expired(new)
+    assert not store.drop_expired(new)
     assert len(store) == 0
 
 
@@ -128,11 +136,10 @@ def test_drop_expired_takes_only_that_very_message() -> None:
 def test_the_value_is_that_of_the_time_of_visiting() -> None:
     store = store_of("a", "b", "c")
     cursor = store.cursor("#")
-    assert [found.topic for found in cursor.next_batch(10, 1, 0.0)] == ["a"]
-    newer = message("c", b"newer")
-    store.set(newer)
+    assert [topic_of(found) for found in cursor.next_batch(10, 1, 0.0)] == ["a"]
+    store.set(message("c", b"newer"))
     store.clear("b")
-    assert cursor.next_batch(10, 10, 0.0) == [newer]
+    assert cursor.next_batch(10, 10, 0.0) == [kept("c", b"newer")]
     assert cursor.exhausted
 
 
@@ -143,21 +150,21 @@ def test_cleared_and_set_again_is_given_at_most_once() -> None:
     for topic in ("a", "c"):
         store.clear(topic)
         store.set(message(topic))
-    assert [found.topic for found in drain(cursor)] == ["b", "c"]
+    assert [topic_of(found) for found in drain(cursor)] == ["b", "c"]
 
 
 def test_a_node_made_anew_under_a_cursor() -> None:
     names = [f"t/{index}" for index in range(1000)]
     store = store_of(*names)
     cursor = store.cursor("t/+")
-    seen = [found.topic for found in cursor.next_batch(1000, 100, 0.0)]
+    seen = [topic_of(found) for found in cursor.next_batch(1000, 100, 0.0)]
     for name in names[:90] + names[200:900]:  # far more than half: the names are compacted, more than once
         store.clear(name)
     for name in names[200:300]:
         store.set(message(name))
     for index in range(1000, 1100):
         store.set(message(f"t/{index}"))
-    seen += [found.topic for found in drain(cursor)]
+    seen += [topic_of(found) for found in drain(cursor)]
     assert Counter(seen).most_common(1)[0][1] == 1
     assert {*names[100:200], *names[900:]} <= set(seen)
 
@@ -165,12 +172,12 @@ def test_a_node_made_anew_under_a_cursor() -> None:
 def test_a_leaf_becomes_a_branch_and_a_leaf_again_under_a_cursor() -> None:
     store = store_of("a", "b", "c")
     cursor = store.cursor("#")
-    assert [found.topic for found in cursor.next_batch(1, 1, 0.0)] == ["a"]
+    assert [topic_of(found) for found in cursor.next_batch(1, 1, 0.0)] == ["a"]
     store.set(message("a/x"))  # behind the cursor
     store.set(message("b/x"))  # before it
     store.set(message("c/x"))
     store.clear("c/x")
-    seen = [found.topic for found in drain(cursor)]
+    seen = [topic_of(found) for found in drain(cursor)]
     assert [name for name in seen if name in ("b", "c")] == ["b", "c"]
     assert "a" not in seen
 
@@ -178,11 +185,11 @@ def test_a_leaf_becomes_a_branch_and_a_leaf_again_under_a_cursor() -> None:
 def test_a_branch_that_goes_while_the_cursor_is_in_it() -> None:
     store = store_of("a/1", "a/2", "b")
     cursor = store.cursor("#")
-    assert [found.topic for found in cursor.next_batch(2, 1, 0.0)] == ["a/1"]
+    assert [topic_of(found) for found in cursor.next_batch(2, 1, 0.0)] == ["a/1"]
     store.clear("a/1")
     store.clear("a/2")
     store.set(message("a/2"))
-    assert [found.topic for found in drain(cursor) if found.topic == "b"] == ["b"]
+    assert [topic_of(found) for found in drain(cursor) if topic_of(found) == "b"] == ["b"]
 
 
 class CursorMachine(RuleBasedStateMachine):
@@ -191,20 +198,22 @@ class CursorMachine(RuleBasedStateMachine):
     @initialize(names=st.sets(TOPIC, max_size=30))
     def start(self, names: set[str]) -> None:
         self.store = RetainedStore()
-        self.truth: dict[str, ApplicationMessage] = {}
+        self.truth: dict[str, Kept] = {}
+        self.serial = 0
         self.cursor: ReplayCursor | None = None
         for name in sorted(names):
             self.put(name)
 
     @rule(name=TOPIC)
     def put(self, name: str) -> None:
-        new = message(name)
-        assert self.store.set(new) is self.truth.get(name)
-        self.truth[name] = new
+        self.serial += 1
+        new = message(name, b"%04d" % (self.serial % 10_000))
+        assert self.store.set(new) == self.truth.get(name)
+        self.truth[name] = kept_of(new)
 
     @rule(name=TOPIC)
     def take(self, name: str) -> None:
-        assert self.store.clear(name) is self.truth.pop(name, None)
+        assert self.store.clear(name) == self.truth.pop(name, None)
         if self.cursor is not None:
             self.due.discard(name)
 
@@ -238,11 +247,12 @@ class CursorMachine(RuleBasedStateMachine):
         assert len(batch) <= matches_max
         assert self.cursor.visits - before <= visits_max
         for found in batch:
-            assert self.truth[found.topic] is found
-            assert matches(self.filter, found.topic)
-            assert found.topic not in self.given
-            self.given.add(found.topic)
-            self.due.discard(found.topic)
+            topic = topic_of(found)
+            assert self.truth[topic] == found
+            assert matches(self.filter, topic)
+            assert topic not in self.given
+            self.given.add(topic)
+            self.due.discard(topic)
         if self.cursor.exhausted:
             assert not self.due
             self.cursor = None
@@ -251,7 +261,7 @@ class CursorMachine(RuleBasedStateMachine):
     def counts(self) -> None:
         if hasattr(self, "truth"):
             assert len(self.store) == len(self.truth)
-            assert self.store.bytes == sum(len(name) + 1 for name in self.truth)
+            assert self.store.bytes == sum(len(name) + 4 for name in self.truth)
 
     def teardown(self) -> None:
         if hasattr(self, "truth"):

@@ -12,8 +12,8 @@ from broker.core.client_inbox import ClientInbox
 from broker.core.client_outbox import ClientOutbox
 from broker.core.client_state import Delivery as ClientDelivery
 from broker.core.inflight import Receiver, Sender
+from broker.core.kept import Kept
 from broker.core.link import Link
-from broker.core.message import ApplicationMessage
 from broker.core.outbox import Outbox
 from broker.core.retained import RetainedStore
 from broker.core.session import Session
@@ -132,12 +132,12 @@ def subscription_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def retained_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = RetainedStore.set
+    real = RetainedStore.put
 
-    def set(self: RetainedStore, message: ApplicationMessage) -> ApplicationMessage | None:
-        return None if self.get(message.topic) is not None else real(self, message)
+    def put(self: RetainedStore, topic: str, topic_field: bytes, kept: Kept, size: int) -> Kept | None:
+        return None if self.get(topic) is not None else real(self, topic, topic_field, kept, size)
 
-    monkeypatch.setattr(RetainedStore, "set", set)
+    monkeypatch.setattr(RetainedStore, "put", put)
 
 
 def stale_routes(monkeypatch: pytest.MonkeyPatch) -> None:
