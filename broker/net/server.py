@@ -155,7 +155,7 @@ class Server:
     def admit(
         self, transport: Transport, peer: str, listener: str = "", bound: BoundSocket | None = None, proxied: socket.socket | None = None
     ) -> Connection | None:
-        """Serve a byte stream in a nursery of its own; None while shutting down, and the transport is still the caller's.
+        """Serve a byte stream in a task of its own; None while shutting down, and the transport is still the caller's.
 
         proxied: the socket below, if a PROXY header must come first and says who the peer is.
         """

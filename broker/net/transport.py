@@ -73,6 +73,9 @@ class Transport(Protocol):
     def arrival(self) -> Awaitable[None]:
         """Wait, passing a checkpoint, until `take` is worth a try. (Not a coroutine of its own: each would live as long as its connection.)"""
 
+    def wake(self) -> None:
+        """Have `arrival` end, with ClosedResourceError if nothing has come: its task has something else to do. Only asked of sockets."""
+
     def read_more(self) -> None:
         """The next read may be larger: frames are large, and more of them lie there."""
 
@@ -128,6 +131,11 @@ class SocketTransport:
         # After a full read more is likely there: try at once (the others get their turn first). After a short one it is
         # not, and a `recv` that answers EAGAIN costs more than it saves: wait first.
         return checkpoint() if self.streaming else wait_readable(self.socket)
+
+    def wake(self) -> None:
+        # Trio's word for "stop waiting"; that we do not close it afterwards is nothing to Trio.
+        if self.socket.fileno() >= 0:
+            trio.lowlevel.notify_closing(self.socket)
 
     def read_more(self) -> None:
         self._more = True
@@ -205,6 +213,9 @@ class StreamTransport:
 
     async def arrival(self) -> None:
         self._arrived = bytes(await self.stream.receive_some(READ_BYTES))
+
+    def wake(self) -> None:
+        pass
 
     def read_more(self) -> None:
         pass

@@ -47,6 +47,28 @@ async def test_partial_writes_arrive_whole_and_in_order() -> None:
         assert await receive_exactly(slow, 5) == b"again"
 
 
+async def test_a_client_has_a_nursery_from_the_moment_that_it_needs_one() -> None:
+    engine = RelayEngine()
+    async with running(engine, Listener(port=0, send_buffer_bytes=4096)) as server:
+        slow, quick = await dial(server, receive_buffer_bytes=4096), await dial(server)
+        await quick.send_all(b"hello")
+        assert await receive_exactly(slow, 5) == await receive_exactly(quick, 5) == b"hello"
+        await wait_all_tasks_blocked()
+        assert [connection._nursery for connection in server.connections] == [None, None]
+        engine.send(engine.links[0], MEGABYTES)
+        server.flush()
+        await wait_all_tasks_blocked()
+        (full,) = server.writing
+        (other,) = server.connections - server.writing
+        assert full._nursery is not None
+        assert other._nursery is None
+        other.cancel()
+        assert await receive_all(quick) == b""
+        await wait_all_tasks_blocked()
+        full.cancel()
+        await wait_until_gone(server)
+
+
 async def test_a_stream_that_never_reads_holds_up_nobody() -> None:
     engine = RelayEngine()
     async with running(engine, grace_s=0) as server:
