@@ -153,12 +153,15 @@ def end_session(state: State, session: Session, now: float, *, keep_waiting: boo
     for filter in list(session.subscriptions):
         state.topics.remove(session, filter)
     # A shared group's messages go to another member, but never one whose QoS 2 delivery had begun [MQTT5-4.8.2-5].
+    lost_count = len(session.sender.unacknowledged)
     for packet_id, unacknowledged in session.sender.unacknowledged.items():
         if unacknowledged.group is not None and unacknowledged.qos == 1:
-            state.orphans.append((unacknowledged.group, unacknowledged.at(packet_id).message))
+            lost_count -= 1
+            state.orphans.append((unacknowledged.group, unacknowledged.at(packet_id).message, session.client_id))
+    state.count_dropped(session.client_id, "unacknowledged", lost_count)
     for delivery in session.queue.take_groups():
         if delivery.group is not None:
-            state.orphans.append((delivery.group, delivery.message))
+            state.orphans.append((delivery.group, delivery.message, session.client_id))
     if not keep_waiting:
         if session.queue.count:
             state.count_dropped(session.client_id, "session-ended", session.queue.clear())

@@ -448,10 +448,14 @@ class Engine:
             state.work += 1
             publish(state, will, None, now)
         while state.orphans and state.work < work_max:
-            group, message = state.orphans.popleft()
+            group, message, client_id = state.orphans.popleft()
             member = group.choose(message.qos, message.topic)
             state.work += 1 + (group.steps_count >> 4)
-            if member is not None and message.expires_at > now:  # [MQTT5-3.3.2-5]
+            if message.expires_at <= now:  # [MQTT5-3.3.2-5]
+                state.count_dropped(client_id, "expired")
+            elif member is None:
+                state.count_dropped(client_id, "session-ended")
+            else:
                 identifiers = (member.identifier,) if member.identifier else ()
                 retain = message.retain and member.retain_as_published  # [MQTT5-3.3.1-13]
                 deliver(state, member.session, message, min(message.qos, member.qos), retain, identifiers, group, None, None, now)

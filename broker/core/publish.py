@@ -155,6 +155,8 @@ def publish(state: State, message: ApplicationMessage, publisher: Link | None, n
     The retained store is a recipient too: what it has taken was not refused by all (docs/decisions/0012-quota-exceeded.md).
     """
     kept = message.retain and (publisher is not None or may_retain(state, message.topic, message.payload))
+    if message.retain and not kept and message.origin:
+        state.count_dropped(message.origin, "not-accepted")  # a Will: as a retained message it is lost, and nobody is there to be told
     if kept:
         store_retained(state, message)
     return route(state, message, publisher, now, kept)

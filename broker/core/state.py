@@ -91,8 +91,8 @@ class State:
         self.ready: list[Link] = []
         """For `take_ready`."""
         self.wills: deque[ApplicationMessage] = deque()
-        self.orphans: deque[tuple[SharedGroup, ApplicationMessage]] = deque()
-        """Messages of a shared group whose member's session ended: each to be offered to another member."""
+        self.orphans: deque[tuple[SharedGroup, ApplicationMessage, str]] = deque()
+        """Messages of a shared group whose member's session, with this Client Identifier, ended: each to be offered to another member."""
         self.backlog: dict[Link, None] = {}
         """Links whose waiting messages were not all looked at within one verb's budget."""
         self.closing: list[Link] = []
