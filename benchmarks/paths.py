@@ -42,9 +42,10 @@ Step = Callable[[], int]
 class Bench:
     """An engine whose sockets are never full."""
 
-    def __init__(self) -> None:
+    def __init__(self, routes_count_max: int = 100_000) -> None:
         ids = itertools.count()
-        self.engine = Engine(Limits(work_per_turn_max=1_000_000), new_client_id=lambda: f"auto-{next(ids)}")
+        limits = Limits(work_per_turn_max=1_000_000, routes_count_max=routes_count_max)
+        self.engine = Engine(limits, new_client_id=lambda: f"auto-{next(ids)}")
 
     def client(self, client_id: str, version: int, filters: tuple[str, ...] = (), qos: int = 0) -> Link:
         link = self.engine.attach(client_id, 0.0)
@@ -112,6 +113,18 @@ def many_topics(version: int, topics: int) -> Step:
         bench.client(f"subscriber-{number}", version, tuple(f"bench/{topic}" for topic in range(number, topics, 10)))
     data = b"".join(encode(Publish(f"bench/{topic}", PAYLOAD), version) for topic in range(topics))
     return checked(bench, lambda: bench.give(publisher, data), topics)
+
+
+def first_messages(wildcard: bool, filters: int = 5000, batch: int = 100, clients: int = 10) -> Step:
+    """Each message on a topic that nobody has published to lately: the engine keeps fewer topics than come before one comes again."""
+    bench = Bench(routes_count_max=batch)
+    publisher = bench.client("publisher", MQTT_311)
+    for number in range(clients):
+        own = range(number, filters, clients)
+        bench.client(f"subscriber-{number}", MQTT_311, tuple(f"house/{one // 100}/{'+' if wildcard else 'x'}/{one % 100}" for one in own))
+    frames = [encode(Publish(f"house/{one // 100}/x/{one % 100}", PAYLOAD), MQTT_311) for one in range(filters)]
+    reads = itertools.cycle([b"".join(frames[start : start + batch]) for start in range(0, filters, batch)])
+    return checked(bench, lambda: bench.give(publisher, next(reads)), batch)
 
 
 class Answers(dict[int, bytes]):
@@ -245,6 +258,8 @@ PATHS: Final = (
     Path("QoS 0, 1 to 1, one message a read", lambda: stream(MQTT_5, MQTT_5, 1, frames=1)),
     Path("QoS 0, 1 to 100, 3.1.1", lambda: stream(MQTT_311, MQTT_311, 100)),
     Path("QoS 0, 1,000 topics in turn, 3.1.1", lambda: many_topics(MQTT_311, 1000)),
+    Path("QoS 0, first message on a topic, literal filter", lambda: first_messages(wildcard=False)),
+    Path("QoS 0, first message on a topic, wildcard", lambda: first_messages(wildcard=True)),
     Path("QoS 0, 1 to 1, two properties", lambda: stream(MQTT_5, MQTT_5, 1, properties=PROPERTIES, frames=100)),
     Path("QoS 0, 1 to 1, topic alias", lambda: stream(MQTT_5, MQTT_5, 1, properties=Properties(topic_alias=1), frames=100)),
     Path("QoS 1, 1 to 1, window 100, 3.1.1", lambda: exchange(MQTT_311, 1, 1)),

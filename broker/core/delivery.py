@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from broker.core.message import ApplicationMessage
     from broker.core.session import Session
     from broker.core.state import State
-    from broker.core.topic_table import Route, SharedGroup, Subscription
+    from broker.core.subscription import SharedGroup, Subscription
+    from broker.core.topic_table import Route
 
 REPLAY_BATCH_COUNT: Final = 64
 REPLAY_BATCH_BYTES: Final = 65_536

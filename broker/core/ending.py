@@ -152,6 +152,7 @@ def end_session(state: State, session: Session, now: float, *, keep_waiting: boo
     state.work += 1 + len(session.subscriptions) + (session.queue.count >> 4)
     for filter in list(session.subscriptions):
         state.topics.remove(session, filter)
+    session.asked = None
     # A shared group's messages go to another member, but never one whose QoS 2 delivery had begun [MQTT5-4.8.2-5].
     lost_count = len(session.sender.unacknowledged)
     for packet_id, unacknowledged in session.sender.unacknowledged.items():

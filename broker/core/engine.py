@@ -38,7 +38,7 @@ from broker.core.publish import publish
 from broker.core.receiving import make_room, paced, process, violation
 from broker.core.session import Session
 from broker.core.state import COUNTER_NAMES, State
-from broker.core.topic_table import Subscription
+from broker.core.subscription import Subscription
 from broker.errors import IncompletePacket, InvalidTopic, PeerError, shown
 from broker.reasons import ReasonCode
 from broker.wire.topics import topic_filter_fault, topic_name_fault
@@ -259,8 +259,9 @@ class Engine:
                 raise InvalidTopic(f"{shown(filter)} is not a topic filter: {fault}")
         state = self.state
         session = Session(f"${name}", Access(), state.allowance, state.waiting, sink=sink)
+        subscription = Subscription(session, qos, False, True, 0)
         for filter in filters:
-            state.topics.add(Subscription(session, filter, qos, False, True, 0))
+            state.topics.add(filter, subscription)
         if retained:
             for filter in filters:
                 for message in self.retained(filter, now):

@@ -17,7 +17,7 @@ from broker.core.publish import on_puback, on_pubcomp, on_publish, on_pubrec, on
 from broker.core.relay import relay
 from broker.core.retaining import retain
 from broker.core.strangers import other_than_mqtt
-from broker.core.subscribe import on_subscribe, on_unsubscribe
+from broker.core.subscribe import on_subscribe, on_unsubscribe, subscribe_alike
 from broker.errors import MalformedPacket, PeerError, ProtocolError
 from broker.reasons import CLIENT_DISCONNECT_CODES, ReasonCode
 from broker.wire.codec import decode
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 PINGRESP_BYTES: Final = b"\xd0\x00"
 SILENT_S: Final = 1.0
 """Whoever has sent nothing for so long in the middle of a packet gives way before those who go on sending."""
+_SUBSCRIBE_BYTE: Final = 0x82
 TURN_BYTES: Final = 131_072
 """What others may add to an outbox that was just below its mark, relaying one read's worth; that is no fault of its client's."""
 
@@ -123,6 +124,8 @@ def _handle(state: State, link: Link, first_byte: int, body: bytes, now: float) 
             raise ProtocolError(f"a packet of {len(body)} bytes that is no PUBLISH", ReasonCode.PACKET_TOO_LARGE)
     elif len(body) > limits.properties_bytes_max and link.version >= MQTT_5:
         _check_properties_length(first_byte, body, limits.properties_bytes_max)
+    if first_byte == _SUBSCRIBE_BYTE and phase == CONNECTED and len(body) >= 6 and subscribe_alike(state, link, body):
+        return
     packet = decode(first_byte, body, link.version)
     handler = _HANDLERS[kind]
     if handler is None:

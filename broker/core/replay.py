@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from broker.core.retained import ReplayCursor
-    from broker.core.topic_table import Subscription
+    from broker.core.subscription import Subscription
 
 
 class Replay:

@@ -130,6 +130,15 @@ class RetainedStore:
             node = child
         return node.kept
 
+    def may_match(self, filter: str) -> bool:
+        """False where it is seen at once that nothing here matches a well-formed filter: most match nothing, and need no cursor."""
+        first = filter.partition("/")[0]
+        if first == "+" or first == "#":
+            return self._count > 0
+        if self._root.children.get(first) is None:
+            return False
+        return "+" in filter or "#" in filter or self.get(filter) is not None
+
     def clear(self, topic: str) -> Kept | None:
         """Remove and return the topic's message."""
         names = topic.split("/")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from broker.core.inflight import Receiver, Sender
 from broker.core.mount import is_below
+from broker.core.subscription import Subscription
 from broker.core.waiting import Account, Unacknowledged, WaitingQueue
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from broker.core.link import Link
     from broker.core.message import ApplicationMessage
     from broker.core.replay import Replay
-    from broker.core.topic_table import Subscription
     from broker.wire.packets import WillMessage
 
 Sink = Callable[["ApplicationMessage", int, bool, float], None]
@@ -31,8 +31,8 @@ class Session:
     """
 
     __slots__ = (
-        "access", "allowance", "client_id", "dropped", "ended", "expiry_deadline", "expiry_s", "inflight_bytes", "link", "mount_point", "order",
-        "queue", "receiver", "replays", "sender", "sink", "subscriptions", "username", "will", "will_deadline",
+        "access", "allowance", "asked", "client_id", "dropped", "ended", "expiry_deadline", "expiry_s", "inflight_bytes", "link", "mount_point",
+        "order", "queue", "receiver", "replays", "sender", "sink", "subscriptions", "username", "will", "will_deadline",
     )  # fmt: skip
 
     def __init__(
@@ -53,6 +53,9 @@ class Session:
         self.mount_point = mount_point
         self.link: Link | None = None
         self.subscriptions: dict[str, Subscription] = {}
+        """By Topic Filter, as subscribed, `$share/...` included."""
+        self.asked: Subscription | None = None
+        """The newest one, for the filters that it subscribes to alike."""
         self.sender: Sender[Unacknowledged] = Sender()
         self.inflight_bytes = 0
         """What `sender` keeps until it is acknowledged."""
@@ -70,6 +73,19 @@ class Session:
         self.dropped: dict[str, int] | None = None
         """Messages not delivered to it, by reason."""
         self.ended = False
+
+    def subscription(self, qos: int, no_local: bool, retain_as_published: bool, identifier: int) -> Subscription:
+        """With these options: the last one again if it has them too, as most have."""
+        asked = self.asked
+        if (
+            asked is None
+            or asked.qos != qos
+            or asked.identifier != identifier
+            or asked.no_local is not no_local
+            or asked.retain_as_published is not retain_as_published
+        ):
+            asked = self.asked = Subscription(self, qos, no_local, retain_as_published, identifier)
+        return asked
 
     def hold(self, size: int) -> None:
         """A message of so many bytes was sent and is to be acknowledged; that of a session which has ended never will be."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from broker.core.observer import Observer
     from broker.core.overflow import OverflowRules
     from broker.core.session import Session
-    from broker.core.topic_table import SharedGroup
+    from broker.core.subscription import SharedGroup
 
 
 COUNTER_NAMES: Final = (

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Final
 from broker.core.delivery import pump
 from broker.core.mount import mounted_filter
 from broker.core.replay import Replay
-from broker.core.topic_table import Subscription
 from broker.errors import ProtocolError
 from broker.reasons import ReasonCode
 from broker.wire.codec import encode, encode_varint
-from broker.wire.packets import SubAck, Subscribe, SubscriptionRequest, UnsubAck, Unsubscribe
+from broker.wire.packets import MQTT_5, SubAck, Subscribe, SubscriptionRequest, UnsubAck, Unsubscribe
 from broker.wire.topics import split_shared, topic_filter_fault
 
 if TYPE_CHECKING:
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
 
 GRANTED: Final = (ReasonCode.SUCCESS, ReasonCode.GRANTED_QOS_1, ReasonCode.GRANTED_QOS_2)
 """The reason code for each QoS; calling the enum took a tenth of a subscription's time."""
+_GRANTED_BYTES: Final = (b"\x00", b"\x01", b"\x02")
+_SEPARATORS: Final = ("\0\0", "\1\0", "\2\0")
 
 
 def on_subscribe(state: State, link: Link, packet: Subscribe, now: float) -> None:
@@ -38,6 +39,75 @@ def on_subscribe(state: State, link: Link, packet: Subscribe, now: float) -> Non
     state.send(link, encode(SubAck(packet.packet_id, reasons), link.version))
     if session.replays:
         pump(state, link, now)
+
+
+def subscribe_alike(state: State, link: Link, body: bytes) -> bool:
+    """The short way of an ordinary SUBSCRIBE: all its filters are at one QoS and want nothing else, and nothing stands in their way or is
+    retained for them. False: nothing was done, it is for `on_subscribe`, which says what is wrong with it, if anything is."""
+    session = link.session
+    limits = link.limits
+    if session is None or session.replays or link.mount_point or not link.access.allows_all:
+        return False
+    start = 2
+    if link.version >= MQTT_5:
+        start = 3
+        if len(body) < 3 or body[2] != 0:  # properties
+            return False
+    qos = body[-1]
+    if qos > link.promised.maximum_qos or qos > 2:
+        return False
+    filters = _alike(body, start, qos)
+    if not filters or not (body[0] or body[1]):
+        return False
+    if len(session.subscriptions) + len(filters) > limits.subscriptions_count_max or 8 + len(filters) > link.packet_bytes_max:
+        return False
+    retained = state.retained if len(state.retained) else None
+    literals: list[str] = []
+    wildcards: list[str] = []
+    for filter in filters:
+        if len(filter) >= limits.filter_levels_max or filter[0] == "$":
+            return False
+        if "+" in filter or "#" in filter:
+            if topic_filter_fault(filter) is not None:
+                return False
+            wildcards.append(filter)
+        else:
+            literals.append(filter)
+        if retained is not None and retained.may_match(filter):
+            return False
+    if wildcards and not link.promised.wildcard_subscription_available:
+        return False
+    subscription = session.subscription(qos, False, False, 0)
+    if literals:
+        state.topics.add_literals(literals, subscription)
+    for filter in wildcards:
+        state.topics.add(filter, subscription)
+    state.work += len(filters)
+    answer = body[:start] + _GRANTED_BYTES[qos] * len(filters)
+    state.send(link, b"\x90" + encode_varint(len(answer)) + answer)
+    return True
+
+
+def _alike(body: bytes, start: int, qos: int) -> list[str] | None:
+    """The filters of a SUBSCRIBE from `start` on, if all are short, ASCII and at this QoS with no other options; else None.
+
+    What stands between two of them is then always the same: the options of one and the first byte of the next one's length. So they are
+    taken apart by splitting there; that each has the length it says proves that it was right to.
+    """
+    fields = body[start + 1 : -1]
+    if not fields.isascii() or body[start] != 0:
+        return None
+    text = str(fields, "ascii")
+    separator = _SEPARATORS[qos]
+    filters: list[str] = []
+    for field in text.split(separator):
+        filter = field[1:]
+        if not filter or ord(field[0]) != len(filter):
+            return None
+        filters.append(filter)
+    if text.count("\0") != separator.count("\0") * (len(filters) - 1):
+        return None  # one of them has U+0000 in it
+    return filters
 
 
 def _refuse_unavailable(link: Link, packet: Subscribe) -> None:
@@ -90,9 +160,9 @@ def _subscribe(state: State, link: Link, session: Session, request: Subscription
     qos = request.qos
     if qos > link.promised.maximum_qos:
         qos = link.promised.maximum_qos  # [MQTT5-3.2.2-10]
-    subscription = Subscription(session, filter, qos, request.no_local, request.retain_as_published, identifier)
-    state.topics.add(subscription)
-    if owed and len(state.retained):
+    subscription = session.subscription(qos, request.no_local, request.retain_as_published, identifier)
+    state.topics.add(filter, subscription)
+    if owed and state.retained.may_match(filter):
         session.replays[filter] = Replay(state.retained.cursor(filter), subscription)
     return GRANTED[qos]
 

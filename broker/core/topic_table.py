@@ -1,7 +1,7 @@
 """Who gets what: Topic Filters to subscriptions, and for topics that were published to, the resolved route.
 
-Literal filters are found by one dict look-up, wildcards by a trie over levels, so that the cost of a topic does not grow
-with the filters that do not match it. A *route* keeps the answer for a topic. It holds sessions, not connections, so a
+Literal filters are found by one dict look-up, wildcards by a trie over levels (`core.filter_trie`). A *route* keeps the answer for
+a topic that was published to before. It holds sessions, not connections, so a
 reconnect changes nothing; a literal subscription makes one route stale, a wildcard one those of its first level, and
 only filters that begin with a wildcard touch all. (One version for everything made strangers' subscriptions cost every
 publisher a new look-up: 623 against 3,116 ns a message under churn.)
@@ -10,9 +10,10 @@ publisher a new look-up: 623 against 3,116 ns a message under churn.)
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
+from broker.core.filter_trie import FilterTrie
+from broker.core.subscription import Entry, SharedGroup, Subscription, with_subscriber, without_subscriber
 from broker.wire.topics import split_shared
 
 if TYPE_CHECKING:
@@ -23,108 +24,6 @@ KEPT_TOPIC_LENGTH_MAX: Final = 1024
 """Longer topics are resolved for each message: a hundred thousand of 64 KiB would be 6 GB."""
 TARGETS_PER_ROUTE_COUNT: Final = 16
 """On the average, of the routes that are kept."""
-
-
-class Subscription:
-    """One session's Topic Filter with its options (MQTT 5.0, 3.8.3.1). `filter` is as subscribed, `$share/...` included."""
-
-    __slots__ = ("filter", "identifier", "no_local", "qos", "retain_as_published", "session")
-
-    def __init__(self, session: Session, filter: str, qos: int, no_local: bool, retain_as_published: bool, identifier: int) -> None:
-        self.session = session
-        self.filter = filter
-        self.qos = qos
-        self.no_local = no_local
-        self.retain_as_published = retain_as_published
-        self.identifier = identifier
-        """Subscription Identifier; 0 when it has none."""
-
-
-class SharedGroup:
-    """The members of one `$share/{name}/{filter}`; each message goes to one of them, taken in turn."""
-
-    __slots__ = ("_positions", "_turn", "members", "name", "steps_count")
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.members: list[Subscription] = []
-        self._positions: dict[Session, int] = {}
-        self._turn = 0
-        self.steps_count = 0
-        """Members that the last `choose` looked at, for the budget of the verb that asked."""
-
-    def join(self, subscription: Subscription) -> None:
-        """Once for each session [MQTT5-3.8.4-3]."""
-        position = self._positions.setdefault(subscription.session, len(self.members))
-        if position == len(self.members):
-            self.members.append(subscription)
-        else:
-            self.members[position] = subscription
-
-    def leave(self, session: Session) -> None:
-        """The last one takes the place, so that a group of a hundred thousand does not cost the square of it to end."""
-        position = self._positions.pop(session)
-        last = self.members.pop()
-        if position < len(self.members):
-            self.members[position] = last
-            self._positions[last.session] = position
-
-    def choose(self, qos: int, topic: str) -> Subscription | None:
-        """The next member that may have a message and can take it now, else one that can later; None when nobody can.
-
-        A connected member with room comes first, then a connected one, then (at QoS 1 and 2) one that is away: a group
-        that delivers to the dead or the stuck while others wait is what users of other brokers complain about.
-        """
-        members = self.members
-        count = len(members)
-        second: Subscription | None = None
-        third: Subscription | None = None
-        for step in range(count):
-            position = (self._turn + step) % count
-            member = members[position]
-            session = member.session
-            if (session.mount_point or not session.access.allows_all) and not session.may_receive(topic):
-                continue
-            if session.link is not None or session.sink is not None:
-                if session.has_room(min(qos, member.qos)):
-                    self._turn = position + 1
-                    self.steps_count = step + 1
-                    return member
-                if second is None:
-                    second = member
-            elif third is None and min(qos, member.qos) > 0:
-                third = member
-        self._turn += 1
-        self.steps_count = count
-        return second if second is not None else third
-
-
-class FilterEntry:
-    """The subscribers of one filter, where there are several or a shared group. (A single one stands for itself, to save memory.)"""
-
-    __slots__ = ("groups", "subscriptions")
-
-    def __init__(self) -> None:
-        self.subscriptions: dict[Session, Subscription] = {}
-        self.groups: dict[str, SharedGroup] = {}
-
-
-Entry = Subscription | FilterEntry
-
-
-class _Node:
-    """One level of the wildcard trie: the entries of the filter that ends here, and of the one that ends here with `#`."""
-
-    __slots__ = ("children", "entry", "multi", "plus")
-
-    def __init__(self) -> None:
-        self.children: dict[str, _Node] | None = None
-        self.plus: _Node | None = None
-        self.entry: Entry | None = None
-        self.multi: Entry | None = None
-
-    def is_empty(self) -> bool:
-        return not self.children and self.plus is None and self.entry is None and self.multi is None
 
 
 class Target:
@@ -186,7 +85,7 @@ class TopicTable:
         self._targets_count = 0
         """Of all routes that are kept: a thousand subscribers of everything would else stand on every one of them."""
         self._literals: dict[str, Entry] = {}
-        self._root = _Node()
+        self._wildcards = FilterTrie()
         self._routes: dict[str, Route] = {}
         self._route_topics: deque[str] = deque()
         """In the order of coming: to find a dict's first key costs the more the more were taken from its front."""
@@ -199,25 +98,24 @@ class TopicTable:
 
     # ---- changes ----
 
-    def add(self, subscription: Subscription) -> Subscription | None:
-        """Put it in the place of the same session's one with the same filter, which is returned [MQTT5-3.8.4-3]."""
-        plain = filter = subscription.filter
+    def add(self, filter: str, subscription: Subscription) -> Subscription | None:
+        """Put it in the place of the same session's one with the same filter, which is returned [MQTT5-3.8.4-3].
+
+        filter: as subscribed, `$share/...` included.
+        """
         group: str | None = None
+        plain = filter
         if filter.startswith("$"):
             group, plain = split_shared(filter)
         mine = subscription.session.subscriptions
         old = mine.get(filter)
         mine[filter] = subscription
         if "+" in plain or "#" in plain:
-            node = self._node(plain)
-            if plain.endswith("#"):
-                node.multi = _with(node.multi, subscription, group)
-            else:
-                node.entry = _with(node.entry, subscription, group)
+            self._wildcards.add(plain, subscription, group)
             self._touch_wildcard(plain)
         else:
             entry = self._literals.get(plain)
-            self._literals[plain] = subscription if entry is None and group is None else _with(entry, subscription, group)
+            self._literals[plain] = subscription if entry is None and group is None else with_subscriber(entry, subscription, group)
             self._touch_literal(plain)
         if old is None:
             self.subscriptions_count += 1
@@ -225,17 +123,37 @@ class TopicTable:
                 self.shared_count += 1
         return old
 
+    def add_literals(self, filters: list[str], subscription: Subscription) -> None:
+        """The same for several filters without wildcards and without `$share`."""
+        wanted = dict.fromkeys(filters, subscription)
+        mine = subscription.session.subscriptions
+        self.subscriptions_count -= len(mine)
+        mine.update(wanted)
+        self.subscriptions_count += len(mine)
+        literals = self._literals
+        if literals.keys().isdisjoint(wanted):
+            literals.update(wanted)
+        else:
+            for filter in wanted:
+                literals[filter] = with_subscriber(literals.get(filter), subscription, None)
+        if not self._routes.keys().isdisjoint(wanted):
+            for filter in wanted:
+                self._touch_literal(filter)
+
     def remove(self, session: Session, filter: str) -> bool:
         """Was there a subscription of this session with exactly this filter? It is gone [MQTT5-3.10.4-1]."""
         subscription = session.subscriptions.pop(filter, None)
         if subscription is None:
             return False
-        group, plain = split_shared(filter)
+        group: str | None = None
+        plain = filter
+        if filter.startswith("$"):
+            group, plain = split_shared(filter)
         if "+" in plain or "#" in plain:
-            self._remove_wildcard(plain, subscription, group)
+            self._wildcards.remove(plain, subscription, group)
             self._touch_wildcard(plain)
         else:
-            left = _without(self._literals[plain], subscription, group)
+            left = without_subscriber(self._literals[plain], subscription, group)
             if left is None:
                 del self._literals[plain]
             else:
@@ -296,45 +214,10 @@ class TopicTable:
 
     def may_be_wanted(self, topic: str) -> bool:
         """False: no filter matches it. Cheap, and not the last word: another filter under its first level is enough for a True."""
-        root = self._root
-        if topic in self._literals or root.multi is not None or root.plus is not None:
-            return True
-        return root.children is not None and topic.partition("/")[0] in root.children
+        return topic in self._literals or (self._wildcards.filters_count > 0 and self._wildcards.may_match(topic))
 
     def is_fresh(self, route: Route) -> bool:
         return not route.stale and route.bucket_version == route.bucket.version and route.version == self._version
-
-    def entries(self, topic: str) -> Iterator[Entry]:
-        """The entries of every filter that matches a topic [MQTT5-4.7.3-4], by the rule for `$` [MQTT5-4.7.2-1]."""
-        literal = self._literals.get(topic)
-        if literal is not None:
-            yield literal
-        root = self._root
-        if root.is_empty():
-            return
-        levels = topic.split("/")
-        nodes = [root]
-        hidden = topic.startswith("$")
-        for depth, level in enumerate(levels):
-            below: list[_Node] = []
-            for node in nodes:
-                skip_wildcards = hidden and depth == 0
-                if node.multi is not None and not skip_wildcards:
-                    yield node.multi
-                if node.children is not None:
-                    child = node.children.get(level)
-                    if child is not None:
-                        below.append(child)
-                if node.plus is not None and not skip_wildcards:
-                    below.append(node.plus)
-            if not below:
-                return
-            nodes = below
-        for node in nodes:
-            if node.entry is not None:
-                yield node.entry
-            if node.multi is not None:  # "a/#" matches "a" too
-                yield node.multi
 
     # ---- inside ----
 
@@ -342,7 +225,10 @@ class TopicTable:
         route.stale = False
         route.bucket_version = route.bucket.version
         route.version = self._version
-        entries = list(self.entries(route.topic))
+        entries: list[Entry] = self._wildcards.entries(route.topic) if self._wildcards.filters_count else []
+        literal = self._literals.get(route.topic)
+        if literal is not None:
+            entries.append(literal)
         if not entries and not route.targets and not route.groups:
             route.any_no_local = False  # it may have been thrown out of the table, and lost its targets so
             route.plain = True
@@ -362,9 +248,7 @@ class TopicTable:
         route.groups = groups
         route.any_no_local = any(subscription.no_local for target in route.targets for subscription in target.subscriptions)
         route.plain = (
-            not groups
-            and not route.any_no_local
-            and all(not target.identifiers and target.session.sink is None and not target.session.mount_point for target in route.targets)
+            not groups and not route.any_no_local and all(subscription.plain for target in route.targets for subscription in target.subscriptions)
         )
 
     def _touch_literal(self, plain: str) -> None:
@@ -373,11 +257,10 @@ class TopicTable:
             self._retire(route)
 
     def _touch_wildcard(self, plain: str) -> None:
-        first = plain.partition("/")[0]
-        if first in ("+", "#"):
+        if plain[0] == "+" or plain[0] == "#":
             self._version += 1
-        else:
-            bucket = self._buckets.get(first)
+        elif self._buckets:
+            bucket = self._buckets.get(plain.partition("/")[0])
             if bucket is not None:
                 bucket.version += 1
 
@@ -395,89 +278,3 @@ class TopicTable:
         self._targets_count -= len(route.targets)
         route.targets = []
         route.groups = []
-
-    def _node(self, plain: str) -> _Node:
-        """The node at which a wildcard filter ends, made if need be; without the last level where that is `#`."""
-        node = self._root
-        levels = plain.split("/")
-        if levels[-1] == "#":
-            levels.pop()
-        for level in levels:
-            if level == "+":
-                if node.plus is None:
-                    node.plus = _Node()
-                node = node.plus
-            else:
-                if node.children is None:
-                    node.children = {}
-                child = node.children.get(level)
-                if child is None:
-                    child = node.children[level] = _Node()
-                node = child
-        return node
-
-    def _remove_wildcard(self, plain: str, subscription: Subscription, group: str | None) -> None:
-        levels = plain.split("/")
-        is_multi = levels[-1] == "#"
-        if is_multi:
-            levels.pop()
-        path = [self._root]
-        for level in levels:
-            node = path[-1]
-            child = node.plus if level == "+" else (node.children or {}).get(level)
-            assert child is not None
-            path.append(child)
-        last = path[-1]
-        if is_multi:
-            assert last.multi is not None
-            last.multi = _without(last.multi, subscription, group)
-        else:
-            assert last.entry is not None
-            last.entry = _without(last.entry, subscription, group)
-        for depth in range(len(levels) - 1, -1, -1):
-            if not path[depth + 1].is_empty():
-                break
-            parent, level = path[depth], levels[depth]
-            if level == "+":
-                parent.plus = None
-            else:
-                assert parent.children is not None
-                del parent.children[level]
-                if not parent.children:
-                    parent.children = None
-
-
-def _with(entry: Entry | None, subscription: Subscription, group: str | None) -> Entry:
-    if group is None and (entry is None or (isinstance(entry, Subscription) and entry.session is subscription.session)):
-        return subscription
-    if entry is None:
-        entry = FilterEntry()
-    elif isinstance(entry, Subscription):
-        single = entry
-        entry = FilterEntry()
-        entry.subscriptions[single.session] = single
-    if group is None:
-        entry.subscriptions[subscription.session] = subscription
-        return entry
-    shared = entry.groups.get(group)
-    if shared is None:
-        shared = entry.groups[group] = SharedGroup(group)
-    shared.join(subscription)
-    return entry
-
-
-def _without(entry: Entry, subscription: Subscription, group: str | None) -> Entry | None:
-    if isinstance(entry, Subscription):
-        return None
-    if group is None:
-        del entry.subscriptions[subscription.session]
-    else:
-        shared = entry.groups[group]
-        shared.leave(subscription.session)
-        if not shared.members:
-            del entry.groups[group]
-    if entry.groups:
-        return entry
-    if len(entry.subscriptions) == 1:
-        return next(iter(entry.subscriptions.values()))
-    return entry if entry.subscriptions else None

@@ -18,7 +18,7 @@ from broker.wire.packets import NO_PROPERTIES, PUBLISH
 from broker.wire.properties import decode_properties
 
 if TYPE_CHECKING:
-    from broker.core.topic_table import SharedGroup
+    from broker.core.subscription import SharedGroup
 
 
 class Delivery:

@@ -40,10 +40,8 @@ def topic_filter_fault(filter: str) -> str | None:
             return "# must be the last character of a topic filter"  # [MQTT5-4.7.1-1]
         if filter != "#" and not filter.endswith("/#"):
             return "# must stand alone or after a /"  # [MQTT5-4.7.1-1]
-    if "+" in filter:
-        for level in filter.split("/"):
-            if "+" in level and level != "+":
-                return "+ must be a whole level"  # [MQTT5-4.7.1-2]
+    if "+" in filter and filter.split("/").count("+") != filter.count("+"):
+        return "+ must be a whole level"  # [MQTT5-4.7.1-2]
     return None
 
 

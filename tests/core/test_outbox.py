@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from broker.core.message import ApplicationMessage
 from broker.core.outbox import Outbox
-from broker.core.topic_table import SharedGroup
+from broker.core.subscription import SharedGroup
 from broker.core.waiting import Account, Delivery, WaitingQueue
 
 

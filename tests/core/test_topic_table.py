@@ -14,7 +14,8 @@ from broker.core.allowance import Allowance
 from broker.core.limits import Limits
 from broker.core.link import Link
 from broker.core.session import Session
-from broker.core.topic_table import KEPT_TOPIC_LENGTH_MAX, TARGETS_PER_ROUTE_COUNT, FilterEntry, SharedGroup, Subscription, TopicTable
+from broker.core.subscription import FilterEntry, SharedGroup, Subscription
+from broker.core.topic_table import KEPT_TOPIC_LENGTH_MAX, TARGETS_PER_ROUTE_COUNT, TopicTable
 from broker.core.waiting import Account
 from broker.wire.topics import matches, split_shared
 
@@ -32,14 +33,12 @@ def session(name: str = "s") -> Session:
     return Session(name, Access(), Allowance(Limits()), Account())
 
 
-def subscription(
-    who: Session, filter: str, qos: int = 0, *, no_local: bool = False, retain_as_published: bool = False, identifier: int = 0
-) -> Subscription:
-    return Subscription(who, filter, qos, no_local, retain_as_published, identifier)
+def subscription(who: Session, qos: int = 0, *, no_local: bool = False, retain_as_published: bool = False, identifier: int = 0) -> Subscription:
+    return Subscription(who, qos, no_local, retain_as_published, identifier)
 
 
 def is_empty(table: TopicTable) -> bool:
-    return not table._literals and table._root.is_empty() and table._targets_count == sum(len(route.targets) for route in table._routes.values())
+    return not table._literals and table._wildcards.is_empty() and table._targets_count == sum(len(route.targets) for route in table._routes.values())
 
 
 def check_route(table: TopicTable, topic: str, model: dict[tuple[Session, str], Subscription]) -> None:
@@ -91,8 +90,8 @@ def test_every_route_is_right_under_churn(steps: list[Any], topics: list[str], r
         if step[0] == "add":
             _, number, filter, qos, no_local, retain_as_published, identifier = step
             who = sessions[number]
-            one = subscription(who, filter, qos, no_local=no_local, retain_as_published=retain_as_published, identifier=identifier)
-            assert table.add(one) is model.get((who, filter))
+            one = subscription(who, qos, no_local=no_local, retain_as_published=retain_as_published, identifier=identifier)
+            assert table.add(filter, one) is model.get((who, filter))
             model[who, filter] = one
         elif step[0] == "remove":
             who = sessions[step[1]]
@@ -121,17 +120,17 @@ def test_every_route_is_right_under_churn(steps: list[Any], topics: list[str], r
 
 def test_one_subscription_stands_for_itself_and_several_in_an_entry() -> None:
     table, one, two = TopicTable(10), session("one"), session("two")
-    first = subscription(one, "a/b")
-    table.add(first)
+    first = subscription(one)
+    table.add("a/b", first)
     assert table._literals["a/b"] is first
-    renewed = subscription(one, "a/b", 2)
-    assert table.add(renewed) is first
+    renewed = subscription(one, 2)
+    assert table.add("a/b", renewed) is first
     assert table._literals["a/b"] is renewed
-    table.add(subscription(two, "a/b"))
+    table.add("a/b", subscription(two))
     assert isinstance(table._literals["a/b"], FilterEntry)
     table.remove(two, "a/b")
     assert table._literals["a/b"] is renewed
-    table.add(subscription(two, "$share/g/a/b"))
+    table.add("$share/g/a/b", subscription(two))
     table.remove(one, "a/b")
     assert isinstance(table._literals["a/b"], FilterEntry)
     table.remove(two, "$share/g/a/b")
@@ -142,41 +141,41 @@ def test_the_trie_gives_back_its_branches() -> None:
     table, one, two = TopicTable(10), session("one"), session("two")
     filters = ["a/+/c", "a/+/c/#", "a/#", "+/+", "#", "a/b/+", "+/b/c/d/e/f/#", "$share/g/a/+/c", "$share/h/#"]
     for filter in filters:
-        table.add(subscription(one, filter))
-        table.add(subscription(two, filter))
+        table.add(filter, subscription(one))
+        table.add(filter, subscription(two))
     for filter in filters:
         assert table.remove(one, filter)
     for filter in reversed(filters):
         assert table.remove(two, filter)
         assert not table.remove(two, filter)
-    assert table._root.is_empty()
-    assert table._root.children is None
+    assert table._wildcards.is_empty()
+    assert table._wildcards.filters_count == 0
 
 
 def test_a_literal_subscription_makes_one_route_stale_and_a_wildcard_those_of_its_first_level() -> None:
     table, one, other = TopicTable(10), session(), session("other")
     for topic in ("a/b", "a/c", "z/b"):
-        table.add(subscription(other, topic))
+        table.add(topic, subscription(other))
     near, sibling, far = table.route("a/b"), table.route("a/c"), table.route("z/b")
-    table.add(subscription(one, "a/b"))
+    table.add("a/b", subscription(one))
     assert [table.is_fresh(route) for route in (near, sibling, far)] == [False, True, True]
     table.route("a/b")
-    table.add(subscription(one, "a/+"))
+    table.add("a/+", subscription(one))
     assert [table.is_fresh(route) for route in (near, sibling, far)] == [False, False, True]
-    table.add(subscription(one, "+/b"))
+    table.add("+/b", subscription(one))
     assert not table.is_fresh(far)
 
 
 def test_an_evicted_route_is_stale_for_whoever_still_holds_it() -> None:
     table, one, other = TopicTable(2), session(), session("other")
     for topic in ("a", "b", "c"):
-        table.add(subscription(other, topic))
+        table.add(topic, subscription(other))
     held = table.route("a")
     table.route("b")
     table.route("c")
     assert not table.is_fresh(held)
     assert len(table._routes) == 2
-    table.add(subscription(one, "a"))
+    table.add("a", subscription(one))
     assert {target.session for target in table.route("a").targets} == {one, other}
     assert set(table._buckets) == {"a", "c"}
 
@@ -186,14 +185,14 @@ def test_a_route_to_nobody_is_not_kept() -> None:
     nowhere = table.route("a")
     assert (nowhere.targets, nowhere.groups, table._routes, table._buckets) == ([], [], {}, {})
     assert not table.is_fresh(nowhere)  # whoever holds it looks again, and so sees who comes
-    table.add(subscription(one, "a"))
+    table.add("a", subscription(one))
     assert [target.session for target in table.route("a").targets] == [one]
 
 
 def test_routes_together_hold_a_bounded_number_of_targets() -> None:
     table = TopicTable(10)
     for number in range(100):
-        table.add(subscription(session(f"s{number}"), "#"))
+        table.add("#", subscription(session(f"s{number}")))
     for number in range(10):
         assert len(table.route(f"t/{number}").targets) == 100
         assert table._targets_count <= 10 * TARGETS_PER_ROUTE_COUNT + 100
@@ -202,7 +201,7 @@ def test_routes_together_hold_a_bounded_number_of_targets() -> None:
 def test_long_topics_are_routed_and_not_kept() -> None:
     table, one = TopicTable(10), session()
     topic = "t" * (KEPT_TOPIC_LENGTH_MAX + 1)
-    table.add(subscription(one, "+"))
+    table.add("+", subscription(one))
     route = table.route(topic)
     assert [target.session for target in route.targets] == [one]
     assert not table.is_fresh(route)
@@ -213,7 +212,7 @@ def test_long_topics_are_routed_and_not_kept() -> None:
 def test_a_session_that_left_a_literal_filter_is_not_kept_by_the_route() -> None:
     table = TopicTable(10)
     one = session("it leaves")
-    table.add(subscription(one, "a/b"))
+    table.add("a/b", subscription(one))
     assert len(table.route("a/b").targets) == 1
     table.remove(one, "a/b")
     del one
@@ -231,7 +230,7 @@ def member(name: str, group: SharedGroup, *, qos: int = 2, connected: bool = Tru
     who.sender.begin(10)
     if connected:
         who.link = Link(name, "", None, allowance, account, access, 0.0)
-    made = Subscription(who, "$share/g/t", qos, False, False, 0)
+    made = Subscription(who, qos, False, False, 0)
     group.join(made)
     return made
 
@@ -296,7 +295,7 @@ def test_joining_and_leaving_keep_the_places(steps: list[tuple[bool, int]]) -> N
     for joins, number in steps:
         who = sessions[number]
         if joins:
-            model[who] = subscription(who, "$share/g/t")
+            model[who] = subscription(who)
             group.join(model[who])
         elif who in model:
             del model[who]

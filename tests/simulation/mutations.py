@@ -18,7 +18,8 @@ from broker.core.outbox import Outbox
 from broker.core.retained import RetainedStore
 from broker.core.session import Session
 from broker.core.state import State
-from broker.core.topic_table import SharedGroup, TopicTable
+from broker.core.subscription import SharedGroup
+from broker.core.topic_table import TopicTable
 from broker.core.waiting import Delivery, WaitingQueue
 from broker.wire.packets import PUBREC, Publish, PubRec
 
