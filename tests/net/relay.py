@@ -192,6 +192,7 @@ async def dial(server: Server, receive_buffer_bytes: int = 0) -> trio.SocketStre
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
     connected = trio.socket.from_stdlib_socket(raw)
     await connected.connect(("127.0.0.1", port_of(server)))
+    await wait_all_tasks_blocked()  # the server has it: what others send from now on reaches it
     stream = trio.SocketStream(connected)
     _peers.setdefault(server, []).append(stream)
     return stream
