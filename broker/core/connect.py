@@ -24,7 +24,7 @@ from broker.core.session import Session
 from broker.errors import ProtocolError
 from broker.reasons import CONNACK_CODES, ReasonCode, to_connack_return_code
 from broker.wire.codec import encode, encode_within
-from broker.wire.packets import MQTT_5, NO_PROPERTIES, Auth, ConnAck, Connect, Properties, PubRel, WillMessage
+from broker.wire.packets import MQTT_5, MQTT_31, MQTT_311, NO_PROPERTIES, Auth, ConnAck, Connect, Properties, PubRel, WillMessage
 from broker.wire.topics import topic_name_fault
 
 if TYPE_CHECKING:
@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from broker.core.state import State
 
 CAUSE_LENGTH_MAX: Final = 256
+CONNACK_NEW: Final = encode(ConnAck(False, ReasonCode.SUCCESS), MQTT_311)
+CONNACK_PRESENT: Final = encode(ConnAck(True, ReasonCode.SUCCESS), MQTT_311)
+UTF8_BYTES_MAX: Final = 4
+"""Of one character."""
 NEVER_EXPIRES: Final = 0xFFFF_FFFF
 _REFUSALS: Final = {
     ReasonCode.BANNED: "it is banned",
@@ -47,8 +51,9 @@ def on_connect(state: State, link: Link, packet: Connect, now: float) -> None:
     link.client_id = packet.client_id
     link.username = packet.username
     properties = packet.properties
-    link.packet_bytes_max = properties.maximum_packet_size or PACKET_BYTES_LARGEST
-    link.problem_information = properties.request_problem_information != 0
+    if properties is not NO_PROPERTIES:
+        link.packet_bytes_max = properties.maximum_packet_size or PACKET_BYTES_LARGEST
+        link.problem_information = properties.request_problem_information != 0
     link.connect = packet
     refusal = _check(state, link, packet)
     if refusal is not None:
@@ -73,24 +78,24 @@ def _check(state: State, link: Link, packet: Connect) -> tuple[ReasonCode, str] 
         return link.refusal
     if not packet.client_id and not packet.clean_start and packet.version < MQTT_5:
         return ReasonCode.CLIENT_IDENTIFIER_NOT_VALID, "an empty Client Identifier needs Clean Session 1"  # [MQTT311-3.1.3-8]
-    if len(packet.client_id.encode()) > link.limits.client_id_bytes_max:
+    bytes_max = link.limits.client_id_bytes_max
+    if len(packet.client_id) * UTF8_BYTES_MAX > bytes_max and len(packet.client_id.encode()) > bytes_max:
         return ReasonCode.CLIENT_IDENTIFIER_NOT_VALID, "the Client Identifier is too long"
     if len(state.sessions) >= state.limits.sessions_count_max and packet.client_id not in state.sessions:
         return ReasonCode.QUOTA_EXCEEDED, "there are too many sessions"
     return None
 
 
-def _check_will(link: Link, will: WillMessage | None) -> tuple[ReasonCode, str] | None:
+def _check_will(link: Link, will: WillMessage) -> tuple[ReasonCode, str] | None:
     """What this client's limits, which are known when it is known, have no place for."""
     limits = link.limits
-    if will is not None:
-        if will.qos > limits.maximum_qos:
-            return ReasonCode.QOS_NOT_SUPPORTED, f"Will QoS {will.qos} is above the maximum"  # [MQTT5-3.2.2-12]
-        if will.retain and not limits.retain_available:
-            return ReasonCode.RETAIN_NOT_SUPPORTED, "a retained Will is not supported"  # [MQTT5-3.2.2-13]
-        fault = topic_name_fault(will.topic)  # it may have become too long
-        if fault is not None or will.topic.startswith("$SYS/") or will.topic.count("/") >= limits.filter_levels_max:
-            return ReasonCode.TOPIC_NAME_INVALID, f"the Will Topic {will.topic!r} is not for clients"
+    if will.qos > limits.maximum_qos:
+        return ReasonCode.QOS_NOT_SUPPORTED, f"Will QoS {will.qos} is above the maximum"  # [MQTT5-3.2.2-12]
+    if will.retain and not limits.retain_available:
+        return ReasonCode.RETAIN_NOT_SUPPORTED, "a retained Will is not supported"  # [MQTT5-3.2.2-13]
+    fault = topic_name_fault(will.topic)  # it may have become too long
+    if fault is not None or will.topic.startswith("$SYS/") or will.topic.count("/") >= limits.filter_levels_max:
+        return ReasonCode.TOPIC_NAME_INVALID, f"the Will Topic {will.topic!r} is not for clients"
     return None
 
 
@@ -159,7 +164,11 @@ def accept(state: State, link: Link, now: float, final_data: bytes | None = None
     assert packet is not None
     link.limits = link.allowance.of(link.username)
     will = packet.will
-    refusal = _check_will(link, will) or _check_user(state, link) or _check_pace(state, link, now)
+    refusal = None if will is None else _check_will(link, will)
+    if refusal is None and link.username is not None:
+        refusal = _check_user(state, link)
+    if refusal is None and link.limits.connects_per_client_id_per_s_max:
+        refusal = _check_pace(state, link, now)
     if refusal is not None:
         refuse(state, link, *refusal, now)
         return
@@ -182,11 +191,10 @@ def accept(state: State, link: Link, now: float, final_data: bytes | None = None
     link.phase = CONNECTED
     _adopt_capabilities(link, packet, now)
     keep_alive_s, server_keep_alive = _keep_alive(link, packet)
-    connack = ConnAck(present, ReasonCode.SUCCESS, NO_PROPERTIES)
-    if link.is_mqtt_5:
+    encoded: bytes | None = CONNACK_PRESENT if present and packet.version != MQTT_31 else CONNACK_NEW
+    if packet.version >= MQTT_5:
         properties = _connack_properties(state, link, packet, expiry_s, server_keep_alive, assigned, final_data)
-        connack = ConnAck(present, ReasonCode.SUCCESS, properties)
-    encoded = encode_within(connack, link.version, link.packet_bytes_max)
+        encoded = encode_within(ConnAck(present, ReasonCode.SUCCESS, properties), MQTT_5, link.packet_bytes_max)
     state.connected_count += 1
     if link.username is not None:
         state.users[link.username] = state.users.get(link.username, 0) + 1
@@ -202,27 +210,30 @@ def accept(state: State, link: Link, now: float, final_data: bytes | None = None
     link.keep_alive_s = keep_alive_s
     if keep_alive_s:
         link.deadline = state.deadlines.add(now + keep_alive_s * 1.5, KEEP_ALIVE, link)
-    counters = state.counters
-    counters.clients_maximum = max(counters.clients_maximum, state.connected_count)
+    if state.connected_count > state.counters.clients_maximum:
+        state.counters.clients_maximum = state.connected_count
     state.observer.connected(link)
     receive_maximum = packet.properties.receive_maximum or 65_535
     session.sender.begin(min(receive_maximum, link.limits.inflight_count_max))
     session.receiver.begin(link.limits.receive_maximum if link.is_mqtt_5 else PACKET_ID_MAX)  # 3.1.1 has no Receive Maximum
-    for packet_id in session.sender.released:  # [MQTT5-4.4.0-1]
-        state.send(link, encode(PubRel(packet_id), link.version))
-    pump(state, link, now)
+    if present:
+        for packet_id in session.sender.released:  # [MQTT5-4.4.0-1]
+            state.send(link, encode(PubRel(packet_id), link.version))
+        pump(state, link, now)
 
 
 def _take_session(state: State, link: Link, packet: Connect, now: float) -> tuple[Session, bool]:
     """The session to serve, taken over from another connection if need be, and whether it was there before."""
     session = state.sessions.get(link.client_id)
-    if session is not None and session.link is not None:
+    if session is None:
+        return _new_session(state, link), False
+    if session.link is not None:
         close_link(state, session.link, ReasonCode.SESSION_TAKEN_OVER, f"its session was taken over from {link.peer}", now)  # [MQTT5-3.1.4-3]
     # A session belongs to the user who made it, and its topics to their mount point: another one with the same Client Identifier begins anew.
-    stranger = session is not None and (session.username != link.username or session.mount_point != link.mount_point)
-    if session is not None and (packet.clean_start or stranger):
+    stranger = session.username != link.username or session.mount_point != link.mount_point
+    if packet.clean_start or stranger:
         end_session(state, session, now)  # [MQTT5-3.1.2-4]
-    if session is not None and not session.ended:
+    if not session.ended:
         state.deadlines.cancel(session.expiry_deadline)
         session.expiry_deadline = None
         state.deadlines.cancel(session.will_deadline)  # [MQTT5-3.1.3-9]
@@ -231,9 +242,13 @@ def _take_session(state: State, link: Link, packet: Connect, now: float) -> tupl
         _give_access(state, session, link)
         session.allowance = link.allowance
         return session, True
-    session = Session(link.client_id, link.access, link.allowance, state.waiting, link.username, mount_point=link.mount_point)
+    return _new_session(state, link), False
+
+
+def _new_session(state: State, link: Link) -> Session:
+    session = Session(link.client_id, link.access, link.allowance, state.waiting, link.username, None, link.mount_point)
     state.sessions[link.client_id] = session
-    return session, False
+    return session
 
 
 def _give_access(state: State, session: Session, link: Link) -> None:
@@ -278,9 +293,11 @@ def _adopt_capabilities(link: Link, packet: Connect, now: float) -> None:
     link.outbox_bytes_high = limits.outbox_bytes_high
     link.credit_s = limits.slow_subscriber_grace_s
     limit_rate(link, now)
-    aliases_max = min(packet.properties.topic_alias_maximum or 0, limits.topic_alias_maximum)
-    link.aliases_out_max = aliases_max  # [MQTT5-3.1.2-26, -27]
-    link.aliases_out = {} if aliases_max else None
+    wanted = packet.properties.topic_alias_maximum
+    if wanted:
+        aliases_max = min(wanted, limits.topic_alias_maximum)
+        link.aliases_out_max = aliases_max  # [MQTT5-3.1.2-26, -27]
+        link.aliases_out = {} if aliases_max else None
 
 
 def _connack_properties(

@@ -25,23 +25,20 @@ _COMPACT_COUNT_MIN: Final = 64
 class Deadline:
     """One entry: owner is None when it was cancelled."""
 
-    __slots__ = ("at", "kind", "owner", "sequence")
+    __slots__ = ("at", "kind", "owner")
 
-    def __init__(self, at: float, sequence: int, kind: int, owner: object) -> None:
+    def __init__(self, at: float, kind: int, owner: object) -> None:
         self.at = at
-        self.sequence = sequence
         self.kind = kind
         self.owner: object | None = owner
-
-    def __lt__(self, other: Deadline) -> bool:
-        return self.at < other.at or (self.at == other.at and self.sequence < other.sequence)
 
 
 class Deadlines:
     __slots__ = ("_dead_count", "_heap", "_sequence")
 
     def __init__(self) -> None:
-        self._heap: list[Deadline] = []
+        self._heap: list[tuple[float, int, Deadline]] = []
+        """(when, in which order it was added, what): a heap compares tuples ten times as fast as objects with a method for it."""
         self._sequence = 0
         self._dead_count = 0
 
@@ -50,8 +47,8 @@ class Deadlines:
 
     def add(self, at: float, kind: int, owner: object) -> Deadline:
         self._sequence += 1
-        entry = Deadline(at, self._sequence, kind, owner)
-        heappush(self._heap, entry)
+        entry = Deadline(at, kind, owner)
+        heappush(self._heap, (at, self._sequence, entry))
         return entry
 
     def cancel(self, entry: Deadline | None) -> None:
@@ -61,23 +58,26 @@ class Deadlines:
         entry.owner = None
         self._dead_count += 1
         if self._dead_count > _COMPACT_COUNT_MIN and self._dead_count * 2 > len(self._heap):
-            self._heap = [live for live in self._heap if live.owner is not None]
+            self._heap = [live for live in self._heap if live[2].owner is not None]
             heapify(self._heap)
             self._dead_count = 0
 
     def next_at(self) -> float:
         """When the first one is due, `math.inf` if there is none."""
         heap = self._heap
-        while heap and heap[0].owner is None:
+        while heap:
+            first = heap[0]
+            if first[2].owner is not None:
+                return first[0]
             heappop(heap)
             self._dead_count -= 1
-        return heap[0].at if heap else math.inf
+        return math.inf
 
     def pop_due(self, now: float) -> tuple[int, object] | None:
         """(kind, owner) of the first one whose time has come, in order of time; None when there is none."""
         if self.next_at() > now:
             return None
-        entry = heappop(self._heap)
+        entry = heappop(self._heap)[2]
         owner = entry.owner
         entry.owner = None
         assert owner is not None

@@ -61,7 +61,8 @@ class Sender(Generic[M]):
         """
         # A released id takes no quota on a new connection; so that the two together never use up the ids [MQTT5-2.2.1-4], it lowers the limit there.
         self.quota = self.quota_max = min(quota_max, PACKET_ID_MAX - len(self.released))
-        self.released = dict.fromkeys(self.released, False)
+        if self.released:
+            self.released = dict.fromkeys(self.released, False)
         self.resend = deque(self.unacknowledged.items()) if self.unacknowledged else None
 
     def take_id(self) -> int:

@@ -86,6 +86,8 @@ def process(state: State, link: Link, now: float) -> bool:
         state.counters.packets_received += 1
         state.work += 1
         _handle(state, link, frame[0], frame[1], now)
+        if decoder.is_drained():
+            return False
     return False
 
 

@@ -59,6 +59,12 @@ from broker.wire.properties import WILL, decode_properties
 DISCONNECT_CODES: Final = reasons.CLIENT_DISCONNECT_CODES | reasons.SERVER_DISCONNECT_CODES
 PROTOCOL_NAMES: Final = {MQTT_31: "MQIsdp", MQTT_311: "MQTT", MQTT_5: "MQTT"}
 
+_HEAD_311: Final = b"\x00\x04MQTT\x04"
+_HEAD_5: Final = b"\x00\x04MQTT\x05"
+_CONNECT_HEAD_BYTES: Final = 10
+"""Up to the Keep Alive."""
+_CLEAN_START: Final = 0x02
+
 _REASONS: Final[list[ReasonCode | None]] = [None] * 256
 """The enum's members by value: a list look-up is a tenth of what calling the enum costs."""
 for _member in ReasonCode:
@@ -75,14 +81,22 @@ def decode(first_byte: int, body: bytes, version: int) -> Packet:
 
 
 def _decode_connect(first_byte: int, body: bytes, version: int) -> Connect:
-    name, position = read_string(body, 0)
-    version, position = read_byte(body, position)
-    if PROTOCOL_NAMES.get(version) != name:
-        # [MQTT5-3.1.2-1, -2] [MQTT311-3.1.2-1, -2]: what follows is in a language we do not know, so it is not read.
-        raise ProtocolError(f"protocol {name[:16]!r} level {version} is not supported", ReasonCode.UNSUPPORTED_PROTOCOL_VERSION)
-    flags, position = read_byte(body, position)
-    _check_connect_flags(flags, version)
-    keep_alive_s, position = read_u16(body, position)
+    if len(body) >= _CONNECT_HEAD_BYTES and (body[:7] == _HEAD_311 or body[:7] == _HEAD_5):
+        version = body[6]
+        flags = body[7]
+        keep_alive_s = body[8] << 8 | body[9]
+        if flags & ~_CLEAN_START:
+            _check_connect_flags(flags, version)
+        position = _CONNECT_HEAD_BYTES
+    else:  # the older name, or what is wrong with it
+        name, position = read_string(body, 0)
+        version, position = read_byte(body, position)
+        if PROTOCOL_NAMES.get(version) != name:
+            # [MQTT5-3.1.2-1, -2] [MQTT311-3.1.2-1, -2]: what follows is in a language we do not know, so it is not read.
+            raise ProtocolError(f"protocol {name[:16]!r} level {version} is not supported", ReasonCode.UNSUPPORTED_PROTOCOL_VERSION)
+        flags, position = read_byte(body, position)
+        _check_connect_flags(flags, version)
+        keep_alive_s, position = read_u16(body, position)
     properties = will_properties = NO_PROPERTIES
     if version >= MQTT_5:
         properties, position = decode_properties(body, position, CONNECT)
