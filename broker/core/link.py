@@ -97,9 +97,10 @@ class Link:
         self.receiving_bytes = 0
         """So much of it, and of what `rate` holds back, is in the account."""
         self.outbox = Outbox(account)
-        self.outbox_bytes_high = limits.outbox_bytes_high
-        if self.outbox_bytes_high > limits.memory_bytes_max >> 4:  # small limits pause before they drop
-            self.outbox_bytes_high = min(self.outbox_bytes_high, max(OUTBOX_BYTES_HIGH_MIN, limits.memory_bytes_max >> 4))
+        bytes_high = limits.outbox_bytes_high
+        if bytes_high > limits.memory_bytes_max >> 4:  # small limits pause before they drop
+            bytes_high = min(bytes_high, max(OUTBOX_BYTES_HIGH_MIN, limits.memory_bytes_max >> 4))
+        self.outbox_bytes_high = bytes_high
         self.promised = limits
         """The limits that its CONNACK told of: what they allow stays allowed, though the broker's own change."""
         self.packet_bytes_max = PACKET_BYTES_LARGEST

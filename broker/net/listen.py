@@ -127,13 +127,42 @@ _DEFAULT: Final = Listener()
 NOT_WITH_UNIX: Final = "a listener has unix, or host and port; make two of them, or leave this one out"
 
 
+class ListeningSocket(socket.socket):
+    """Takes a socket over. `accept` asks its socket for family and type, which are made members of an enum anew each time: a third of
+    its cost, in Python. Here they are numbers."""
+
+    family = type = 0  # type: ignore[assignment]
+
+    def __init__(self, listening: socket.socket) -> None:
+        family, kind = int(listening.family), int(listening.type)
+        super().__init__(family, kind, listening.proto, listening.detach())
+        self.setblocking(False)
+        self.family, self.type = family, kind
+
+
 class BoundSocket:
     """A listening, non-blocking socket of one Listener, and how many of its connections are open."""
 
-    __slots__ = ("access", "address", "allowance", "connections_count", "inode", "listener", "lock", "origins", "socket", "tls", "url")
+    __slots__ = (
+        "access",
+        "address",
+        "allowance",
+        "connections_count",
+        "family",
+        "inode",
+        "is_tcp",
+        "listener",
+        "lock",
+        "origins",
+        "socket",
+        "tls",
+        "url",
+    )
 
     def __init__(self, listening: socket.socket, listener: Listener, url: str, inode: tuple[int, int] | None = None) -> None:
-        self.socket = listening
+        self.socket = ListeningSocket(listening)
+        self.family: int = self.socket.family
+        self.is_tcp = self.family in (socket.AF_INET, socket.AF_INET6)
         self.listener = listener
         self.url = url
         self.address = url.partition("://")[2]

@@ -202,7 +202,7 @@ class Server:
         """Where a connection comes from is known: the address under which it counts, and why it is to be refused, if it is. For
         `Connection.address` and `.refusal`, before it is attached; `forget` takes both back."""
         address = address_of(peer)
-        refusal = self.addresses.enter(address, self.limits_of(bound), trio.current_time())
+        refusal = self.addresses.enter(address, self.limits_of(bound), self.clock())
         if refusal is None:
             return address, None
         self.refused_count += 1
@@ -255,15 +255,17 @@ class Server:
             self._seldom.warn("full", "%s has %d connections, its connections_count_max; closing new ones", bound.url, bound.connections_count)
             connected.close()
             return
-        peer = peer_name(address, connected.family)
-        proxied = connected if is_trusted(listener.proxy_protocol_from, address, connected.family) else None
+        family = bound.family
+        peer = peer_name(address, family)
+        proxied = connected if listener.proxy_protocol_from and is_trusted(listener.proxy_protocol_from, address, family) else None
         # Who comes by a proxy counts when its header has said where from.
         counted, refusal = self.count_address(peer, bound) if proxied is None else ("", None)
         if refusal is not None and self.refuses_silently(bound):
             self._refusing_count -= 1
             connected.close()
             return
-        set_options(connected, nodelay=listener.nodelay, tcp_keepalive_s=listener.tcp_keepalive_s)
+        if bound.is_tcp:
+            set_options(connected, nodelay=listener.nodelay, tcp_keepalive_s=listener.tcp_keepalive_s)
         connection = self.admit(self._transport_of(bound, connected), peer, bound.url, bound, proxied)
         if connection is None:
             self.addresses.leave(counted)

@@ -294,9 +294,7 @@ def peer_name(address: object, family: int) -> str:
 
 
 def set_options(connected: socket.socket, *, nodelay: bool, tcp_keepalive_s: float) -> None:
-    """TCP_NODELAY and keepalive on an accepted socket; buffers were set on the listening one, which hands them down."""
-    if connected.family not in (socket.AF_INET, socket.AF_INET6):
-        return
+    """TCP_NODELAY and keepalive on an accepted TCP socket; buffers were set on the listening one, which hands them down."""
     # A peer that is gone already answers EINVAL on some systems; reading it will tell.
     with contextlib.suppress(OSError):
         if nodelay:
