@@ -55,6 +55,7 @@ def leave(state: State, link: Link, now: float, cause: str, *, error: bool, disc
         link.auth.done = True
     link.connect = None
     link.known_topics = {}
+    link.passed = None
     pausing.release(state, link, now)
     pausing.withdraw(state, link)
     incoming.abandon(state, link)

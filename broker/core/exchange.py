@@ -17,8 +17,7 @@ from broker.core.inflight import PACKET_ID_MAX
 from broker.core.link import CONNECTED
 from broker.core.plain_properties import plain_stop
 from broker.core.publish import recognise
-from broker.core.relay import OTHER_FORM_BYTES_MAX
-from broker.core.runs import acknowledgements, alike, packet_ids
+from broker.core.runs import OTHER_FORM_BYTES_MAX, acknowledgements, alike, packet_ids
 from broker.core.waiting import PublishRun
 from broker.wire.packets import MQTT_5
 

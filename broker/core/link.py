@@ -41,9 +41,9 @@ class Link:
     __slots__ = (
         "access", "aliases_in", "aliases_out", "aliases_out_max", "allowance", "attached", "auth", "auth_deadline", "auth_method", "cause",
         "charging", "client_id", "closing", "connect", "credit_at", "credit_s", "deadline", "decoder", "error", "keep_alive_s", "known_topics",
-        "last_received_at", "leaving", "limits", "listener", "mount_point", "outbox", "outbox_bytes_high", "packet_bytes_max", "pause_deadline",
-        "paused", "paused_by", "pausing", "peer", "phase", "problem_information", "progress_at", "progress_mark", "promised", "rate", "ready",
-        "receiving_bytes", "refusal", "session", "stuck", "transport", "username", "version",
+        "last_received_at", "leaving", "limits", "listener", "mount_point", "outbox", "outbox_bytes_high", "packet_bytes_max", "passed",
+        "passed_last", "passed_to", "pause_deadline", "paused", "paused_by", "pausing", "peer", "phase", "problem_information", "progress_at",
+        "progress_mark", "promised", "rate", "ready", "receiving_bytes", "refusal", "session", "stuck", "transport", "username", "version",
     )  # fmt: skip
 
     def __init__(self, peer: str, listener: str, transport: object, allowance: Allowance, account: Account, access: Access, now: float) -> None:
@@ -110,6 +110,12 @@ class Link:
         self.aliases_out_max = 0
         self.known_topics: dict[bytes, Route] = {}
         """Topic bytes, as they stand in a PUBLISH, to the route; that it stands here says: valid, permitted."""
+        self.passed: set[bytes] | None = None
+        """Topics, as they stand in a PUBLISH, that came lately and are not known, and for which wildcards were searched: see `core.first`."""
+        self.passed_last = b""
+        """The last topic that came and was not known."""
+        self.passed_to: str | None = None
+        """The Client Identifier of who got what came on them; "" if there were several."""
         # Backpressure. A slow link pauses its publishers on its credit, which refills at a tenth of time.
         self.paused = False
         """Do not read it."""

@@ -63,6 +63,8 @@ def press(state: State, publisher: Link, link: Link, route: Route | None, now: f
 def _is_only_recipient(link: Link, publisher: Link, route: Route) -> bool:
     """Does nobody else who is connected get what this client publishes, as far as its newest topics tell?"""
     own = publisher.session
+    if publisher.passed_to is not None and publisher.passed_to != link.client_id:
+        return False
     for known in (route, *publisher.known_topics.values()):
         for group in known.groups:
             if len(group.members) > 1 or (group.members and group.members[0].session is not link.session):

@@ -12,6 +12,8 @@ from typing import Final
 
 from broker.wire.primitives import encode_string, encode_varint
 
+OTHER_FORM_BYTES_MAX: Final = 2
+"""By how much a QoS 0 frame may grow in the other version: the zero after the topic, and a longer Remaining Length."""
 _SINGLY_COUNT: Final = 12
 """Fewer frames are looked at one by one: a column has its cost too."""
 _BLOCK_COUNT_MAX: Final = 512

@@ -84,8 +84,8 @@ class TopicTable:
         self._targets_count_max = routes_count_max * TARGETS_PER_ROUTE_COUNT
         self._targets_count = 0
         """Of all routes that are kept: a thousand subscribers of everything would else stand on every one of them."""
-        self._literals: dict[str, Entry] = {}
-        self._wildcards = FilterTrie()
+        self.literals: dict[str, Entry] = {}
+        self.wildcards = FilterTrie()
         self._routes: dict[str, Route] = {}
         self._route_topics: deque[str] = deque()
         """In the order of coming: to find a dict's first key costs the more the more were taken from its front."""
@@ -111,11 +111,11 @@ class TopicTable:
         old = mine.get(filter)
         mine[filter] = subscription
         if "+" in plain or "#" in plain:
-            self._wildcards.add(plain, subscription, group)
+            self.wildcards.add(plain, subscription, group)
             self._touch_wildcard(plain)
         else:
-            entry = self._literals.get(plain)
-            self._literals[plain] = subscription if entry is None and group is None else with_subscriber(entry, subscription, group)
+            entry = self.literals.get(plain)
+            self.literals[plain] = subscription if entry is None and group is None else with_subscriber(entry, subscription, group)
             self._touch_literal(plain)
         if old is None:
             self.subscriptions_count += 1
@@ -130,7 +130,7 @@ class TopicTable:
         self.subscriptions_count -= len(mine)
         mine.update(wanted)
         self.subscriptions_count += len(mine)
-        literals = self._literals
+        literals = self.literals
         if literals.keys().isdisjoint(wanted):
             literals.update(wanted)
         else:
@@ -150,14 +150,14 @@ class TopicTable:
         if filter.startswith("$"):
             group, plain = split_shared(filter)
         if "+" in plain or "#" in plain:
-            self._wildcards.remove(plain, subscription, group)
+            self.wildcards.remove(plain, subscription, group)
             self._touch_wildcard(plain)
         else:
-            left = without_subscriber(self._literals[plain], subscription, group)
+            left = without_subscriber(self.literals[plain], subscription, group)
             if left is None:
-                del self._literals[plain]
+                del self.literals[plain]
             else:
-                self._literals[plain] = left
+                self.literals[plain] = left
             self._touch_literal(plain)
         self.subscriptions_count -= 1
         if group is not None:
@@ -214,7 +214,7 @@ class TopicTable:
 
     def may_be_wanted(self, topic: str) -> bool:
         """False: no filter matches it. Cheap, and not the last word: another filter under its first level is enough for a True."""
-        return topic in self._literals or (self._wildcards.filters_count > 0 and self._wildcards.may_match(topic))
+        return topic in self.literals or (self.wildcards.filters_count > 0 and self.wildcards.may_match(topic))
 
     def is_fresh(self, route: Route) -> bool:
         return not route.stale and route.bucket_version == route.bucket.version and route.version == self._version
@@ -225,8 +225,8 @@ class TopicTable:
         route.stale = False
         route.bucket_version = route.bucket.version
         route.version = self._version
-        entries: list[Entry] = self._wildcards.entries(route.topic) if self._wildcards.filters_count else []
-        literal = self._literals.get(route.topic)
+        entries: list[Entry] = self.wildcards.entries(route.topic) if self.wildcards.filters_count else []
+        literal = self.literals.get(route.topic)
         if literal is not None:
             entries.append(literal)
         if not entries and not route.targets and not route.groups:

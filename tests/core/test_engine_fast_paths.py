@@ -276,11 +276,12 @@ def test_a_topic_that_one_has_published_to_is_known_to_all() -> None:
     world = World()
     first, second, reader = (world.client(name) for name in ("first", "second", "reader"))
     reader.subscribe("t")
+    first.publish("t", b"0")
     first.publish("t", b"1")
     second.publish("t", b"2")
     assert second.link.known_topics == first.link.known_topics == world.state.topics.remembered
     assert len(second.link.known_topics) == 1
-    assert reader.payloads() == [b"1", b"2"]
+    assert reader.payloads() == [b"0", b"1", b"2"]
 
 
 def test_who_may_not_publish_there_does_not_know_it() -> None:

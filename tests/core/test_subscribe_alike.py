@@ -64,7 +64,7 @@ def answers(packets: list[Any], version: int, identifier: int, limits: dict[str,
         }
         for session in world.engine.clients()
     }
-    counts = (table.subscriptions_count, table.shared_count, table._wildcards.filters_count, len(table._literals))
+    counts = (table.subscriptions_count, table.shared_count, table.wildcards.filters_count, len(table.literals))
     found = got, sessions, counts, world.engine.statistics(), [(peer.link.closing, peer.link.cause) for peer in peers]
     world.end_all()
     world.assert_empty()

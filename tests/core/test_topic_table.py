@@ -38,7 +38,7 @@ def subscription(who: Session, qos: int = 0, *, no_local: bool = False, retain_a
 
 
 def is_empty(table: TopicTable) -> bool:
-    return not table._literals and table._wildcards.is_empty() and table._targets_count == sum(len(route.targets) for route in table._routes.values())
+    return not table.literals and table.wildcards.is_empty() and table._targets_count == sum(len(route.targets) for route in table._routes.values())
 
 
 def check_route(table: TopicTable, topic: str, model: dict[tuple[Session, str], Subscription]) -> None:
@@ -122,17 +122,17 @@ def test_one_subscription_stands_for_itself_and_several_in_an_entry() -> None:
     table, one, two = TopicTable(10), session("one"), session("two")
     first = subscription(one)
     table.add("a/b", first)
-    assert table._literals["a/b"] is first
+    assert table.literals["a/b"] is first
     renewed = subscription(one, 2)
     assert table.add("a/b", renewed) is first
-    assert table._literals["a/b"] is renewed
+    assert table.literals["a/b"] is renewed
     table.add("a/b", subscription(two))
-    assert isinstance(table._literals["a/b"], FilterEntry)
+    assert isinstance(table.literals["a/b"], FilterEntry)
     table.remove(two, "a/b")
-    assert table._literals["a/b"] is renewed
+    assert table.literals["a/b"] is renewed
     table.add("$share/g/a/b", subscription(two))
     table.remove(one, "a/b")
-    assert isinstance(table._literals["a/b"], FilterEntry)
+    assert isinstance(table.literals["a/b"], FilterEntry)
     table.remove(two, "$share/g/a/b")
     assert is_empty(table)
 
@@ -148,8 +148,8 @@ def test_the_trie_gives_back_its_branches() -> None:
     for filter in reversed(filters):
         assert table.remove(two, filter)
         assert not table.remove(two, filter)
-    assert table._wildcards.is_empty()
-    assert table._wildcards.filters_count == 0
+    assert table.wildcards.is_empty()
+    assert table.wildcards.filters_count == 0
 
 
 def test_a_literal_subscription_makes_one_route_stale_and_a_wildcard_those_of_its_first_level() -> None:

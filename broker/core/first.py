@@ -1,0 +1,130 @@
+"""Messages on topics that have not been published to lately, where one client is to have each: relayed as they came.
+
+Most topics have one subscriber, and many are published to once in a long while: an alarm, a device's own answer. To resolve a route
+for such a topic and to keep it costs ten times what the message does. Here the filter's own entry in the topic table says who
+gets it, which for a literal filter is no dearer than a route. A topic that comes twice in a row, or again soon where a wildcard had to be
+looked for, is left to be learned, and then goes by its route, in runs (`core.relay`).
+
+Whatever is not plain stays at the decoder's position and goes the general way: several recipients or a shared group, access rules,
+mount points, options that change the message, an outbox that is not low.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from broker.core.plain_properties import plain_stop
+from broker.core.runs import OTHER_FORM_BYTES_MAX, at_qos_0
+from broker.core.subscription import Subscription
+from broker.wire.packets import MQTT_5
+
+if TYPE_CHECKING:
+    from broker.core.link import Link
+    from broker.core.state import State
+    from broker.core.subscription import Entry
+
+PASSED_COUNT_MAX: Final = 4096
+_DOLLAR: Final = 0x24
+
+
+def relay_firsts(state: State, link: Link) -> None:
+    """Give the QoS 0 messages that stand at the decoder's position, and whose topics are not known, each to the one client that is to have it."""
+    session = link.session
+    if session is None or link.mount_point or not link.access.allows_all:
+        return
+    decoder = link.decoder
+    data = decoder.data
+    position = decoder.position
+    end = len(data)
+    topics = state.topics
+    literals = topics.literals
+    wildcards = topics.wildcards if topics.wildcards.filters_count else None
+    known = link.known_topics
+    remembered = topics.remembered
+    passed = link.passed
+    last = link.passed_last
+    is_mqtt_5 = link.version >= MQTT_5
+    levels_max = link.limits.filter_levels_max
+    packet_bytes_max = decoder.packet_bytes_max
+    count_max = state.limits.work_per_turn_max - state.work
+    ready = state.ready
+    searched = False
+    count = 0
+    while end - position >= 6 and data[position] == 0x30 and count < count_max:
+        body = position + 2
+        length = data[position + 1]
+        if length >= 0x80:  # up to 16 KiB
+            second = data[position + 2]
+            if second >= 0x80 or second == 0:
+                break
+            length = (length & 0x7F) | second << 7
+            body += 1
+        stop = body + length
+        topic_at = body + 2
+        payload_at = topic_stop = topic_at + (data[body] << 8 | data[body + 1])
+        if stop > end or topic_stop > stop or topic_stop == topic_at or stop - position > packet_bytes_max or data[topic_at] == _DOLLAR:
+            break
+        if is_mqtt_5:
+            if topic_stop == stop:
+                break
+            payload_at = topic_stop + 1 if data[topic_stop] == 0 else plain_stop(data, topic_stop, stop, link.limits.properties_bytes_max)
+            if payload_at == 0:
+                break
+        key = data[body:topic_stop]
+        if key == last or key in known or key in remembered:
+            break
+        try:
+            topic = str(data[topic_at:topic_stop], "utf-8")
+        except UnicodeDecodeError:
+            break
+        if len(topic) >= levels_max and topic.count("/") >= levels_max:
+            break
+        # A topic that equals a filter without wildcards is valid.
+        entry: Entry | None = literals.get(topic)
+        if wildcards is not None:
+            searched = entry is None
+            if searched and ("+" in topic or "#" in topic or "\0" in topic or (passed is not None and key in passed)):
+                break
+            entry = wildcards.sole(topic, entry)
+        if not isinstance(entry, Subscription) or not entry.plain:
+            break
+        owner = entry.session
+        recipient = owner.link
+        if recipient is None or recipient.aliases_out is not None or not owner.access.allows_all:
+            break
+        outbox = recipient.outbox
+        size = stop - position + OTHER_FORM_BYTES_MAX
+        if (
+            outbox.committed_bytes + size >= recipient.outbox_bytes_high
+            or recipient.packet_bytes_max < size
+            or outbox.waiting.count
+            or outbox.counted_bytes
+        ):
+            break
+        frame = data[position:stop]
+        is_5 = recipient.version >= MQTT_5
+        if is_5 is not is_mqtt_5:
+            frame = at_qos_0(frame, stop - position, topic, b"\x00" if is_5 else b"", payload_at - position)
+        outbox.append(frame)
+        if not recipient.ready:
+            recipient.ready = True
+            ready.append(recipient)
+        if searched:
+            if passed is None:
+                passed = link.passed = set()
+            elif len(passed) >= PASSED_COUNT_MAX:
+                passed.clear()
+            passed.add(key)
+        last = key
+        if owner is not session and owner.client_id != link.passed_to:
+            link.passed_to = owner.client_id if link.passed_to is None else ""
+        count += 1
+        position = stop
+    link.passed_last = last
+    decoder.position = position
+    state.work += count
+    counters = state.counters
+    counters.packets_received += count
+    counters.publish_received += count
+    counters.packets_sent += count
+    counters.publish_sent += count
