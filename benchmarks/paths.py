@@ -58,6 +58,10 @@ class Bench:
     def give(self, link: Link, data: bytes) -> None:
         """One read of this client, and what it leads to, to the end."""
         engine = self.engine
+        recipient = engine.sole_recipient(link, data)
+        if recipient is not None:
+            engine.passed_on(link, recipient, data, len(data), 0.0)
+            return
         more = engine.receive(link, data, 0.0)
         self.flush()
         while more:

@@ -36,6 +36,7 @@ from broker.core.observer import CONNECTION_LOST, Observer
 from broker.core.overflow import OverflowRules
 from broker.core.publish import publish
 from broker.core.receiving import make_room, paced, process, violation
+from broker.core.relay import passed_on, sole_recipient
 from broker.core.session import Session
 from broker.core.state import COUNTER_NAMES, State
 from broker.core.subscription import Subscription
@@ -117,6 +118,16 @@ class Engine:
             link.deadline = state.deadlines.add(now + link.limits.connect_timeout_s, CONNECT_TIMEOUT, link)
         return link
 
+    def sole_recipient(self, link: Link, data: bytes) -> Link | None:
+        """The short way of what wakes a broker most often: one whole message at QoS 0, on a known topic, for one client that has nothing
+        waiting. If `data` is that, the client's link: its socket may be offered `data` itself, and then `passed_on` be called in place of
+        `receive`. Nothing has changed yet."""
+        return sole_recipient(self.state, link, data)
+
+    def passed_on(self, link: Link, recipient: Link, data: bytes, count: int, now: float) -> None:
+        """The socket of the `sole_recipient` took `count` bytes of `data`; what is left of them is in its outbox."""
+        passed_on(self.state, link, recipient, data, count, now)
+
     def receive(self, link: Link, data: bytes, now: float) -> bool:
         """Act on any bytes, up to `work_per_turn_max` deliveries. True: flush, checkpoint, and call again with b"".
 
@@ -173,9 +184,9 @@ class Engine:
         outbox.bytes_sent(count)
         state.counters.bytes_sent += count
         if outbox.committed_bytes * 2 < link.outbox_bytes_high:
-            state.work = 0
             session = link.session if link.session is not None else link.leaving
             if outbox.waiting.count or (session is not None and (session.queue.count or session.replays or session.sender.resend)):
+                state.work = 0
                 pump(state, link, now)
             if link.pausing is not None and not outbox.waiting.count:
                 pausing.release(state, link, now)

@@ -49,17 +49,19 @@ class Outbox:
 
     def data_to_send(self, limit: int) -> bytes | memoryview:
         """Committed bytes in order, at most about `limit` (never less than one chunk); the same again until `bytes_sent`."""
-        if self._head_position:
-            return memoryview(self._head)[self._head_position :]
-        if self._head:
-            return self._head
+        head = self._head
+        if head:
+            return memoryview(head)[self._head_position :] if self._head_position else head
         chunks = self._chunks
+        if len(chunks) == 1:
+            head = self._head = chunks.pop()
+            return head
         if not chunks:
             return b""
         if self.committed_bytes <= limit:
-            self._head = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+            head = self._head = b"".join(chunks)
             chunks.clear()
-            return self._head
+            return head
         count = 0
         size = 0
         while count < len(chunks) and size < limit:

@@ -28,6 +28,64 @@ if TYPE_CHECKING:
     from broker.core.topic_table import Route
 
 
+def sole_recipient(state: State, link: Link, data: bytes) -> Link | None:
+    """Is what was read one whole message, which one client, with an empty outbox, is to have as it came? Then that client's link."""
+    size = len(data)
+    if size < 6 or data[0] != 0x30:
+        return None
+    body = 2
+    length = data[1]
+    if length >= 0x80:
+        second = data[2]
+        if second >= 0x80 or second == 0:
+            return None
+        length += (second - 1) << 7
+        body = 3
+    decoder = link.decoder
+    if body + length != size or decoder.data or decoder.missing_bytes or link.paused or link.rate is not None or size > decoder.packet_bytes_max:
+        return None
+    topic_stop = body + 2 + (data[body] << 8 | data[body + 1])
+    route = link.known_topics.get(data[body:topic_stop])  # what is known there is that of a client that is connected
+    if route is None or not route.plain or len(route.targets) != 1 or not state.topics.is_fresh(route):
+        return None
+    version = link.version
+    if version >= MQTT_5 and (topic_stop >= size or data[topic_stop] != 0):
+        return None
+    recipient = route.targets[0].session.link
+    if (
+        recipient is None
+        or recipient.version != version
+        or recipient.packet_bytes_max < size
+        or recipient.outbox_bytes_high <= size
+        or recipient.aliases_out is not None
+        or recipient.outbox.committed_bytes
+        or recipient.outbox.waiting.count
+    ):
+        return None
+    return recipient
+
+
+def passed_on(state: State, link: Link, recipient: Link, data: bytes, count: int, now: float) -> None:
+    """It was, and the recipient's socket took `count` bytes of it."""
+    size = len(data)
+    link.last_received_at = now
+    counters = state.counters
+    counters.bytes_received += size
+    counters.packets_received += 1
+    counters.publish_received += 1
+    counters.publish_sent += 1
+    counters.packets_sent += 1
+    counters.bytes_sent += count
+    outbox = recipient.outbox
+    if count == size:
+        outbox.sent_bytes_total += size
+    else:
+        outbox.append(data)
+        outbox.data_to_send(size)
+        outbox.bytes_sent(count)
+        outbox.count()
+
+
 def relay(state: State, link: Link, now: float) -> bool:
     """Relay what stands at the decoder's position and can be relayed; the rest stays there. False: paused, or the budget is used up."""
     decoder = link.decoder

@@ -254,6 +254,11 @@ class Connection:
                 if data is None or link.closing:
                     continue  # when closing: discarded, so that the kernel sends no RST, which may overtake our last bytes
             now = clock()
+            recipient = engine.sole_recipient(link, data)
+            if recipient is not None:
+                neighbour = recipient.transport
+                if isinstance(neighbour, Connection) and neighbour.pass_on(link, data, now):
+                    continue
             # A pause may be over before we see it: this very flush can end it.
             held = engine.receive(link, data, now) or link.paused
             server.flush(now)
@@ -340,10 +345,9 @@ class Connection:
         if self.ended or link is None:
             return
         try:
-            closing = link.closing
-            if closing or self._unpaused is not None or self.inquiry is not None:
+            if link.closing or self._unpaused is not None or self.inquiry is not None:
                 self._attend(link)
-            if not self._writing and not self._send(link, closing, now):
+            if not self._writing and not self._send(link, now):
                 self._writing = True
                 self.server.writing.add(self)
                 if self._nursery is None:
@@ -357,6 +361,22 @@ class Connection:
             logger.exception("a fault of the broker ended the connection of %s", self.describe())
             self.cancel()
 
+    def pass_on(self, publisher: Link, data: bytes, now: float) -> bool:
+        """Send what was read from a publisher, whose `sole_recipient` this is. False: not sent. Never raises, as `flush`."""
+        link = self.link
+        if self.ended or self._writing or link is None:
+            return False
+        try:
+            count = self.transport.send_nowait(data)
+        except BROKEN as error:
+            self._broken(error)
+            self.cancel()
+            return False
+        self.server.engine.passed_on(publisher, link, data, count, now)
+        if count < len(data):
+            self.flush(now)
+        return True
+
     def _attend(self, link: Link) -> None:
         """To what is not bytes."""
         if self._unpaused is not None and (link.closing or not link.paused):
@@ -366,13 +386,14 @@ class Connection:
         if link.closing and not self._shut:
             self._hurry()
 
-    def _send(self, link: Link, closing: bool, now: float) -> bool:
+    def _send(self, link: Link, now: float) -> bool:
         """Directly. False: the rest is the writer's."""
         engine = self.server.engine
-        for _ in range(DIRECT_SENDS_MAX):
+        sends_left = DIRECT_SENDS_MAX
+        while sends_left:
             data = engine.data_to_send(link, SEND_BYTES)
             if not data:
-                if closing and not self._shut:
+                if link.closing and not self._shut:
                     self._shut = self.transport.shutdown_write_nowait()
                     return self._shut
                 return True
@@ -380,8 +401,9 @@ class Connection:
             more = engine.bytes_sent(link, count, now)
             if count < len(data):
                 return False
-            if not more and not closing:
+            if not more and not link.closing:
                 return True
+            sends_left -= 1
         return False
 
     async def _write(self, link: Link) -> None:

@@ -150,8 +150,11 @@ class SocketTransport:
             data = self.socket.recv(size)
         except (BlockingIOError, InterruptedError):
             data = None
-        if (data is not None and len(data) == size) is not self.streaming:
-            self._set_streaming(not self.streaming)
+        if data is not None and len(data) == size:
+            if not self.streaming:
+                self._set_streaming(True)
+        elif self.streaming:
+            self._set_streaming(False)
         return data
 
     def _set_streaming(self, streaming: bool) -> None:

@@ -172,13 +172,25 @@ class Simulation:
             self.detach(line)
             return
         was_over = link.phase == ENDED
-        line.more = self.engine.receive(link, data, self.now)
+        recipient = self.engine.sole_recipient(link, data)
+        if recipient is None:
+            line.more = self.engine.receive(link, data, self.now)
+        else:
+            self._pass_on(link, recipient, data)
         if line in self._goodbye_at and line.up.delivered_bytes >= self._goodbye_at[line] and not was_over:
             known = self.incarnations.get(link.client_id)
             if known is not None and known.line is line:
                 known.said_goodbye = None if link.phase != ENDED else True
         self._look_after(line)
         self.settle()
+
+    def _pass_on(self, link: Link, recipient: Link, data: bytes) -> None:
+        down = recipient.transport
+        assert isinstance(down, Line)
+        chunk = data[: max(0, down.down.room_bytes)]
+        if chunk:
+            down.down.send(chunk)
+        self.engine.passed_on(link, recipient, data, len(chunk), self.now)
 
     def _look_after(self, line: Line) -> None:
         """What the surroundings owe a link after `receive`."""

@@ -69,6 +69,9 @@ class Record(Observer):
 class World:
     """An engine, its clock `now`, and its peers."""
 
+    takes_short_way = True
+    """Is `sole_recipient` asked, as a connection does?"""
+
     def __init__(
         self,
         *,
@@ -210,8 +213,14 @@ class Peer:
 
     def give(self, data: bytes) -> None:
         """Bytes as they are."""
-        self.more = self.world.engine.receive(self.link, data, self.world.now) or self.link.paused
-        self.world.settle()
+        world = self.world
+        recipient = world.engine.sole_recipient(self.link, data) if world.takes_short_way else None
+        if recipient is None:
+            self.more = world.engine.receive(self.link, data, world.now) or self.link.paused
+        else:
+            peer = world.peers[recipient]
+            world.engine.passed_on(self.link, recipient, data, peer._took(data), world.now)
+        world.settle()
 
     def send(self, *packets: Packet) -> None:
         self.give(b"".join(encode(packet, self.version) for packet in packets))
@@ -280,15 +289,18 @@ class Peer:
             data = engine.data_to_send(self.link)
             if not data:
                 return
-            count = int(min(len(data), self.takes))
-            self.takes -= count
-            chunk = bytes(data[:count])
-            self.raw += chunk
-            self._decoder.feed(chunk)
-            while (frame := self._decoder.next_frame()) is not None:
-                self.inbox.append(decode(frame[0], frame[1], self.link.version or self.version))  # any bytes may have said another one
-            engine.bytes_sent(self.link, count, self.world.now)
+            engine.bytes_sent(self.link, self._took(data), self.world.now)
             self.world._worked()
+
+    def _took(self, data: bytes | memoryview) -> int:
+        count = int(min(len(data), self.takes))
+        self.takes -= count
+        chunk = bytes(data[:count])
+        self.raw += chunk
+        self._decoder.feed(chunk)
+        while (frame := self._decoder.next_frame()) is not None:
+            self.inbox.append(decode(frame[0], frame[1], self.link.version or self.version))  # any bytes may have said another one
+        return count
 
     def read(self, count: float = float("inf")) -> None:
         """Take `count` bytes more, then as before."""

@@ -181,6 +181,7 @@ def traffic(reads: list[bytes], publisher_version: int, receivers: list[tuple[in
 def generally(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     def run(*arguments: Any) -> Any:
         with monkeypatch.context() as patch:
+            patch.setattr(World, "takes_short_way", False)
             patch.setattr(receiving, "relay", lambda state, link, now: True)
             patch.setattr(receiving, "exchange", lambda state, link, session, now: True)
             patch.setattr(receiving, "retain", lambda state, link, now: False)

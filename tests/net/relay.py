@@ -83,6 +83,9 @@ class RelayEngine:
         self.links.append(link)
         return link
 
+    def sole_recipient(self, link: RelayLink, data: bytes) -> None:
+        """Everything goes by `receive`."""
+
     def receive(self, link: RelayLink, data: bytes, now: float) -> bool:
         if data.startswith(b"!crash"):
             raise ValueError("a fault on purpose")
