@@ -20,6 +20,7 @@ import trio
 from broker.net.handshake import shake_hands
 from broker.net.inquiry import Inquiry
 from broker.net.transport import BROKEN, SocketTransport, Transport, strerror
+from broker.net.vigil import AWAKE_GAP_S
 
 if TYPE_CHECKING:
     from broker.core.auth import AuthRequest
@@ -217,7 +218,9 @@ class Connection:
         assert link is not None
         server = self.server
         engine = server.engine
+        vigil = server.vigil
         clock = server.clock
+        now = clock()
         transport = self.transport
         first = alone = self._nursery is None
         held = not alone and (link.paused or link.auth is not None)  # what was read has not all been worked through
@@ -253,7 +256,10 @@ class Connection:
                     break
                 if data is None or link.closing:
                     continue  # when closing: discarded, so that the kernel sends no RST, which may overtake our last bytes
+            before = now
             now = clock()
+            if now - before < AWAKE_GAP_S and not transport.streaming:
+                vigil.begin()
             recipient = engine.sole_recipient(link, data)
             if recipient is not None:
                 neighbour = recipient.transport

@@ -27,6 +27,7 @@ from broker.net.proxy_protocol import is_trusted
 from broker.net.seldom import Seldom
 from broker.net.tls_transport import TlsTransport
 from broker.net.transport import ReadSizes, SocketTransport, StreamTransport, Transport, peer_name, set_options, strerror
+from broker.net.vigil import Vigil
 
 if TYPE_CHECKING:
     from broker.core.access import Access
@@ -81,6 +82,7 @@ class Server:
         self._sizes = ReadSizes()
         self._ready: deque[Link] = deque()
         self._flush_wanted = trio.Event()
+        self.vigil = Vigil()
         self._timer_scope = trio.CancelScope()
         self._timer_at = math.inf
         """Its deadline, which Trio keeps behind a property."""
@@ -109,6 +111,7 @@ class Server:
                 async with trio.open_nursery() as house:
                     house.start_soon(self._keep_time)
                     house.start_soon(self._flush_the_rest)
+                    house.start_soon(self.vigil.keep)
                     for chore in self._chores:
                         house.start_soon(chore, self)
                     with self._clients_scope:
