@@ -10,6 +10,7 @@ bounded: by the core's own deadlines while it is served, by `close_timeout_s` on
 from __future__ import annotations
 
 import logging
+import math
 import socket
 import time
 from collections.abc import Mapping
@@ -218,13 +219,14 @@ class Connection:
         assert link is not None
         server = self.server
         engine = server.engine
-        vigil = server.vigil
         clock = server.clock
-        now = clock()
+        now = -math.inf
+        quick = False
         transport = self.transport
         first = alone = self._nursery is None
         held = not alone and (link.paused or link.auth is not None)  # what was read has not all been worked through
         data: bytes | None
+        recipient: Link | None
         while True:
             if alone and self._nursery_wanted:
                 return self.ended
@@ -238,7 +240,7 @@ class Connection:
                 await trio.lowlevel.checkpoint()
                 data = b""
             else:
-                data = None  # the last read is not kept alive for as long as nothing comes
+                data = recipient = None  # the last read is not kept alive for as long as nothing comes
                 if not first:
                     try:
                         await transport.arrival()
@@ -258,13 +260,15 @@ class Connection:
                     continue  # when closing: discarded, so that the kernel sends no RST, which may overtake our last bytes
             before = now
             now = clock()
-            if now - before < AWAKE_GAP_S and not transport.streaming:
-                vigil.begin()
+            if now - before < AWAKE_GAP_S:
+                if quick and not transport.streaming:
+                    server.vigil.begin()
+                quick = True
+            else:
+                quick = False
             recipient = engine.sole_recipient(link, data)
-            if recipient is not None:
-                neighbour = recipient.transport
-                if isinstance(neighbour, Connection) and neighbour.pass_on(link, data, now):
-                    continue
+            if recipient is not None and isinstance(recipient.transport, Connection) and recipient.transport.pass_on(link, data, now):
+                continue
             # A pause may be over before we see it: this very flush can end it.
             held = engine.receive(link, data, now) or link.paused
             server.flush(now)
@@ -376,6 +380,10 @@ class Connection:
             count = self.transport.send_nowait(data)
         except BROKEN as error:
             self._broken(error)
+            self.cancel()
+            return False
+        except Exception:
+            logger.exception("a fault of the broker ended the connection of %s", self.describe())
             self.cancel()
             return False
         self.server.engine.passed_on(publisher, link, data, count, now)

@@ -50,7 +50,10 @@ async def test_partial_writes_arrive_whole_and_in_order() -> None:
 async def test_a_client_has_a_nursery_from_the_moment_that_it_needs_one() -> None:
     engine = RelayEngine()
     async with running(engine, Listener(port=0, send_buffer_bytes=4096)) as server:
-        slow, quick = await dial(server, receive_buffer_bytes=4096), await dial(server)
+        slow = await dial(server, receive_buffer_bytes=4096)
+        await wait_all_tasks_blocked()  # so that it is the engine's first
+        quick = await dial(server)
+        await wait_all_tasks_blocked()
         await quick.send_all(b"hello")
         assert await receive_exactly(slow, 5) == await receive_exactly(quick, 5) == b"hello"
         await wait_all_tasks_blocked()

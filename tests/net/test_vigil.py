@@ -65,6 +65,9 @@ async def test_reads_that_come_quickly_begin_it(mock_clock: MockClock) -> None:
         assert not vigil.at
         mock_clock.jump(AWAKE_GAP_S / 2)
         await say()
+        assert not vigil.at
+        mock_clock.jump(AWAKE_GAP_S / 2)
+        await say()
         assert vigil.at == [trio.current_time()]
         mock_clock.jump(0.01)
         await say()
