@@ -1,9 +1,9 @@
 """Staying awake for a moment, where the next bytes are expected within it.
 
 To fall asleep and be woken costs more than to look again a few times: the processor leaves an idle state, in a virtual machine by way of its
-host, and nothing is warm. So when three reads of one client came within AWAKE_GAP_S of each other, the event loop goes on turning for AWAKE_TURNS turns
-after the last of them instead of sleeping. Everybody has their turn in each of them, all sockets are looked at by one `epoll_wait`, and
-a broker whose clients are slower than that, or silent, sleeps as ever (docs/decisions/0033-staying-awake.md).
+host, and nothing is warm. So when three reads of one client came within AWAKE_GAP_S of each other, the event loop goes on for AWAKE_TURNS
+turns after the last of them instead of sleeping. Everybody has their turn in each of them, one `epoll_wait` looks at all sockets, and a
+broker whose clients are slower than that, or silent, sleeps as ever (docs/decisions/0033-staying-awake.md).
 """
 
 from __future__ import annotations
