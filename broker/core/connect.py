@@ -145,7 +145,8 @@ def refuse(state: State, link: Link, reason: ReasonCode, cause: str, now: float)
         link.auth.done = True
     link.phase = ENDED
     link.connect = None
-    incoming.abandon(state, link)
+    if link.receiving_bytes:
+        incoming.abandon(state, link)
     state.deadlines.cancel(link.deadline)
     link.deadline = None
     link.closing = True

@@ -14,6 +14,7 @@ from broker.core.ending import close_link
 from broker.core.kept import KEPT_PLAIN, Kept, message_of, replayed, topic_of
 from broker.core.mount import own_topic_field
 from broker.core.waiting import Delivery, WaitingQueue
+from broker.core.waiting_run import WaitingRun
 from broker.reasons import ReasonCode
 from broker.wire.codec import encode_varint
 from broker.wire.packets import MQTT_5
@@ -178,7 +179,7 @@ def pump(state: State, link: Link, now: float) -> None:
                     session.let_go(unacknowledged.size)
                 continue
         from_session = session is not None and session.queue.count > 0 and not session.sender.resend and may_send(state, session, link)
-        if session is not None and from_session and (not outbox.waiting.count or session.queue.first().order < outbox.waiting.first().order):
+        if session is not None and from_session and (not outbox.waiting.count or session.queue.first_order() < outbox.waiting.first_order()):
             delivery = session.queue.pop()
             if not _expired(state, link, delivery, now):
                 send(state, link, session, delivery, now)
@@ -299,6 +300,62 @@ def _wait(state: State, session: Session, queue: WaitingQueue, delivery: Deliver
             return False
     queue.append(delivery)
     return True
+
+
+def wait_run(state: State, link: Link, session: Session, run: WaitingRun, now: float) -> None:
+    """As `deliver` for each message of it, where none can leave at once: it waits, or its rule acts, in a few steps."""
+    queue = link.outbox.waiting
+    total = run.count
+    places = _places(state, link, run.size)
+    if total <= places:
+        queue.append_run(run)
+        return
+    rule = state.overflow.rule_for(run.topic)
+    if rule == "drop-oldest":
+        dropped = 0
+        while queue.count and places < total:
+            dropped += queue.drop_first(total - places, run.size)
+            places = _places(state, link, run.size)
+        if places < total:
+            dropped += total - places
+            run = run.last(places)
+        if dropped:
+            state.count_dropped(session.client_id, "overflow", dropped)
+        if run.count:
+            queue.append_run(run)
+        return
+    if rule == "latest":
+        _wait_latest(state, link, session, run, now)
+        return
+    if places:
+        queue.append_run(run.first(places))
+        run.skip(places)
+    state.count_dropped(session.client_id, "overflow", run.count if rule != "disconnect" else 1)  # for the others nobody is there
+    if rule == "disconnect":
+        close_link(state, link, ReasonCode.QUOTA_EXCEEDED, "it takes its messages too slowly", now)
+
+
+def _wait_latest(state: State, link: Link, session: Session, run: WaitingRun, now: float) -> None:
+    """Where the newest one of a topic takes the place of the one before it."""
+    while run.count:
+        places = min(_places(state, link, run.size), run.count)
+        if places:
+            link.outbox.waiting.append_run(run.first(places))
+            run.skip(places)
+        if run.count:
+            order = run.order
+            _wait_in_outbox(state, link, session, Delivery(run.take(), 0, False, (), None, order), now)
+        if run.count and not _places(state, link, run.size):  # nor for any of the others, but in the place of this one
+            if run.count > 1:
+                state.count_dropped(session.client_id, "overflow", run.count - 1)
+            run.skip(run.count - 1)
+
+
+def _places(state: State, link: Link, size: int) -> int:
+    """How many more QoS 0 messages of so many bytes may wait for it."""
+    queue = link.outbox.waiting
+    room = min(link.limits.outbox_bytes_max - queue.bytes, state.memory_left)
+    return max(0, min(link.limits.outbox_count_max - queue.count, room // size))
 
 
 def _has_place(state: State, queue: WaitingQueue, size: int, count_max: int, bytes_max: int, connected: bool) -> bool:

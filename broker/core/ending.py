@@ -58,10 +58,11 @@ def leave(state: State, link: Link, now: float, cause: str, *, error: bool, disc
     link.passed = None
     pausing.release(state, link, now)
     pausing.withdraw(state, link)
-    incoming.abandon(state, link)
+    if link.receiving_bytes:
+        incoming.abandon(state, link)
     session = link.session
     link.session = None
-    if not keep_waiting:
+    if not keep_waiting and link.outbox.waiting.count:
         state.count_dropped(link.client_id, "disconnected", link.outbox.waiting.clear())
     if session is None:
         if error:
@@ -87,12 +88,16 @@ def leave(state: State, link: Link, now: float, cause: str, *, error: bool, disc
 
 def discard(state: State, link: Link) -> None:
     """Its stream is gone: what was still to be sent is not, and takes no memory any more."""
-    state.count_dropped(link.client_id, "disconnected", link.outbox.waiting.clear())
+    if link.outbox.waiting.count:
+        state.count_dropped(link.client_id, "disconnected", link.outbox.waiting.clear())
     link.outbox.leave_account()
-    incoming.leave_account(state, link)
-    leaving, link.leaving = link.leaving, None
+    if link.receiving_bytes:
+        incoming.leave_account(state, link)
+    leaving = link.leaving
     if leaving is not None:
-        state.count_dropped(leaving.client_id, "session-ended", leaving.queue.clear())
+        link.leaving = None
+        if leaving.queue.count:
+            state.count_dropped(leaving.client_id, "session-ended", leaving.queue.clear())
         leaving.queue.leave_account()
 
 
@@ -160,7 +165,8 @@ def end_session(state: State, session: Session, now: float, *, keep_waiting: boo
         if unacknowledged.group is not None and unacknowledged.qos == 1:
             lost_count -= 1
             state.orphans.append((unacknowledged.group, unacknowledged.at(packet_id).message, session.client_id))
-    state.count_dropped(session.client_id, "unacknowledged", lost_count)
+    if lost_count:
+        state.count_dropped(session.client_id, "unacknowledged", lost_count)
     for delivery in session.queue.take_groups():
         if delivery.group is not None:
             state.orphans.append((delivery.group, delivery.message, session.client_id))

@@ -13,13 +13,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from broker.core import pausing
-from broker.core.delivery import deliver
+from broker.core.delivery import deliver, wait_run
 from broker.core.first import relay_firsts
 from broker.core.message import ApplicationMessage, forwarded
 from broker.core.plain_properties import plain_stop
 from broker.core.publish import recognise
 from broker.core.runs import OTHER_FORM_BYTES_MAX, alike, at_qos_0, tails
-from broker.wire.packets import MQTT_5, NO_PROPERTIES, PUBLISH
+from broker.core.waiting_run import WaitingRun
+from broker.wire.packets import MQTT_5, NO_PROPERTIES, PUBLISH, Properties
 from broker.wire.properties import decode_properties
 
 if TYPE_CHECKING:
@@ -214,6 +215,14 @@ def _relay_run(
             or recipient.packet_bytes_max < size + growth
             or (count == 1 and recipient.aliases_out is not None)
         ):
+            if count > 1 and (outbox.waiting.count or outbox.committed_bytes >= recipient.outbox_bytes_high):
+                session = target.session
+                properties = _properties(run, topic_stop, key_stop)
+                wait_run(state, recipient, session, WaitingRun(run, size, key_stop, route.topic, properties, link.client_id, session.order + 1), now)
+                session.order += count
+                if recipient is not link and outbox.committed_bytes >= recipient.outbox_bytes_high:
+                    pausing.press(state, link, recipient, route, now)
+                continue
             if messages is None:
                 messages = _messages(link, route.topic, run, size, topic_stop, key_stop)
             for message in messages:
@@ -241,7 +250,10 @@ def _relay_run(
 
 def _messages(link: Link, topic: str, run: bytes, size: int, topic_stop: int, key_stop: int) -> list[ApplicationMessage]:
     """The run as messages, for recipients that have to wait or want a form of their own."""
-    properties = NO_PROPERTIES
-    if key_stop - topic_stop > 1:
-        properties = forwarded(decode_properties(run, topic_stop, PUBLISH)[0])
+    properties = _properties(run, topic_stop, key_stop)
     return [ApplicationMessage(topic, payload, properties=properties, origin=link.client_id) for payload in tails(run, size, key_stop)]
+
+
+def _properties(run: bytes, topic_stop: int, key_stop: int) -> Properties:
+    """What its first frame's properties, and so all of theirs, hand on."""
+    return forwarded(decode_properties(run, topic_stop, PUBLISH)[0]) if key_stop - topic_stop > 1 else NO_PROPERTIES

@@ -118,9 +118,6 @@ class State:
             self.ready.append(link)
 
     def count_dropped(self, client_id: str, reason: str, count: int = 1) -> None:
-        """count: of messages that were not delivered to it; none is nothing."""
-        if not count:
-            return
         self.dropped[reason] = self.dropped.get(reason, 0) + count
         session = self.sessions.get(client_id)
         if session is not None:
@@ -146,10 +143,15 @@ class State:
         """The share of packets that are coming in, but for one of them: the last eighth. So neither they nor what waits can starve the other."""
         return self.limits.memory_bytes_max >> 3
 
+    @property
+    def memory_left(self) -> int:
+        """For those who are connected; below 0 when there is none."""
+        limit = self.limits.memory_bytes_max
+        return limit - (limit >> 3) - self.outgoing_bytes
+
     def over_memory(self, more_bytes: int) -> bool:
         """Would so many more be too many for those who are connected?"""
-        limit = self.limits.memory_bytes_max
-        return self.outgoing_bytes + more_bytes > limit - (limit >> 3)
+        return more_bytes > self.memory_left
 
     def over_memory_for_later(self, more_bytes: int) -> bool:
         """The same for what may wait as long as it likes: the last quarter is for those who are connected, so that nobody's absence starves them."""

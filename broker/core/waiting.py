@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from broker.core.message import ApplicationMessage
 from broker.core.runs import at_qos_0, tails
+from broker.core.waiting_run import WaitingRun
 from broker.wire.codec import encode_string, encode_varint
 from broker.wire.packets import NO_PROPERTIES, PUBLISH
 from broker.wire.properties import decode_properties
@@ -162,39 +163,77 @@ class Account:
 class WaitingQueue:
     """First in, first out. `count` and `bytes` are its own; `account` is shared, None once it is not counted any more."""
 
-    __slots__ = ("_by_topic", "_deliveries", "account", "bytes", "count")
+    __slots__ = ("_by_topic", "_entries", "account", "bytes", "count")
 
     def __init__(self, account: Account | None) -> None:
-        self._deliveries: deque[Delivery] | None = None  # most sessions never have one waiting, and an empty deque takes 600 bytes
+        self._entries: deque[Delivery | WaitingRun] | None = None  # most sessions never have one waiting, and an empty deque takes 600 bytes
         self._by_topic: dict[str, Delivery] | None = None
         self.account = account
         self.count = 0
         self.bytes = 0
 
     def append(self, delivery: Delivery) -> None:
-        if self._deliveries is None:
-            self._deliveries = deque()
-        self._deliveries.append(delivery)
+        if self._entries is None:
+            self._entries = deque()
+        self._entries.append(delivery)
         if self._by_topic is not None:
             self._by_topic[delivery.message.topic] = delivery
         self._count(1, delivery.message.size)
 
-    def first(self) -> Delivery:
-        """The oldest one; the caller has seen that there is one."""
-        assert self._deliveries is not None
-        return self._deliveries[0]
+    def append_run(self, run: WaitingRun) -> None:
+        """All of its messages, of which there is one at least."""
+        if self._by_topic is not None:
+            for delivery in _apart(run):
+                self.append(delivery)
+            return
+        if self._entries is None:
+            self._entries = deque()
+        self._entries.append(run)
+        self._count(run.count, run.count * run.size)
+
+    def first_order(self) -> int:
+        """Of the oldest one; the caller has seen that there is one."""
+        assert self._entries is not None
+        return self._entries[0].order
 
     def pop(self) -> Delivery:
         """Take the oldest one."""
-        assert self._deliveries is not None
-        delivery = self._deliveries.popleft()
-        if not self._deliveries:
-            self._deliveries = None
+        entries = self._entries
+        assert entries is not None
+        first = entries[0]
+        if isinstance(first, WaitingRun):
+            order = first.order
+            delivery = Delivery(first.take(), 0, False, (), None, order)
+            left = first.count
+        else:
+            delivery = first
+            left = 0
+        if not left:
+            entries.popleft()
+        if not entries:
+            self._entries = None
             self._by_topic = None
         elif self._by_topic is not None and self._by_topic.get(delivery.message.topic) is delivery:
             del self._by_topic[delivery.message.topic]
         self._count(-1, -delivery.message.size)
         return delivery
+
+    def drop_first(self, count: int, size: int) -> int:
+        """Forget the oldest ones: as many as make room for `count` messages of `size` bytes, or fewer; at least one. How many it were."""
+        entries = self._entries
+        assert entries is not None
+        first = entries[0]
+        if not isinstance(first, WaitingRun):
+            self.pop()
+            return 1
+        dropped = max(1, min(first.count, count, count * size // max(1, first.size)))
+        first.skip(dropped)
+        if not first.count:
+            entries.popleft()
+            if not entries:
+                self._entries = None
+        self._count(-dropped, -dropped * first.size)
+        return dropped
 
     def conflate(self, delivery: Delivery) -> bool:
         """Put it in the place of the newest one on the same topic that waits; False when there is none.
@@ -202,7 +241,9 @@ class WaitingQueue:
         The index it needs is built at the first call, so that a queue that never overflows does not pay for it.
         """
         if self._by_topic is None:
-            self._by_topic = {waiting.message.topic: waiting for waiting in self._deliveries or ()}
+            singles = self.deliveries()
+            self._entries = deque(singles) if singles else None
+            self._by_topic = {waiting.message.topic: waiting for waiting in singles}
         older = self._by_topic.get(delivery.message.topic)
         if older is None:
             return False
@@ -226,9 +267,19 @@ class WaitingQueue:
         """Forget everything; how many there were."""
         count = self.count
         self._count(-count, -self.bytes)
-        self._deliveries = None
+        self._entries = None
         self._by_topic = None
         return count
+
+    def deliveries(self) -> list[Delivery]:
+        """Each message that waits, in order, by itself."""
+        found: list[Delivery] = []
+        for entry in self._entries or ():
+            if isinstance(entry, WaitingRun):
+                found.extend(_apart(entry.first(entry.count)))
+            else:
+                found.append(entry)
+        return found
 
     def take_groups(self) -> list[Delivery]:
         """Take out, in order, what a shared subscription chose this session for."""
@@ -248,3 +299,12 @@ class WaitingQueue:
         if account is not None:
             account.count += count
             account.bytes += size
+
+
+def _apart(run: WaitingRun) -> list[Delivery]:
+    """Its messages, each by itself; the run is used up."""
+    found: list[Delivery] = []
+    while run.count:
+        order = run.order
+        found.append(Delivery(run.take(), 0, False, (), None, order))
+    return found

@@ -353,7 +353,7 @@ class Simulation:
                 self.fail(f"{link.client_id} has {link.outbox.waiting.count} QoS 0 messages waiting, {link.outbox.waiting.bytes} bytes")
         queues = [session.queue for session in state.sessions.values()] + [link.outbox.waiting for link in state.links if link.phase != ENDED]
         for queue in queues:
-            deliveries = list(queue._deliveries or ())
+            deliveries = queue.deliveries()
             if (queue.count, queue.bytes) != (len(deliveries), sum(delivery.message.size for delivery in deliveries)):
                 self.fail(f"a queue says {queue.count}, {queue.bytes} bytes; there are {len(deliveries)}")
         if (state.waiting.count, state.waiting.bytes) != (sum(queue.count for queue in queues), sum(queue.bytes for queue in queues)):

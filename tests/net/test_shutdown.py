@@ -24,7 +24,7 @@ def owed(session: Session) -> Iterator[bytes]:
     """The payloads that a session still has to deliver."""
     for packet_id, unacknowledged in session.sender.unacknowledged.items():
         yield unacknowledged.at(packet_id).message.payload
-    for delivery in session.queue._deliveries or ():
+    for delivery in session.queue.deliveries():
         yield delivery.message.payload
 
 

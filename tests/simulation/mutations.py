@@ -66,8 +66,8 @@ def order_swapped(monkeypatch: pytest.MonkeyPatch) -> None:
     pop = WaitingQueue.pop
 
     def newest(self: WaitingQueue) -> Delivery:
-        assert self._deliveries is not None
-        self._deliveries.rotate(1)
+        assert self._entries is not None
+        self._entries.rotate(1)
         return pop(self)
 
     monkeypatch.setattr(WaitingQueue, "pop", newest)
@@ -77,7 +77,7 @@ def waiting_bytes_leaked(monkeypatch: pytest.MonkeyPatch) -> None:
     """A queue that is cleared stays in the account of all."""
 
     def clear(self: WaitingQueue) -> int:
-        count, self.count, self.bytes, self._deliveries = self.count, 0, 0, None
+        count, self.count, self.bytes, self._entries = self.count, 0, 0, None
         return count
 
     monkeypatch.setattr(WaitingQueue, "clear", clear)
