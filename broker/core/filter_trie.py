@@ -55,6 +55,9 @@ SEVERAL: Final = FilterEntry()
 """More than one entry, or perhaps more than one. (Nobody is in it.)"""
 
 
+_NOTHING: Final = _Node()
+
+
 class FilterTrie:
     """filters_count: different ones."""
 
@@ -178,14 +181,12 @@ class FilterTrie:
         """The only entry that matches a topic, which does not begin with `$`, besides `found`; `found` if none does, and SEVERAL if there
         is more than one, or where that is not seen at once because two ways lead on."""
         node = self._root
-        if node.multi is not None:
-            if found is not None:
-                return SEVERAL
-            found = node.multi
-        levels = topic.split("/")
-        left = len(levels)
-        for level in levels:
-            left -= 1
+        leaf: Entry | None = None
+        for level in topic.split("/"):
+            if node.multi is not None:
+                if found is not None:
+                    return SEVERAL
+                found = node.multi
             branch = node.plus
             if node.children is not None:
                 child = node.children.get(level)
@@ -195,15 +196,17 @@ class FilterTrie:
                     branch = child
             if branch is None:
                 return found
-            if not isinstance(branch, _Node):
-                if left:
-                    return found
-                return branch if found is None else SEVERAL
-            node = branch
+            if isinstance(branch, _Node):
+                node = branch
+            else:
+                leaf = branch
+                node = _NOTHING  # so that it is found only if this was the last level
+        if leaf is None:
+            leaf = node.entry
             if node.multi is not None:
                 if found is not None:
                     return SEVERAL
                 found = node.multi
-        if node.entry is None:
+        if leaf is None:
             return found
-        return node.entry if found is None else SEVERAL
+        return leaf if found is None else SEVERAL

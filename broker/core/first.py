@@ -3,10 +3,10 @@
 Most topics have one subscriber, and many are published to once in a long while: an alarm, a device's own answer. To resolve a route
 for such a topic and to keep it costs ten times what the message does. Here the filter's own entry in the topic table says who
 gets it, which for a literal filter is no dearer than a route. A topic that comes twice in a row, or again soon where a wildcard had to be
-looked for, is left to be learned, and then goes by its route, in runs (`core.relay`).
+looked for, is learned, and so is one with several recipients: they go by their route, in runs (`core.relay`).
 
-Whatever is not plain stays at the decoder's position and goes the general way: several recipients or a shared group, access rules,
-mount points, options that change the message, an outbox that is not low.
+Whatever is not plain stays at the decoder's position and goes the general way: access rules, mount points, properties that belong to
+this hop, a topic that nobody wants or that begins with `$`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from broker.core.plain_properties import plain_stop
+from broker.core.publish import learn
 from broker.core.runs import OTHER_FORM_BYTES_MAX, at_qos_0
 from broker.core.subscription import Subscription
 from broker.wire.packets import MQTT_5
@@ -28,9 +29,11 @@ _DOLLAR: Final = 0x24
 
 
 def relay_firsts(state: State, link: Link) -> None:
-    """Give the QoS 0 messages that stand at the decoder's position, and whose topics are not known, each to the one client that is to have it."""
-    session = link.session
-    if session is None or link.mount_point or not link.access.allows_all:
+    """Give the QoS 0 messages that stand at the decoder's position, and whose topics are not known, each to the one client that is to have it.
+
+    Where it stops at one whose topic is valid and permitted, and that is to go by a route, the topic is known.
+    """
+    if link.mount_point or not link.access.allows_all:
         return
     decoder = link.decoder
     data = decoder.data
@@ -48,7 +51,6 @@ def relay_firsts(state: State, link: Link) -> None:
     packet_bytes_max = decoder.packet_bytes_max
     count_max = state.limits.work_per_turn_max - state.work
     ready = state.ready
-    searched = False
     count = 0
     while end - position >= 6 and data[position] == 0x30 and count < count_max:
         body = position + 2
@@ -71,7 +73,7 @@ def relay_firsts(state: State, link: Link) -> None:
             if payload_at == 0:
                 break
         key = data[body:topic_stop]
-        if key == last or key in known or key in remembered:
+        if key in known or key in remembered:
             break
         try:
             topic = str(data[topic_at:topic_stop], "utf-8")
@@ -81,30 +83,35 @@ def relay_firsts(state: State, link: Link) -> None:
             break
         # A topic that equals a filter without wildcards is valid.
         entry: Entry | None = literals.get(topic)
-        if wildcards is not None:
-            searched = entry is None
-            if searched and ("+" in topic or "#" in topic or "\0" in topic or (passed is not None and key in passed)):
-                break
-            entry = wildcards.sole(topic, entry)
-        if not isinstance(entry, Subscription) or not entry.plain:
+        searched = entry is None
+        if searched and (wildcards is None or "+" in topic or "#" in topic or "\0" in topic):
             break
-        owner = entry.session
-        recipient = owner.link
-        if recipient is None or recipient.aliases_out is not None or not owner.access.allows_all:
+        recipient: Link | None = None
+        if key != last and not (searched and passed is not None and key in passed):
+            if wildcards is not None:
+                entry = wildcards.sole(topic, entry)
+                if entry is None:
+                    break
+            if isinstance(entry, Subscription) and entry.plain and entry.session.access.allows_all:
+                recipient = entry.session.link
+        if recipient is None or recipient.aliases_out is not None:
+            learn(state, link, topic, key)
             break
         outbox = recipient.outbox
-        size = stop - position + OTHER_FORM_BYTES_MAX
+        size = stop - position
+        grown = size + OTHER_FORM_BYTES_MAX
         if (
-            outbox.committed_bytes + size >= recipient.outbox_bytes_high
-            or recipient.packet_bytes_max < size
+            outbox.committed_bytes + grown >= recipient.outbox_bytes_high
+            or recipient.packet_bytes_max < grown
             or outbox.waiting.count
             or outbox.counted_bytes
         ):
+            learn(state, link, topic, key)
             break
         frame = data[position:stop]
         is_5 = recipient.version >= MQTT_5
         if is_5 is not is_mqtt_5:
-            frame = at_qos_0(frame, stop - position, topic, b"\x00" if is_5 else b"", payload_at - position)
+            frame = at_qos_0(frame, size, topic, b"\x00" if is_5 else b"", payload_at - position)
         outbox.append(frame)
         if not recipient.ready:
             recipient.ready = True
@@ -116,8 +123,8 @@ def relay_firsts(state: State, link: Link) -> None:
                 passed.clear()
             passed.add(key)
         last = key
-        if owner is not session and owner.client_id != link.passed_to:
-            link.passed_to = owner.client_id if link.passed_to is None else ""
+        if recipient is not link and recipient.client_id != link.passed_to:
+            link.passed_to = recipient.client_id if link.passed_to is None else ""
         count += 1
         position = stop
     link.passed_last = last

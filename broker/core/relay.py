@@ -141,7 +141,7 @@ def relay(state: State, link: Link, now: float) -> bool:
             route = recognise(state, link, key)
             if route is None:
                 relay_firsts(state, link)
-                if decoder.position == position:
+                if decoder.position == position and key not in known:
                     break
                 position = decoder.position
                 if state.work >= work_max:
