@@ -194,8 +194,7 @@ def accept(state: State, link: Link, now: float, final_data: bytes | None = None
     keep_alive_s, server_keep_alive = _keep_alive(link, packet)
     encoded: bytes | None = CONNACK_PRESENT if present and packet.version != MQTT_31 else CONNACK_NEW
     if packet.version >= MQTT_5:
-        properties = _connack_properties(state, link, packet, expiry_s, server_keep_alive, assigned, final_data)
-        encoded = encode_within(ConnAck(present, ReasonCode.SUCCESS, properties), MQTT_5, link.packet_bytes_max)
+        encoded = _connack(state, link, packet, present, expiry_s, server_keep_alive, assigned, final_data)
     state.connected_count += 1
     if link.username is not None:
         state.users[link.username] = state.users.get(link.username, 0) + 1
@@ -301,16 +300,51 @@ def _adopt_capabilities(link: Link, packet: Connect, now: float) -> None:
         link.aliases_out = {} if aliases_max else None
 
 
+def _connack(
+    state: State,
+    link: Link,
+    packet: Connect,
+    present: bool,
+    expiry_s: float,
+    server_keep_alive: int | None,
+    assigned: bool,
+    final_data: bytes | None,
+) -> bytes | None:
+    """For 5.0; None if it is larger than the client takes. Where nothing in it is this client's alone, it is encoded once for all."""
+    wanted = packet.properties.session_expiry_interval or 0
+    told: int | None = NEVER_EXPIRES if expiry_s == math.inf else int(expiry_s)
+    if told == wanted:
+        told = None
+    wants_information = packet.properties.request_response_information == 1  # [MQTT5-3.1.2-28]
+    own = assigned or wants_information or link.auth_method is not None
+    key = (present, told, server_keep_alive)
+    if not own:
+        if state.connacks_of is not link.promised:
+            state.connacks_of = link.promised
+            state.connacks = {}
+        encoded = state.connacks.get(key)
+        if encoded is not None and len(encoded) <= link.packet_bytes_max:
+            return encoded
+    properties = _connack_properties(state, link, told, server_keep_alive, assigned, wants_information, final_data)
+    encoded = encode_within(ConnAck(present, ReasonCode.SUCCESS, properties), MQTT_5, link.packet_bytes_max)
+    if encoded is not None and not own:
+        state.connacks[key] = encoded  # few: what is told is a limit's, or nothing
+    return encoded
+
+
 def _connack_properties(
-    state: State, link: Link, packet: Connect, expiry_s: float, server_keep_alive: int | None, assigned: bool, final_data: bytes | None
+    state: State,
+    link: Link,
+    told_expiry: int | None,
+    server_keep_alive: int | None,
+    assigned: bool,
+    wants_information: bool,
+    final_data: bytes | None,
 ) -> Properties:
     """What the client has to know; what is at its protocol default is left out."""
     limits = link.promised
-    wanted_expiry = packet.properties.session_expiry_interval or 0
-    told_expiry = NEVER_EXPIRES if expiry_s == math.inf else int(expiry_s)
-    wants_information = packet.properties.request_response_information == 1  # [MQTT5-3.1.2-28]
     return Properties(
-        session_expiry_interval=told_expiry if told_expiry != wanted_expiry else None,
+        session_expiry_interval=told_expiry,
         receive_maximum=limits.receive_maximum if limits.receive_maximum < 65_535 else None,
         maximum_qos=limits.maximum_qos if limits.maximum_qos < 2 else None,  # [MQTT5-3.2.2-9]
         retain_available=None if limits.retain_available else 0,

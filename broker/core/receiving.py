@@ -35,6 +35,7 @@ from broker.wire.packets import (
     PUBREL,
     SUBSCRIBE,
     UNSUBSCRIBE,
+    Connect,
     Disconnect,
     PingReq,
 )  # fmt: skip
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from broker.core.rate import Rate
     from broker.core.state import State
 
+_OVERLONG: Final = "Remaining Length is not in its shortest form"  # [MQTT5-1.5.5-1]
 PINGRESP_BYTES: Final = b"\xd0\x00"
 SILENT_S: Final = 1.0
 """Whoever has sent nothing for so long in the middle of a packet gives way before those who go on sending."""
@@ -56,6 +58,8 @@ TURN_BYTES: Final = 131_072
 def process(state: State, link: Link, now: float) -> bool:
     """What its decoder has been fed, up to the budget. True: there is more. Raises PeerError."""
     decoder = link.decoder
+    if link.phase == AWAITING_CONNECT and not _begin(state, link, now):
+        return False
     work_max = state.limits.work_per_turn_max
     while not link.closing and not link.paused:
         if state.work >= work_max:
@@ -76,8 +80,6 @@ def process(state: State, link: Link, now: float) -> bool:
                 raise ProtocolError("too much was sent ahead of CONNACK", ReasonCode.QUOTA_EXCEEDED)
             decoder.is_drained()
             return False
-        elif phase == AWAITING_CONNECT and decoder.position < len(decoder.data) and decoder.data[decoder.position] >> 4 != CONNECT:
-            raise ProtocolError("the first packet is not CONNECT")  # [MQTT5-3.1.0-1], seen before the rest of it is waited for
         if link.outbox.committed_bytes > link.outbox_bytes_high + link.limits.outbox_bytes_max + TURN_BYTES:
             raise ProtocolError("it asks for more answers than it reads", ReasonCode.QUOTA_EXCEEDED)
         frame = decoder.next_frame()
@@ -89,6 +91,28 @@ def process(state: State, link: Link, now: float) -> bool:
         if decoder.is_drained():
             return False
     return False
+
+
+def _begin(state: State, link: Link, now: float) -> bool:
+    """With CONNECT, and nothing else. Has it come, and something behind it?"""
+    decoder = link.decoder
+    if decoder.position < len(decoder.data) and decoder.data[decoder.position] >> 4 != CONNECT:
+        raise ProtocolError("the first packet is not CONNECT")  # [MQTT5-3.1.0-1], seen before the rest of it is waited for
+    frame = decoder.next_frame()
+    if frame is None:
+        return False
+    first_byte, body = frame
+    state.counters.packets_received += 1
+    state.work += 1
+    link.version = _announced_version(body)  # for the refusal, should there be one
+    if decoder.overlong and link.version >= MQTT_5:
+        raise MalformedPacket(_OVERLONG)
+    if len(body) > link.limits.control_bytes_max:
+        raise ProtocolError(f"a packet of {len(body)} bytes that is no PUBLISH", ReasonCode.PACKET_TOO_LARGE)
+    packet = decode(first_byte, body, 0)
+    assert isinstance(packet, Connect)
+    on_connect(state, link, packet, now)
+    return not decoder.is_drained()
 
 
 def paced(state: State, link: Link, rate: Rate, more: bool, published: int, now: float) -> bool:
@@ -114,10 +138,8 @@ def paced(state: State, link: Link, rate: Rate, more: bool, published: int, now:
 def _handle(state: State, link: Link, first_byte: int, body: bytes, now: float) -> None:
     kind = first_byte >> 4
     phase = link.phase
-    if phase == AWAITING_CONNECT:
-        link.version = _announced_version(body)
     if link.version >= MQTT_5 and link.decoder.overlong:
-        raise MalformedPacket("Remaining Length is not in its shortest form")  # [MQTT5-1.5.5-1]
+        raise MalformedPacket(_OVERLONG)
     if phase == AUTHENTICATING and kind not in (AUTH, DISCONNECT):
         raise ProtocolError("only AUTH and DISCONNECT may come before CONNACK")  # [MQTT5-3.1.2-30]
     limits = link.limits
@@ -187,6 +209,8 @@ def _check_properties_length(first_byte: int, body: bytes, bytes_max: int) -> No
 
 def _announced_version(body: bytes) -> int:
     """The protocol level of a CONNECT, as far as it can be seen; 0 if it is none. It decides how a refusal is written."""
+    if body[:7] == b"\x00\x04MQTT\x04":
+        return MQTT_311
     if body[:6] == b"\x00\x04MQTT" and len(body) > 6:
         return MQTT_5 if body[6] >= MQTT_5 else MQTT_311
     return MQTT_311 if body[:8] == b"\x00\x06MQIsdp" else 0
@@ -205,9 +229,7 @@ def _on_ping(state: State, link: Link, packet: PingReq, now: float) -> None:
 
 
 def _on_second_connect(state: State, link: Link, packet: Any, now: float) -> None:
-    if link.phase != AWAITING_CONNECT:
-        raise ProtocolError("a second CONNECT")  # [MQTT5-3.1.0-2]
-    on_connect(state, link, packet, now)
+    raise ProtocolError("a second CONNECT")  # [MQTT5-3.1.0-2]
 
 
 def _on_disconnect(state: State, link: Link, packet: Disconnect, now: float) -> None:

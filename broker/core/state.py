@@ -83,6 +83,9 @@ class State:
         """How many clients are connected with each user name."""
         self.connects = Buckets()
         """How often each user has connected with each Client Identifier, where that is bounded."""
+        self.connacks: dict[tuple[bool, int | None, int | None], bytes] = {}
+        """CONNACKs of 5.0 that say nothing of one client alone, under `connacks_of`: see `connect`."""
+        self.connacks_of: Limits | None = None
         self.counters = Counters()
         self.dropped: dict[str, int] = {}
         """Messages not delivered, by reason."""

@@ -229,7 +229,8 @@ class Connection:
         recipient: Link | None
         while True:
             if alone and self._nursery_wanted:
-                return self.ended
+                # Mostly it leaves at once, when it has said DISCONNECT.
+                return self.ended or (self._shut and transport.take() == b"")
             if link.paused and not link.closing:
                 if alone:
                     return False
