@@ -46,7 +46,9 @@ def relay_firsts(state: State, link: Link) -> None:
     remembered = topics.remembered
     passed = link.passed
     last = link.passed_last
-    is_mqtt_5 = link.version >= MQTT_5
+    passed_to = link.passed_to
+    version = link.version
+    is_mqtt_5 = version >= MQTT_5
     levels_max = link.limits.filter_levels_max
     packet_bytes_max = decoder.packet_bytes_max
     count_max = state.limits.work_per_turn_max - state.work
@@ -72,9 +74,6 @@ def relay_firsts(state: State, link: Link) -> None:
             payload_at = topic_stop + 1 if data[topic_stop] == 0 else plain_stop(data, topic_stop, stop, link.limits.properties_bytes_max)
             if payload_at == 0:
                 break
-        key = data[body:topic_stop]
-        if key in known or key in remembered:
-            break
         try:
             topic = str(data[topic_at:topic_stop], "utf-8")
         except UnicodeDecodeError:
@@ -84,10 +83,16 @@ def relay_firsts(state: State, link: Link) -> None:
         # A topic that equals a filter without wildcards is valid.
         entry: Entry | None = literals.get(topic)
         searched = entry is None
-        if searched and (wildcards is None or "+" in topic or "#" in topic or "\0" in topic):
-            break
+        again = topic == last
+        if searched:
+            if wildcards is None or "+" in topic or "#" in topic or "\0" in topic:
+                break
+            key = data[body:topic_stop]
+            if key in known or key in remembered:
+                break
+            again = again or (passed is not None and key in passed)
         recipient: Link | None = None
-        if key != last and not (searched and passed is not None and key in passed):
+        if not again:
             if wildcards is not None:
                 entry = wildcards.sole(topic, entry)
                 if entry is None:
@@ -95,7 +100,7 @@ def relay_firsts(state: State, link: Link) -> None:
             if isinstance(entry, Subscription) and entry.plain and entry.session.access.allows_all:
                 recipient = entry.session.link
         if recipient is None or recipient.aliases_out is not None:
-            learn(state, link, topic, key)
+            learn(state, link, topic, data[body:topic_stop])
             break
         outbox = recipient.outbox
         size = stop - position
@@ -106,12 +111,11 @@ def relay_firsts(state: State, link: Link) -> None:
             or outbox.waiting.count
             or outbox.counted_bytes
         ):
-            learn(state, link, topic, key)
+            learn(state, link, topic, data[body:topic_stop])
             break
         frame = data[position:stop]
-        is_5 = recipient.version >= MQTT_5
-        if is_5 is not is_mqtt_5:
-            frame = at_qos_0(frame, size, topic, b"\x00" if is_5 else b"", payload_at - position)
+        if recipient.version != version and (recipient.version >= MQTT_5) is not is_mqtt_5:
+            frame = at_qos_0(frame, size, topic, b"" if is_mqtt_5 else b"\x00", payload_at - position)
         outbox.append(frame)
         if not recipient.ready:
             recipient.ready = True
@@ -122,12 +126,13 @@ def relay_firsts(state: State, link: Link) -> None:
             elif len(passed) >= PASSED_COUNT_MAX:
                 passed.clear()
             passed.add(key)
-        last = key
-        if recipient is not link and recipient.client_id != link.passed_to:
-            link.passed_to = recipient.client_id if link.passed_to is None else ""
+        last = topic
+        if passed_to != "" and recipient.client_id != passed_to and recipient is not link:
+            passed_to = recipient.client_id if passed_to is None else ""
         count += 1
         position = stop
     link.passed_last = last
+    link.passed_to = passed_to
     decoder.position = position
     state.work += count
     counters = state.counters
