@@ -2,8 +2,9 @@
 
 Most topics have one subscriber, and many are published to once in a long while: an alarm, a device's own answer. To resolve a route
 for such a topic and to keep it costs ten times what the message does. Here the filter's own entry in the topic table says who
-gets it, which for a literal filter is no dearer than a route. A topic that comes twice in a row, or again soon where a wildcard had to be
-looked for, is learned, and so is one with several recipients: they go by their route, in runs (`core.relay`).
+gets it, which for a literal filter is no dearer than a route. A topic that comes twice in a row is learned, and so is one that comes again
+soon where it is dearer (a wildcard had to be looked for) or comes by itself, or that has several recipients: they go by their route, in
+runs (`core.relay`), or past all this when they come alone (`Engine.sole_recipient`).
 
 Whatever is not plain stays at the decoder's position and goes the general way: access rules, mount points, properties that belong to
 this hop, a topic that nobody wants or that begins with `$`.
@@ -83,10 +84,11 @@ def relay_firsts(state: State, link: Link) -> None:
         # A topic that equals a filter without wildcards is valid.
         entry: Entry | None = literals.get(topic)
         searched = entry is None
+        if searched and (wildcards is None or "+" in topic or "#" in topic or "\0" in topic):
+            break
         again = topic == last
-        if searched:
-            if wildcards is None or "+" in topic or "#" in topic or "\0" in topic:
-                break
+        noted = searched or (count == 0 and stop == end)
+        if noted:
             key = data[body:topic_stop]
             if key in known or key in remembered:
                 break
@@ -120,7 +122,7 @@ def relay_firsts(state: State, link: Link) -> None:
         if not recipient.ready:
             recipient.ready = True
             ready.append(recipient)
-        if searched:
+        if noted:
             if passed is None:
                 passed = link.passed = set()
             elif len(passed) >= PASSED_COUNT_MAX:

@@ -111,7 +111,7 @@ class Link:
         self.known_topics: dict[bytes, Route] = {}
         """Topic bytes, as they stand in a PUBLISH, to the route; that it stands here says: valid, permitted."""
         self.passed: set[bytes] | None = None
-        """Topics, as they stand in a PUBLISH, that came lately and are not known, and for which wildcards were searched: see `core.first`."""
+        """Topics, as they stand in a PUBLISH, that came lately and are not known, alone or with a wildcard to be searched: see `core.first`."""
         self.passed_last = ""
         """The last topic that came and was not known."""
         self.passed_to: str | None = None

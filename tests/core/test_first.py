@@ -104,7 +104,7 @@ def published(world: World, *topics: str) -> None:
 
 
 @pytest.mark.parametrize(("filters", "learned"), [(["a/1", "a/2", "a/3"], []), (["a/+"], ["a/1", "a/2", "a/3"])])
-def test_a_literal_topic_is_never_learned_and_one_under_a_wildcard_when_it_comes_again(filters: list[str], learned: list[str]) -> None:
+def test_a_literal_topic_among_others_is_not_learned_and_one_under_a_wildcard_when_it_comes_again(filters: list[str], learned: list[str]) -> None:
     world = World()
     one, p = world.client("one"), world.client("p")
     one.subscribe(*filters)
@@ -114,6 +114,17 @@ def test_a_literal_topic_is_never_learned_and_one_under_a_wildcard_when_it_comes
     assert [route.topic for route in p.link.known_topics.values()] == learned
     published(world, "a/1", "a/1")
     assert [route.topic for route in p.link.known_topics.values()] == (learned or ["a/1"])
+
+
+def test_a_topic_that_comes_alone_is_learned_when_it_comes_again() -> None:
+    """For then it goes past the decoder too (`Engine.sole_recipient`)."""
+    world = World()
+    one, p = world.client("one"), world.client("p")
+    one.subscribe("a/1", "a/2")
+    for topic in ("a/1", "a/2", "a/1"):
+        published(world, topic)
+    assert [route.topic for route in p.link.known_topics.values()] == ["a/1"]
+    assert len(one.messages()) == 3
 
 
 def test_topics_that_passed_are_a_bounded_number(monkeypatch: pytest.MonkeyPatch) -> None:
