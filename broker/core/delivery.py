@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from broker.core import pausing
 from broker.core.ending import close_link
-from broker.core.kept import KEPT_PLAIN, Kept, message_of, replayed, topic_of
+from broker.core.kept import FIRST_BYTE, KEPT_PLAIN, KEPT_PLAIN_5, Kept, message_of, replayed, topic_of
 from broker.core.mount import own_topic_field
 from broker.core.waiting import Delivery, WaitingQueue
 from broker.core.waiting_run import WaitingRun
@@ -226,11 +226,13 @@ def _send_kept(state: State, link: Link, session: Session, subscription: Subscri
     allows_all = session.access.allows_all
     identifiers = (subscription.identifier,) if subscription.identifier else ()
     own = b"\x0b" + encode_varint(subscription.identifier) if identifiers and is_mqtt_5 else b""
-    ready_made = KEPT_PLAIN if allows_all and not link.mount_point and not is_mqtt_5 else 0
+    ready_made = 0
+    if allows_all and not link.mount_point and not own:
+        ready_made = KEPT_PLAIN_5 if is_mqtt_5 else KEPT_PLAIN
     frames: list[bytes] = []
     for kept in batch:
         if isinstance(kept, bytes) and kept[0] == ready_made:
-            frames.append(kept)
+            frames.append(FIRST_BYTE + kept[1:] if is_mqtt_5 else kept)
         elif not allows_all and not session.may_receive(topic_of(kept)):
             continue
         elif isinstance(kept, bytes) and not link.mount_point and (subscription.qos == 0 or not kept[0] & 0x06):

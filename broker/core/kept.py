@@ -12,7 +12,7 @@ import math
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from broker.core.message import ApplicationMessage
-from broker.wire.packets import MQTT_5, MQTT_311, NO_PROPERTIES, PUBLISH
+from broker.wire.packets import NO_PROPERTIES, PUBLISH
 from broker.wire.primitives import encode_varint, read_varint
 from broker.wire.properties import decode_properties
 
@@ -24,6 +24,8 @@ KEPT_PLAIN: Final = 0x31
 WITH_PROPERTIES: Final = 0x08
 KEPT_PLAIN_5: Final = KEPT_PLAIN | WITH_PROPERTIES
 """The same with properties, if only the zero that says there are none."""
+FIRST_BYTE: Final = bytes((KEPT_PLAIN,))
+"""What the frame begins with when it is sent at QoS 0."""
 
 
 class Expiring:
@@ -41,22 +43,34 @@ Kept: TypeAlias = bytes | Expiring
 
 
 def kept_of(message: ApplicationMessage) -> Kept:
-    if message.properties is NO_PROPERTIES:
-        head, tail = message.frame(MQTT_311, KEPT_PLAIN | message.qos << 1, b"", b"", message.topic_field)
-    else:
-        head, tail = message.frame(MQTT_5, KEPT_PLAIN_5 | message.qos << 1, b"", b"", message.topic_field)
-    frame = head + tail if tail else head
+    topic_field = message.topic_field
+    payload = message.payload
+    first = KEPT_PLAIN | message.qos << 1
+    properties = b""
+    if message.properties is not NO_PROPERTIES:
+        first |= WITH_PROPERTIES
+        properties = encode_varint(len(message.fixed_properties)) + message.fixed_properties
+    frame = framed(first, topic_field, properties, payload)
     return frame if message.expires_at == math.inf else Expiring(frame, message.expires_at)
 
 
-def message_of(kept: Kept) -> ApplicationMessage:
-    """The message again, but for its publisher, whom nobody asks for any more."""
-    frame = frame_of(kept)
-    topic_stop = _topic_stop(frame)
-    topic = str(frame[topic_at(frame) + 2 : topic_stop], "utf-8")
-    properties, payload_at = decode_properties(frame, topic_stop, PUBLISH) if frame[0] & WITH_PROPERTIES else (NO_PROPERTIES, topic_stop)
-    expires_at = kept.expires_at if isinstance(kept, Expiring) else math.inf
-    return ApplicationMessage(topic, frame[payload_at:], frame[0] >> 1 & 3, True, properties, "", expires_at)
+def framed(first_byte: int, topic_field: bytes, properties: bytes, payload: bytes) -> bytes:
+    """properties: as they stand in the frame, with their length; nothing before 5.0."""
+    remaining = len(topic_field) + len(properties) + len(payload)
+    return b"".join((bytes((first_byte,)), encode_varint(remaining), topic_field, properties, payload))
+
+
+def message_of(kept: Kept, origin: str = "") -> ApplicationMessage:
+    """The message again; its publisher is not kept, for nobody asks for him any more."""
+    frame = kept if isinstance(kept, bytes) else kept.frame
+    at = 2 if frame[1] < 0x80 else topic_at(frame)
+    payload_at = topic_stop = at + 2 + (frame[at] << 8 | frame[at + 1])
+    properties = NO_PROPERTIES
+    if frame[0] & WITH_PROPERTIES:
+        properties, payload_at = decode_properties(frame, topic_stop, PUBLISH)
+    topic = str(frame[at + 2 : topic_stop], "utf-8")
+    expires_at = math.inf if isinstance(kept, bytes) else kept.expires_at
+    return ApplicationMessage(topic, frame[payload_at:], frame[0] >> 1 & 3, True, properties, origin, expires_at, frame[at:topic_stop])
 
 
 def frame_of(kept: Kept) -> bytes:
@@ -78,18 +92,18 @@ def topic_at(frame: bytes) -> int:
 
 def is_on(kept: Kept, topic_field: bytes) -> bool:
     """Is it on that topic? (As it is encoded, with its length.)"""
-    frame = frame_of(kept)
+    frame = kept if isinstance(kept, bytes) else kept.frame
     return frame.startswith(topic_field, 2 if frame[1] < 0x80 else topic_at(frame))
 
 
 def size_of(kept: Kept) -> int:
     """What it counts for: the bytes of topic and payload."""
-    frame = frame_of(kept)
+    frame = kept if isinstance(kept, bytes) else kept.frame
     at = 2 if frame[1] < 0x80 else topic_at(frame)
     size = len(frame) - at - 2
     if frame[0] & WITH_PROPERTIES:
-        topic_stop = _topic_stop(frame)
-        size -= _payload_at(frame, topic_stop) - topic_stop
+        topic_stop = at + 2 + (frame[at] << 8 | frame[at + 1])
+        size -= 1 if frame[topic_stop] == 0 else _payload_at(frame, topic_stop) - topic_stop
     return size
 
 
@@ -97,7 +111,7 @@ def replayed(frame: bytes, is_mqtt_5: bool, own_properties: bytes) -> bytes:
     """The PUBLISH at QoS 0 for one recipient; own_properties: what 5.0 has only for this one, encoded."""
     with_properties = frame[0] & WITH_PROPERTIES != 0
     if with_properties == is_mqtt_5 and not own_properties:
-        return frame if frame[0] == KEPT_PLAIN else b"\x31" + frame[1:]
+        return frame if frame[0] == KEPT_PLAIN else FIRST_BYTE + frame[1:]
     at = topic_at(frame)
     topic_stop = payload_at = properties_at = _topic_stop(frame)
     if with_properties:
@@ -109,7 +123,7 @@ def replayed(frame: bytes, is_mqtt_5: bool, own_properties: bytes) -> bytes:
         properties = encode_varint(len(properties)) + properties
     topic_field = frame[at:topic_stop]
     payload = frame[payload_at:]
-    return b"".join((b"\x31", encode_varint(len(topic_field) + len(properties) + len(payload)), topic_field, properties, payload))
+    return framed(KEPT_PLAIN, topic_field, properties, payload)
 
 
 def _topic_stop(frame: bytes) -> int:

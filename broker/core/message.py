@@ -49,6 +49,7 @@ class ApplicationMessage:
         properties: Properties = NO_PROPERTIES,
         origin: str = "",
         expires_at: float = math.inf,
+        topic_field: bytes | None = None,
     ) -> None:
         self.topic = topic
         self.payload = payload
@@ -57,7 +58,7 @@ class ApplicationMessage:
         self.properties = forwarded(properties)
         self.origin = origin
         self.expires_at = expires_at
-        self._topic_field: bytes | None = None
+        self._topic_field = topic_field
         self._fixed_properties: bytes | None = None
         self._frame_311: bytes | None = None
         self._frame_5: bytes | None = None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from broker.core.deadlines import RETAINED_EXPIRY
 from broker.core.delivery import deliver, pump
-from broker.core.kept import Expiring, Kept, kept_of, size_of
+from broker.core.kept import Expiring, Kept, kept_of
 from broker.core.link import CONNECTED
 from broker.core.message import ApplicationMessage
 from broker.core.topic_table import KEPT_TOPIC_LENGTH_MAX
@@ -62,7 +62,7 @@ def on_publish(state: State, link: Link, packet: Publish, now: float) -> None:
         elif not packet.retain and properties.topic_alias is not None and properties == Properties(topic_alias=properties.topic_alias):
             learn(state, link, topic, _alias_key(properties.topic_alias))
     if packet.qos == 1:
-        _answer_puback(state, link, packet.packet_id, reason)
+        answer_puback(state, link, packet.packet_id, reason)
     elif packet.qos == 2:
         if not reason.failed or not link.is_mqtt_5:
             session.receiver.on_publish(packet.packet_id)
@@ -165,19 +165,20 @@ def publish(state: State, message: ApplicationMessage, publisher: Link | None, n
 def store_retained(state: State, message: ApplicationMessage) -> None:
     """Replace the topic's retained message [MQTT5-3.3.1-5], or remove it when the payload is empty [MQTT5-3.3.1-6, -7]."""
     if not message.payload:
-        forget_expiry(state, state.retained.clear(message.topic))
+        replaced(state, None, state.retained.clear(message.topic))
         return
     kept = kept_of(message)
-    forget_expiry(state, state.retained.put(message.topic, message.topic_field, kept, size_of(kept)))
-    if isinstance(kept, Expiring):
-        kept.deadline = state.deadlines.add(kept.expires_at, RETAINED_EXPIRY, kept)
+    field = message.topic_field
+    replaced(state, kept, state.retained.put(message.topic, field, kept, len(field) - 2 + len(message.payload)))
 
 
-def forget_expiry(state: State, gone: Kept | None) -> None:
-    """Of a message that is not retained any more."""
+def replaced(state: State, kept: Kept | None, gone: Kept | None) -> None:
+    """One retained message has come in place of another, or of none: the timers of those that expire."""
     if isinstance(gone, Expiring):
         state.deadlines.cancel(gone.deadline)
         gone.deadline = None
+    if isinstance(kept, Expiring):
+        kept.deadline = state.deadlines.add(kept.expires_at, RETAINED_EXPIRY, kept)
 
 
 def route(state: State, message: ApplicationMessage, publisher: Link | None, now: float, taken: bool) -> ReasonCode:
@@ -227,21 +228,23 @@ def _without_local(targets: list[Target], origin: str) -> list[Target]:
 # ---- acknowledgements ----
 
 
-def _answer_puback(state: State, link: Link, packet_id: int, reason: ReasonCode) -> None:
-    if reason == 0 or link.version < MQTT_5:
-        state.send(link, b"\x40\x02" + packet_id.to_bytes(2, "big"))
-    else:
-        _send_within(state, link, PubAck(packet_id, reason))
+def answer_puback(state: State, link: Link, packet_id: int, reason: ReasonCode) -> None:
+    _answer(state, link, b"\x40", packet_id, reason)
 
 
 def _answer_pubrec(state: State, link: Link, packet_id: int, reason: ReasonCode) -> None:
+    _answer(state, link, b"\x50", packet_id, reason)
+
+
+def _answer(state: State, link: Link, first_byte: bytes, packet_id: int, reason: ReasonCode) -> None:
+    """PUBACK or PUBREC. (As bytes: encoding them as packets was a tenth of a message that nobody wants.)"""
     if reason == 0 or link.version < MQTT_5:
-        state.send(link, b"\x50\x02" + packet_id.to_bytes(2, "big"))
-    else:
-        _send_within(state, link, PubRec(packet_id, reason))
+        state.send(link, first_byte + b"\x02" + packet_id.to_bytes(2, "big"))
+    elif link.packet_bytes_max >= 5:  # [MQTT5-3.1.2-24]
+        state.send(link, first_byte + b"\x03" + packet_id.to_bytes(2, "big") + bytes((reason,)))
 
 
-def _send_within(state: State, link: Link, packet: PubAck | PubRec | PubRel | PubComp) -> None:
+def _send_within(state: State, link: Link, packet: PubRel | PubComp) -> None:
     encoded = encode_within(packet, link.version, link.packet_bytes_max)
     if encoded is not None:
         state.send(link, encoded)

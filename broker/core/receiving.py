@@ -72,7 +72,7 @@ def process(state: State, link: Link, now: float) -> bool:
                 continue
             if decoder.is_drained():
                 return False
-            if not exchange(state, link, session, now) or retain(state, link, now):
+            if not exchange(state, link, session, now):
                 continue
         elif phase == AUTHENTICATING and link.auth_method is None:
             # Plain authentication: what the client sends ahead is kept, bounded, and not looked at [MQTT5-3.1.4-6].
@@ -82,6 +82,8 @@ def process(state: State, link: Link, now: float) -> bool:
             return False
         if link.outbox.committed_bytes > link.outbox_bytes_high + link.limits.outbox_bytes_max + TURN_BYTES:
             raise ProtocolError("it asks for more answers than it reads", ReasonCode.QUOTA_EXCEEDED)
+        if phase == CONNECTED and retain(state, link, now):
+            continue
         frame = decoder.next_frame()
         if frame is None:
             return False

@@ -23,13 +23,15 @@ TOPIC = st.sampled_from(
     ["t", "t/1", "t/1/a", "t/1/b", "t/2/a", "u", "/", "t/é", "t/1/\x7f", "$x/1", "$SYS/x", "a/b/c/d/e/f", "w/1", "t/" + "x" * 130]
 )
 MESSAGE = st.builds(
-    lambda topic, size, qos, retain, number, properties: Publish(topic, b"%d" % number * size, qos, retain, False, 1 if qos else 0, properties),
+    lambda topic, size, qos, retain, number, properties: Publish(
+        topic, b"%d" % number * size, qos, retain, False, number + 1 if qos else 0, properties
+    ),
     TOPIC,
     st.sampled_from([0, 1, 1, 1, 9, 124, 3000]),
-    st.sampled_from([0, 0, 0, 0, 0, 1]),
+    st.sampled_from([0, 0, 0, 1, 1, 2]),
     st.sampled_from([True, True, True, True, False]),
     st.integers(0, 9),
-    PROPERTIES,
+    PROPERTIES | st.sampled_from([Properties(message_expiry_interval=0), Properties(message_expiry_interval=3)]),
 )
 ALIASED = st.builds(
     lambda topic, payload: Publish(topic, payload, 0, True, properties=Properties(topic_alias=1)), st.sampled_from(["", "t/9"]), st.binary()
