@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from typing import Final, TypeAlias
 
+from broker.core.names import Names
 from broker.core.subscription import Entry, FilterEntry, Subscription, with_subscriber, without_subscriber
+
+_NO_CHILDREN: Final[dict[str, _Branch]] = {}
+"""Of nodes that have none; nothing is ever put into it."""
 
 
 class _Node:
@@ -17,7 +21,7 @@ class _Node:
     __slots__ = ("children", "entry", "multi", "plus")
 
     def __init__(self, entry: Entry | None = None) -> None:
-        self.children: dict[str, _Branch] | None = None
+        self.children: dict[str, _Branch] = _NO_CHILDREN
         self.plus: _Branch | None = None
         self.entry: Entry | None = entry
         self.multi: Entry | None = None
@@ -26,27 +30,25 @@ class _Node:
         return not self.children and self.plus is None and self.entry is None and self.multi is None
 
     def branch(self, level: str) -> _Branch | None:
-        if level == "+":
-            return self.plus
-        return None if self.children is None else self.children.get(level)
+        return self.plus if level == "+" else self.children.get(level)
 
-    def put(self, level: str, branch: _Branch) -> None:
+    def put(self, level: str, branch: _Branch, names: Names) -> None:
         if level == "+":
             self.plus = branch
-        elif self.children is None:
-            self.children = {level: branch}
-        else:
+        elif self.children is _NO_CHILDREN:
+            self.children = {names.shared(level): branch}
+        elif level in self.children:
             self.children[level] = branch
+        else:
+            self.children[names.shared(level)] = branch
 
     def cut(self, level: str) -> None:
         if level == "+":
             self.plus = None
             return
-        children = self.children
-        assert children is not None
-        del children[level]
-        if not children:
-            self.children = None
+        del self.children[level]
+        if not self.children:
+            self.children = _NO_CHILDREN
 
 
 _Branch: TypeAlias = _Node | Subscription | FilterEntry
@@ -61,10 +63,11 @@ _NOTHING: Final = _Node()
 class FilterTrie:
     """filters_count: different ones."""
 
-    __slots__ = ("_root", "filters_count")
+    __slots__ = ("_names", "_root", "filters_count")
 
     def __init__(self) -> None:
         self._root = _Node()
+        self._names = Names()
         self.filters_count = 0
 
     def is_empty(self) -> bool:
@@ -76,12 +79,12 @@ class FilterTrie:
         last = levels.pop()
         node = self._root
         for level in levels:
-            branch = node.plus if level == "+" else None if node.children is None else node.children.get(level)
+            branch = node.plus if level == "+" else node.children.get(level)
             if isinstance(branch, _Node):
                 node = branch
             else:
                 below = _Node(branch)
-                node.put(level, below)
+                node.put(level, below, self._names)
                 node = below
         old: Entry | None
         if last == "#":
@@ -94,7 +97,7 @@ class FilterTrie:
                 branch.entry = with_subscriber(old, subscription, group)
             else:
                 old = branch
-                node.put(last, with_subscriber(old, subscription, group))
+                node.put(last, with_subscriber(old, subscription, group), self._names)
         if old is None:
             self.filters_count += 1
 
@@ -105,7 +108,7 @@ class FilterTrie:
         node = self._root
         path = [node]
         for level in levels:
-            branch = node.branch(level)
+            branch = node.plus if level == "+" else node.children.get(level)
             assert isinstance(branch, _Node)
             node = branch
             path.append(node)
@@ -126,7 +129,7 @@ class FilterTrie:
                 if left is None:
                     node.cut(last)
                 else:
-                    node.put(last, left)
+                    node.put(last, left, self._names)
         if left is None:
             self.filters_count -= 1
         for depth in range(len(levels) - 1, -1, -1):
@@ -139,7 +142,7 @@ class FilterTrie:
         root = self._root
         if root.multi is not None or root.plus is not None:
             return True
-        return root.children is not None and topic.partition("/")[0] in root.children
+        return topic.partition("/")[0] in root.children
 
     def entries(self, topic: str) -> list[Entry]:
         """Of every filter that matches a topic [MQTT5-4.7.3-4], by the rule for `$` [MQTT5-4.7.2-1]."""
@@ -152,12 +155,11 @@ class FilterTrie:
             left -= 1
             below: list[_Node] = []
             for node in nodes:
-                if node.children is not None:
-                    branch = node.children.get(level)
-                    if isinstance(branch, _Node):
-                        below.append(branch)
-                    elif branch is not None and left == 0:
-                        found.append(branch)
+                branch = node.children.get(level)
+                if isinstance(branch, _Node):
+                    below.append(branch)
+                elif branch is not None and left == 0:
+                    found.append(branch)
                 if not hidden:
                     if node.multi is not None:
                         found.append(node.multi)
@@ -187,17 +189,15 @@ class FilterTrie:
                 if found is not None:
                     return SEVERAL
                 found = node.multi
-            branch = node.plus
-            if node.children is not None:
-                child = node.children.get(level)
-                if child is not None:
-                    if branch is not None:
-                        return SEVERAL
-                    branch = child
-            if branch is None:
-                return found
+            branch = node.children.get(level)
+            if node.plus is not None:
+                if branch is not None:
+                    return SEVERAL
+                branch = node.plus
             if isinstance(branch, _Node):
                 node = branch
+            elif branch is None:
+                return found
             else:
                 leaf = branch
                 node = _NOTHING  # so that it is found only if this was the last level

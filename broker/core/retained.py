@@ -21,6 +21,7 @@ from typing import Final, TypeAlias
 
 from broker.core.kept import Expiring, Kept, is_on, kept_of, size_of, topic_of
 from broker.core.message import ApplicationMessage
+from broker.core.names import Names
 from broker.wire.primitives import encode_string
 from broker.wire.topics import matches
 
@@ -29,9 +30,6 @@ _TOMBSTONES_KEPT: Final = 16
 _NEAR_COUNT_MAX: Final = 1024
 _NEAR_LENGTH_MAX: Final = 256
 """Topics that are longer always take the walk."""
-_NAMES_COUNT_MAX: Final = 256
-_NAME_LENGTH_MAX: Final = 64
-"""Longer names of levels stand by themselves."""
 
 
 class _Node:
@@ -83,8 +81,7 @@ class RetainedStore:
         self._count = 0
         self._near: dict[str, _Node] = {}
         """Nodes below the root, by the topic that leads to them; never one that has gone."""
-        self._names: dict[str, str] = {}
-        """The newest names of levels; emptied when it is full."""
+        self._names = Names()
         self.bytes = 0
 
     def __len__(self) -> int:
@@ -105,7 +102,7 @@ class RetainedStore:
         else:
             child = node.children.get(name)
             if child is None:
-                node.add(self._shared(name), kept)
+                node.add(self._names.shared(name), kept)
             elif isinstance(child, _Node):
                 previous = child.kept
                 child.kept = kept
@@ -184,7 +181,7 @@ class RetainedStore:
             name = names[depth]
             child = node.children.get(name)
             if child is None:
-                node.add(self._shared(name), kept)
+                node.add(self._names.shared(name), kept)
                 break
             if isinstance(child, _Node):
                 if depth == last:
@@ -204,22 +201,13 @@ class RetainedStore:
                 if len(others) == depth + 1:
                     branch.kept = child
                 else:
-                    branch.add(self._shared(others[depth + 1]), child)
+                    branch.add(self._names.shared(others[depth + 1]), child)
                 node.children[name] = branch
         if depth and depth == last and len(topic) <= _NEAR_LENGTH_MAX:
             if len(self._near) >= _NEAR_COUNT_MAX:
                 self._near.clear()
             self._near[topic[: -len(names[last]) - 1]] = node
         return previous
-
-    def _shared(self, name: str) -> str:
-        known = self._names.get(name)
-        if known is not None or len(name) > _NAME_LENGTH_MAX:
-            return known or name
-        if len(self._names) >= _NAMES_COUNT_MAX:
-            self._names.clear()
-        self._names[name] = name
-        return name
 
     def _remove(self, path: list[_Node], names: list[str]) -> None:
         """Take out the message that stands in the last node of the path, and every branch that thereby holds nothing."""
