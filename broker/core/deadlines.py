@@ -56,6 +56,9 @@ class Deadlines:
         if entry is None or entry.owner is None:
             return
         entry.owner = None
+        if self._heap[-1][2] is entry:  # as that of a CONNECT which came at once: a heap without its last entry is one
+            self._heap.pop()
+            return
         self._dead_count += 1
         if self._dead_count > _COMPACT_COUNT_MIN and self._dead_count * 2 > len(self._heap):
             self._heap = [live for live in self._heap if live[2].owner is not None]

@@ -298,8 +298,7 @@ def peer_name(address: object, family: int) -> str:
 
 def set_options(connected: socket.socket, *, nodelay: bool, tcp_keepalive_s: float) -> None:
     """TCP_NODELAY and keepalive on an accepted TCP socket; buffers were set on the listening one, which hands them down."""
-    # A peer that is gone already answers EINVAL on some systems; reading it will tell.
-    with contextlib.suppress(OSError):
+    try:
         if nodelay:
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if tcp_keepalive_s > 0:
@@ -311,6 +310,8 @@ def set_options(connected: socket.socket, *, nodelay: bool, tcp_keepalive_s: flo
                     break
             if hasattr(socket, "TCP_KEEPINTVL"):
                 connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, seconds // 3))
+    except OSError:
+        pass  # a peer that is gone already answers EINVAL on some systems; reading it will tell
 
 
 def strerror(error: OSError) -> str:
