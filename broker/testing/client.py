@@ -127,7 +127,7 @@ class SimulatedClient:
 
     def connect(self, clean: bool, expiry_s: int, will: WillMessage | None) -> None:
         simulation = self.simulation
-        self.line = line = simulation.open_line(self)
+        self.line = line = simulation.surroundings.open_line(self)
         self.connected = False
         self.connected_serial = NEVER
         self._decoder = FrameDecoder(FRAME_BYTES_MAX)

@@ -80,7 +80,7 @@ class OwnClient(SimulatedClient):
             self._is_new = clean
         core = self.core
         core.options = options
-        self.line = simulation.open_line(self)
+        self.line = simulation.surroundings.open_line(self)
         self.connected = False
         self._asked.clear()
         core.begin_connection(now)

@@ -7,7 +7,6 @@ times, which `Outcome.digest` shows.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 from random import Random
@@ -16,31 +15,27 @@ from typing import Any, Final
 import msgspec
 
 from broker.core.engine import Engine
-from broker.core.incoming import FREE_BYTES
 from broker.core.limits import Limits
-from broker.core.link import ENDED, Link
+from broker.core.link import Link
 from broker.core.message import ApplicationMessage
 from broker.core.observer import Observer
 from broker.reasons import ReasonCode
+from broker.testing.audit import Audit
 from broker.testing.client import EXPECTED_GOODBYES, SimulatedClient
+from broker.testing.incarnations import Incarnations
 from broker.testing.ledger import BrokenPromise, Ledger, Note, WillView
 from broker.testing.own import OwnClient
 from broker.testing.script import ClientSpec, Script, Step
+from broker.testing.surroundings import PERFECT, Surroundings
 from broker.testing.timeline import Timeline
-from broker.testing.wire import Faults, Line, Pipe
+from broker.testing.wire import Faults, Line
 from broker.wire.packets import MQTT_5, NO_PROPERTIES, ConnAck, Disconnect, Properties, WillMessage
 
 TIGHT_BYTES: Final = 100_000
 """With less memory two packets that are coming in may find no place."""
-ENGINE_TURN_BYTES: Final = 131_072
-"""What one call of the core may add to an outbox that was below its mark: what it had read, and answers to it."""
-MESSAGE_BYTES_MAX: Final = 5_200
-PATIENCE_GRACES: Final = 5
 RECONNECT_S: Final = 2.0311
 HEALING_S: Final = 200.0
-ACCOUNT_CHECK_INTERVAL: Final = 64
 
-PERFECT: Final = Faults()
 WITNESS: Final = ClientSpec("witness", MQTT_5)
 CHECKER: Final = ClientSpec("checker", MQTT_5, "staff")
 
@@ -63,7 +58,7 @@ class _Watch(Observer):
     def connected(self, link: Link) -> None:
         line = link.transport
         assert isinstance(line, Line)
-        self.simulation.note_connected(line)
+        self.simulation.incarnations.accepted(line)
 
     def violation(self, link: Link, cause: str) -> None:
         if not cause.startswith("the stream ended inside a packet"):
@@ -76,19 +71,6 @@ class _Watch(Observer):
         counted[reason] = counted.get(reason, 0) + count
 
 
-class _Incarnation:
-    """What the last connection of a Client Identifier that the broker accepted comes to; the model's own idea of its session."""
-
-    __slots__ = ("expiry_s", "line", "said_goodbye", "will")
-
-    def __init__(self, line: Line, expiry_s: float, will: WillView | None) -> None:
-        self.line = line
-        self.expiry_s = expiry_s
-        self.will = will
-        self.said_goodbye: bool | None = False
-        """DISCONNECT reached the engine before anything else ended the connection; None: nobody can know."""
-
-
 class Simulation:
     def __init__(self, script: Script) -> None:
         self.script = script
@@ -98,7 +80,6 @@ class Simulation:
         self.limits = Limits(**script.limits)
         self.maximum_qos = self.limits.maximum_qos
         self.serial = 0
-        self.digest = hashlib.sha256()
         self.failure = ""
         self.uses_retain_as_published = any(step[0] == "subscribe" and step[2].get("retain_as_published") for step in script.steps)
         numbers = itertools.count(1)
@@ -110,25 +91,18 @@ class Simulation:
             observer=_Watch(self),
             overflow=script.overflow,
         )
-        self.lines: list[Line] = []
+        self.surroundings = Surroundings(self, self.engine, self.timeline)
         self.faults: dict[int, Faults] = {}
         self.reading: dict[int, bool] = {}
         self.clients = [(OwnClient if spec.own else SimulatedClient)(self, index, spec) for index, spec in enumerate(script.clients)]
         self.witness = SimulatedClient(self, len(self.clients), WITNESS)
         self.checker = SimulatedClient(self, len(self.clients) + 1, CHECKER)
         self.everybody = [*self.clients, self.witness, self.checker]
-        self.incarnations: dict[str, _Incarnation] = {}
-        self._connects: dict[Line, tuple[bool, float, WillView | None]] = {}
-        self._expected_present: dict[Line, bool | None] = {}
-        self._goodbye_at: dict[Line, int] = {}
-        self._tick_at = math.inf
+        self.incarnations = Incarnations(self)
+        self.audit = Audit(self.engine.state, self.limits, self.fail)
         self._over = False
         self._asked_to: dict[SimulatedClient, dict[str, Any]] = {}
         """How each client connected the last time."""
-        self._unflushed = 0
-        """How many rounds of flushing are under way, one within the other."""
-        self._paused: dict[Link, dict[Link, tuple[float, int]]] = {}
-        """Those that are not read: by whom, since when, and what that one had been sent."""
 
     @property
     def now(self) -> float:
@@ -140,297 +114,6 @@ class Simulation:
 
     def _authorize(self, username: str | None, client_id: str, action: str, topic: str) -> bool:
         return action == "subscribe" or self.ledger.may_use(username, topic)
-
-    # ---- connections ----
-
-    def open_line(self, client: SimulatedClient) -> Line:
-        line = Line(len(self.lines) + 1, client.index)
-        self.lines.append(line)
-        faults = self.faults.get(client.index, PERFECT)
-        random = Random(self.script.seed * 1_000_003 + client.index * 1009 + sum(one.client_index == client.index for one in self.lines))
-        line.up = Pipe(self.timeline, random, faults, lambda data: self._to_engine(line, data), lambda: self._may_deliver(line))
-        line.down = Pipe(self.timeline, random, faults, lambda data: self._to_client(client, line, data))
-        line.down.frozen = line.was_deaf = not self.reading.get(client.index, True)
-        line.link = self.engine.attach(client.client_id, self.now, transport=line)
-        self.settle()
-        return line
-
-    @staticmethod
-    def _may_deliver(line: Line) -> bool:
-        link = line.link
-        assert link is not None
-        return line.detached or link.closing or not (link.paused or line.more)
-
-    def _to_engine(self, line: Line, data: bytes) -> None:
-        link = line.link
-        assert link is not None
-        if line.detached:
-            return
-        self.serial += 1
-        self._record(line, b">", data)
-        if not data:
-            self.detach(line)
-            return
-        was_over = link.phase == ENDED
-        recipient = self.engine.sole_recipient(link, data)
-        if recipient is None:
-            line.more = self.engine.receive(link, data, self.now)
-        else:
-            self._pass_on(link, recipient, data)
-        if line in self._goodbye_at and line.up.delivered_bytes >= self._goodbye_at[line] and not was_over:
-            known = self.incarnations.get(link.client_id)
-            if known is not None and known.line is line:
-                known.said_goodbye = None if link.phase != ENDED else True
-        self._look_after(line)
-        self.settle()
-
-    def _pass_on(self, link: Link, recipient: Link, data: bytes) -> None:
-        down = recipient.transport
-        assert isinstance(down, Line)
-        chunk = data[: max(0, down.down.room_bytes)]
-        if chunk:
-            down.down.send(chunk)
-        self.engine.passed_on(link, recipient, data, len(chunk), self.now)
-
-    def _look_after(self, line: Line) -> None:
-        """What the surroundings owe a link after `receive`."""
-        link = line.link
-        assert link is not None
-        if line.more:
-            self.timeline.at(self.now, lambda: self._go_on(line))
-        line.was_paused = line.was_paused or link.paused
-        if link.paused:
-            self._paused.setdefault(link, {})
-        if link.auth is not None and link.auth is not line.question:
-            line.question = link.auth
-            self.timeline.at(self.now + self.random.choice((0.0, 0.1, 1.0)), lambda: self._authenticate(line))
-
-    def _go_on(self, line: Line) -> None:
-        link = line.link
-        assert link is not None
-        if line.detached:
-            return
-        self.serial += 1
-        line.more = self.engine.receive(link, b"", self.now)
-        self._look_after(line)
-        self.settle()
-        if not line.more:
-            line.up.look()
-
-    def _authenticate(self, line: Line) -> None:
-        link = line.link
-        assert link is not None
-        self.serial += 1
-        self.engine.authenticated(link, link.username, self.now)
-        line.more = True
-        self._go_on(line)
-
-    def _to_client(self, client: SimulatedClient, line: Line, data: bytes) -> None:
-        self.serial += 1
-        self._record(line, b"<", data)
-        if client.line is line:
-            if data:
-                client.receive(data)
-            else:
-                client.disconnected()
-        self._flush(line)
-        self.settle()
-
-    def _record(self, line: Line, direction: bytes, data: bytes) -> None:
-        self.digest.update(b"%d %s %r " % (line.number, direction, self.now.hex().encode()) + data)
-
-    def detach(self, line: Line) -> None:
-        if not line.detached:
-            line.detached = True
-            assert line.link is not None
-            self.serial += 1
-            self._note_end(line)
-            self.engine.detach(line.link, self.now)
-            line.up.kill()
-            line.down.send(b"")
-            self.settle()
-
-    # ---- after each verb ----
-
-    def settle(self) -> None:
-        """Take what the engine has ready, until there is nothing; see to the next deadline; look whether the books are right."""
-        engine = self.engine
-        self._unflushed += 1
-        while ready := engine.take_ready():
-            for link in ready:
-                line = link.transport
-                assert isinstance(line, Line)
-                self._flush(line)
-        self._unflushed -= 1
-        deadline = engine.next_deadline()
-        if deadline < self._tick_at:
-            self._tick_at = max(deadline, self.now)
-            at = self._tick_at
-            self.timeline.at(at, lambda: self._tick(at))
-        self._check_memory()
-        if self._paused:
-            self._check_paused()
-        if self.failure:
-            raise BrokenPromise(self.failure)
-
-    def _tick(self, at: float) -> None:
-        if at == self._tick_at:
-            self._tick_at = math.inf
-            self.serial += 1
-            self.engine.tick(self.now)
-            self.settle()
-
-    def _flush(self, line: Line) -> None:
-        link = line.link
-        assert link is not None
-        engine = self.engine
-        if link.phase == ENDED:
-            self._note_end(line)
-        while not line.detached:
-            data = engine.data_to_send(link, 65_536)
-            room = line.down.room_bytes
-            if not data:
-                if link.closing:
-                    self.detach(line)
-                break
-            if room <= 0:
-                engine.bytes_sent(link, 0, self.now)
-                if link.closing:
-                    self.timeline.at(self.now + self.limits.close_timeout_s, lambda: self.detach(line))
-                break
-            chunk = bytes(data[:room])
-            line.down.send(chunk)
-            engine.bytes_sent(link, len(chunk), self.now)
-        if line.was_paused and not link.paused and not line.detached:
-            line.was_paused = False
-            line.more = True
-            self.timeline.at(self.now, lambda: self._go_on(line))
-
-    def _check_paused(self) -> None:
-        """Nobody is held up for longer than may be by one that takes nothing."""
-        longest_s = (PATIENCE_GRACES + 2) * self.limits.slow_subscriber_grace_s + 0.001  # what is judged, then its credit, in a row
-        for link, pausers in list(self._paused.items()):
-            if not link.paused:
-                del self._paused[link]
-                continue
-            for pauser in link.paused_by or ():
-                since, taken = pausers.setdefault(pauser, (self.now, pauser.outbox.sent_bytes_total))
-                if taken != pauser.outbox.sent_bytes_total:
-                    pausers[pauser] = (self.now, pauser.outbox.sent_bytes_total)
-                elif self.now > since + longest_s:
-                    self.fail(f"{link.client_id} is held up by {pauser.client_id}, which has taken nothing for {self.now - since:.1f} s")
-
-    def _check_memory(self) -> None:
-        state = self.engine.state
-        limits = self.limits
-        account = state.waiting
-        # Whoever has nothing unsent and nothing unacknowledged gets one message even then, which counts for both.
-        if state.outgoing_bytes > limits.memory_bytes_max + len(state.links) * 2 * MESSAGE_BYTES_MAX + ENGINE_TURN_BYTES:
-            self.fail(
-                f"{account.bytes} bytes wait, {account.inflight_bytes} are unacknowledged, {account.unsent_bytes} unsent, "
-                f"{state.retained.bytes} retained: above {limits.memory_bytes_max}"
-            )
-        large = sum(link.receiving_bytes > FREE_BYTES for link in state.links if not link.closing)
-        if account.receiving_bytes > state.receiving_bytes_max and large > 1:
-            self.fail(f"{account.receiving_bytes} bytes of packets that have not come in full are held, above {state.receiving_bytes_max}")
-        if account.bytes + state.retained.bytes > limits.memory_bytes_max:
-            self.fail(f"{account.bytes} bytes wait and {state.retained.bytes} are retained, above {limits.memory_bytes_max}")
-        for link in state.links:
-            if link.outbox.committed_bytes > limits.outbox_bytes_high + ENGINE_TURN_BYTES:
-                self.fail(f"{link.client_id} has {link.outbox.committed_bytes} committed bytes")
-        if self.serial % ACCOUNT_CHECK_INTERVAL == 0:
-            self._check_account()
-
-    def _check_account(self) -> None:
-        """What all queues come to, added up anew."""
-        state = self.engine.state
-        limits = self.limits
-        for session in state.sessions.values():
-            if session.queue.count > limits.queue_count_max or session.queue.bytes > limits.queue_bytes_max:
-                self.fail(f"{session.client_id} has {session.queue.count} messages waiting, {session.queue.bytes} bytes")
-        for link in state.links:
-            if link.outbox.waiting.count > limits.outbox_count_max or link.outbox.waiting.bytes > limits.outbox_bytes_max:
-                self.fail(f"{link.client_id} has {link.outbox.waiting.count} QoS 0 messages waiting, {link.outbox.waiting.bytes} bytes")
-        queues = [session.queue for session in state.sessions.values()] + [link.outbox.waiting for link in state.links if link.phase != ENDED]
-        for queue in queues:
-            deliveries = queue.deliveries()
-            if (queue.count, queue.bytes) != (len(deliveries), sum(delivery.message.size for delivery in deliveries)):
-                self.fail(f"a queue says {queue.count}, {queue.bytes} bytes; there are {len(deliveries)}")
-        if (state.waiting.count, state.waiting.bytes) != (sum(queue.count for queue in queues), sum(queue.bytes for queue in queues)):
-            self.fail(f"the account says {state.waiting.bytes} bytes wait, the queues {sum(queue.bytes for queue in queues)}")
-        inflight = sum(unacknowledged.size for session in state.sessions.values() for unacknowledged in session.sender.unacknowledged.values())
-        unsent = sum(link.outbox.counted_bytes for link in state.links)
-        behind = 0 if self._unflushed else sum(link.outbox.committed_bytes for link in state.links)
-        receiving = sum(link.decoder.held_bytes + (link.rate.held_bytes if link.rate is not None else 0) for link in state.links)
-        if state.waiting.receiving_bytes != receiving:
-            self.fail(f"the account says {state.waiting.receiving_bytes} bytes are coming in, the links hold {receiving}")
-        if state.waiting.inflight_bytes != inflight or state.waiting.unsent_bytes != unsent or unsent < behind:
-            self.fail(
-                f"the account says {state.waiting.inflight_bytes} bytes are unacknowledged and {state.waiting.unsent_bytes} unsent, "
-                f"the sessions {inflight}, the links {unsent} and {behind}"
-            )
-
-    # ---- the model's idea of sessions and Wills ----
-
-    def note_connected(self, line: Line) -> None:
-        """The engine has accepted a CONNECT: should the session be there, and what becomes of the Will before?"""
-        client = self.everybody[line.client_index]
-        clean, expiry_s, will = self._connects[line]
-        before = self.incarnations.get(client.client_id)
-        present: bool | None = False
-        if before is not None:
-            if before.line.ended_at is None:
-                self._note_end(before.line)
-            ended_at = before.line.ended_at
-            assert ended_at is not None
-            over_at = ended_at + before.expiry_s
-            # A connection that is taken over keeps its session until CONNECT says otherwise, even one that would have ended with it ...
-            present = not clean and (self.now < over_at or (self.now == over_at and None))
-            if not clean and before.expiry_s == 0:
-                present = False  # ... but a session of 0 seconds ends with its connection.
-            self._settle_will(before, resumed=present)
-        if not present:
-            client.lose_session(self.serial)
-        if present is None:
-            self.fail("the simulation came back at the very moment of expiry")
-        self._expected_present[line] = present
-        self.incarnations[client.client_id] = _Incarnation(line, expiry_s, will)
-
-    def _note_end(self, line: Line) -> None:
-        """The connection is over for the core. A session of 0 seconds with it."""
-        if line.ended_at is not None:
-            return
-        line.ended_at = self.now
-        line.ended_serial = self.serial
-        client = self.everybody[line.client_index]
-        known = self.incarnations.get(client.client_id)
-        if known is None or known.line is not line:
-            return
-        if known.expiry_s == 0:
-            for view in client.views:
-                view.certain_until = min(view.certain_until, self.serial)
-        will = known.will
-        if will is not None:
-            will.due_at = self.now + min(will.delay_s, known.expiry_s)
-            will.expected = 1
-            will.note.sends = 1
-            will.note.sent_serial = self.serial
-            # Whether a DISCONNECT ended it is settled when somebody asks.
-
-    def _settle_will(self, known: _Incarnation, resumed: bool | None) -> None:
-        """Somebody came after it: what was not due by then is cancelled, or came out with the session's end [MQTT5-3.1.3-9]."""
-        will = known.will
-        if will is None or will.settled:
-            return
-        will.settled = True
-        if known.said_goodbye is None:
-            will.expected = None
-        elif known.said_goodbye or (resumed and self.now < will.due_at):
-            will.expected = 0
-        elif self.now == will.due_at and will.delay_s:
-            will.expected = None
-        if will.expected == 1:
-            will.due_at = min(will.due_at, self.now)
 
     # ---- what clients report ----
 
@@ -445,7 +128,7 @@ class Simulation:
             raise BrokenPromise(f"{client.client_id} kept the rules and got DISCONNECT {packet.reason!r}: {packet.properties.reason_string}")
 
     def check_session_present(self, line: Line, present: bool) -> None:
-        expected = self._expected_present.get(line)
+        expected = self.incarnations.expected_present.get(line)
         if expected is not None and expected != present:
             raise BrokenPromise(f"connection {line.number}: session present is {present}, expected {expected}")
 
@@ -479,7 +162,7 @@ class Simulation:
         self._asked_to[client] = how
         client.connect(clean, int(how["expiry_s"]), will)
         assert client.line is not None
-        self._connects[client.line] = (clean, expiry_s, view)
+        self.incarnations.asks(client.line, clean, expiry_s, view)
         wanted_s = client.spec.keep_alive_s
         most_s = self.limits.keepalive_s_max
         if client.version >= MQTT_5 and most_s < 65_535 and not 0 < wanted_s <= most_s:
@@ -498,10 +181,10 @@ class Simulation:
     def lost(self, client: SimulatedClient) -> None:
         """A client that comes back by itself has lost its connection."""
         how = {**self._asked_to[client], "clean": client.version < MQTT_5 and self._asked_to[client]["clean"]}
-        line_count = len(self.lines)
+        line_count = len(self.surroundings.lines)
 
         def again() -> None:
-            if not self._over and client.line is None and not any(line.client_index == client.index for line in self.lines[line_count:]):
+            if not self._over and client.line is None and not any(line.client_index == client.index for line in self.surroundings.lines[line_count:]):
                 self.serial += 1
                 self.connect(client, how)
 
@@ -510,7 +193,7 @@ class Simulation:
     def _abandon(self, client: SimulatedClient, line: Line) -> None:
         """The client has forgotten this connection; the other side may find out for itself."""
         if not client.connected:
-            self.detach(line)  # or its CONNECT might be accepted after the next one's, when somebody has to be asked who it is
+            self.surroundings.detach(line)  # or its CONNECT might be accepted after the next one's, when somebody has to be asked who it is
         line.down.frozen = True
         client.disconnected()
 
@@ -534,7 +217,7 @@ class Simulation:
             self._server_publish(how)
         elif kind == "kick":
             self.engine.disconnect(client.client_id, ReasonCode.ADMINISTRATIVE_ACTION, self.now)
-            self.settle()
+            self.surroundings.settle()
         elif client.connected:
             self._act(kind, client, how)
 
@@ -562,13 +245,13 @@ class Simulation:
         assert line is not None
         if how == "clean":
             client.say_goodbye()
-            self._goodbye_at[line] = line.up.sent_bytes
+            self.incarnations.says_goodbye(line)
         client.disconnected()
         line.down.frozen = True
         if how == "cut":
             line.up.kill()
             line.down.kill()
-            self.detach(line)
+            self.surroundings.detach(line)
         elif how != "half-open":
             line.up.send(b"")
 
@@ -586,7 +269,7 @@ class Simulation:
         self.serial += 1
         note.refused = self.engine.publish(ApplicationMessage(note.topic, note.payload, note.qos), self.now).failed
         note.acked_serial = self.serial
-        self.settle()
+        self.surroundings.settle()
 
     # ---- the run ----
 
@@ -601,13 +284,12 @@ class Simulation:
             self.step(step)
         self._heal()
         now = self.now
-        self._check_account()
-        self.settle()
+        self.audit.check_accounts(self.surroundings.unflushed > 0)
+        self.surroundings.settle()
         for client in self.clients:
             self._check_finished(client)
         self.ledger.check(self.clients, now)
-        for known in self.incarnations.values():
-            self._settle_will_at_end(known)
+        self.incarnations.settle_wills()
         if not self.witness.connected and "disconnect" not in self.script.overflow.values():
             raise BrokenPromise("the witness of the Wills is not connected, though nothing is in its way")
         self.ledger.check_wills(self.witness, now)
@@ -624,7 +306,7 @@ class Simulation:
             self._read(client, True)
         self.timeline.run_until(self.now + 10.0171)
         for client in self.clients:
-            known = self.incarnations.get(client.client_id)
+            known = self.incarnations.of.get(client.client_id)
             if client.connected:
                 client.is_whole = True
             elif known is not None:
@@ -652,13 +334,6 @@ class Simulation:
         if session.queue.count or session.sender.count or session.receiver.held:
             raise BrokenPromise(f"{client.client_id}: {session.queue.count} wait, {session.sender.count} are unfinished, for no reason")
 
-    def _settle_will_at_end(self, known: _Incarnation) -> None:
-        if known.will is not None and not known.will.settled:
-            if known.said_goodbye:
-                known.will.expected = 0
-            elif known.said_goodbye is None:
-                known.will.expected = None
-
     def _check_retained(self, plain: dict[str, Any]) -> None:
         self.connect(self.checker, {"clean": True, "expiry_s": 0})
         self.timeline.run_until(self.now + 2)
@@ -679,24 +354,12 @@ class Simulation:
         """Shut down: everybody is told, and nothing is left."""
         self._over = True
         self.engine.shutdown(self.now)
-        self.settle()
+        self.surroundings.settle()
         self.timeline.run_until(self.now + 20)
-        for line in self.lines:
-            self.detach(line)
+        for line in self.surroundings.lines:
+            self.surroundings.detach(line)
         self.timeline.run_until(self.now + 2e9)
-        state = self.engine.state
-        left = {
-            "waiting": (state.waiting.count, state.waiting.total_bytes),
-            "links": len(state.links),
-            "sessions": len(state.sessions),
-            "connected": state.connected_count,
-            "subscriptions": state.topics.subscriptions_count + state.topics.shared_count,
-            "work lists": len(state.wills) + len(state.orphans) + len(state.backlog) + len(state.closing),
-            "deadlines": len(state.deadlines),
-        }
-        expected = dict.fromkeys(left, 0) | {"waiting": (0, 0)}
-        if left != expected:
-            raise BrokenPromise(f"after shutdown there is left: {left}")
+        self.audit.check_nothing_left()
 
 
 def simulate(script: Script) -> Outcome:
@@ -710,4 +373,4 @@ def simulate(script: Script) -> Outcome:
     except Exception as error:  # the broker promised never to raise for what a peer did
         fault = f"{type(error).__name__}: {error}"
     receipts = sum(len(client.all_receipts) for client in simulation.everybody)
-    return Outcome(script, fault, simulation.digest.hexdigest(), len(simulation.ledger.notes), receipts, simulation.now - 1000.0)
+    return Outcome(script, fault, simulation.surroundings.digest.hexdigest(), len(simulation.ledger.notes), receipts, simulation.now - 1000.0)

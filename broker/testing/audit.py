@@ -1,0 +1,123 @@
+"""The engine's books looked at from outside, after every step of a simulation.
+
+Memory is inside its limits, accounts add up, nobody is held up for too long; and at the end nothing is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from broker.core.incoming import FREE_BYTES
+from broker.core.limits import Limits
+from broker.core.link import ENDED, Link
+from broker.core.state import State
+from broker.testing.ledger import BrokenPromise
+
+ENGINE_TURN_BYTES: Final = 131_072
+"""What one call of the core may add to an outbox that was below its mark: what it had read, and answers to it."""
+MESSAGE_BYTES_MAX: Final = 5_200
+PATIENCE_GRACES: Final = 5
+ACCOUNT_CHECK_INTERVAL: Final = 64
+"""So many steps between two looks at every queue."""
+
+
+class Audit:
+    """fail: is told what is wrong, wherever in the engine's work it came up."""
+
+    def __init__(self, state: State, limits: Limits, fail: Callable[[str], None]) -> None:
+        self._state = state
+        self._limits = limits
+        self._fail = fail
+        self._paused: dict[Link, dict[Link, tuple[float, int]]] = {}
+        """Those that are not read: by whom, since when, and what that one had been sent."""
+
+    def note_paused(self, link: Link) -> None:
+        self._paused.setdefault(link, {})
+
+    def check(self, now: float, serial: int, flushing: bool) -> None:
+        """After each step. serial: its number."""
+        self._check_memory()
+        if serial % ACCOUNT_CHECK_INTERVAL == 0:
+            self.check_accounts(flushing)
+        if self._paused:
+            self._check_paused(now)
+
+    def _check_paused(self, now: float) -> None:
+        """Nobody is held up for longer than may be by one that takes nothing."""
+        longest_s = (PATIENCE_GRACES + 2) * self._limits.slow_subscriber_grace_s + 0.001  # what is judged, then its credit, in a row
+        for link, pausers in list(self._paused.items()):
+            if not link.paused:
+                del self._paused[link]
+                continue
+            for pauser in link.paused_by or ():
+                since, taken = pausers.setdefault(pauser, (now, pauser.outbox.sent_bytes_total))
+                if taken != pauser.outbox.sent_bytes_total:
+                    pausers[pauser] = (now, pauser.outbox.sent_bytes_total)
+                elif now > since + longest_s:
+                    self._fail(f"{link.client_id} is held up by {pauser.client_id}, which has taken nothing for {now - since:.1f} s")
+
+    def _check_memory(self) -> None:
+        """What is kept at every moment."""
+        state = self._state
+        limits = self._limits
+        account = state.waiting
+        # Whoever has nothing unsent and nothing unacknowledged gets one message even then, which counts for both.
+        if state.outgoing_bytes > limits.memory_bytes_max + len(state.links) * 2 * MESSAGE_BYTES_MAX + ENGINE_TURN_BYTES:
+            self._fail(
+                f"{account.bytes} bytes wait, {account.inflight_bytes} are unacknowledged, {account.unsent_bytes} unsent, "
+                f"{state.retained.bytes} retained: above {limits.memory_bytes_max}"
+            )
+        large = sum(link.receiving_bytes > FREE_BYTES for link in state.links if not link.closing)
+        if account.receiving_bytes > state.receiving_bytes_max and large > 1:
+            self._fail(f"{account.receiving_bytes} bytes of packets that have not come in full are held, above {state.receiving_bytes_max}")
+        if account.bytes + state.retained.bytes > limits.memory_bytes_max:
+            self._fail(f"{account.bytes} bytes wait and {state.retained.bytes} are retained, above {limits.memory_bytes_max}")
+        for link in state.links:
+            if link.outbox.committed_bytes > limits.outbox_bytes_high + ENGINE_TURN_BYTES:
+                self._fail(f"{link.client_id} has {link.outbox.committed_bytes} committed bytes")
+
+    def check_accounts(self, flushing: bool) -> None:
+        """What all queues come to, added up anew. flushing: links have been given bytes that they have not been asked for yet."""
+        state = self._state
+        limits = self._limits
+        for session in state.sessions.values():
+            if session.queue.count > limits.queue_count_max or session.queue.bytes > limits.queue_bytes_max:
+                self._fail(f"{session.client_id} has {session.queue.count} messages waiting, {session.queue.bytes} bytes")
+        for link in state.links:
+            if link.outbox.waiting.count > limits.outbox_count_max or link.outbox.waiting.bytes > limits.outbox_bytes_max:
+                self._fail(f"{link.client_id} has {link.outbox.waiting.count} QoS 0 messages waiting, {link.outbox.waiting.bytes} bytes")
+        queues = [session.queue for session in state.sessions.values()] + [link.outbox.waiting for link in state.links if link.phase != ENDED]
+        for queue in queues:
+            deliveries = queue.deliveries()
+            if (queue.count, queue.bytes) != (len(deliveries), sum(delivery.message.size for delivery in deliveries)):
+                self._fail(f"a queue says {queue.count}, {queue.bytes} bytes; there are {len(deliveries)}")
+        if (state.waiting.count, state.waiting.bytes) != (sum(queue.count for queue in queues), sum(queue.bytes for queue in queues)):
+            self._fail(f"the account says {state.waiting.bytes} bytes wait, the queues {sum(queue.bytes for queue in queues)}")
+        inflight = sum(unacknowledged.size for session in state.sessions.values() for unacknowledged in session.sender.unacknowledged.values())
+        unsent = sum(link.outbox.counted_bytes for link in state.links)
+        behind = 0 if flushing else sum(link.outbox.committed_bytes for link in state.links)
+        receiving = sum(link.decoder.held_bytes + (link.rate.held_bytes if link.rate is not None else 0) for link in state.links)
+        if state.waiting.receiving_bytes != receiving:
+            self._fail(f"the account says {state.waiting.receiving_bytes} bytes are coming in, the links hold {receiving}")
+        if state.waiting.inflight_bytes != inflight or state.waiting.unsent_bytes != unsent or unsent < behind:
+            self._fail(
+                f"the account says {state.waiting.inflight_bytes} bytes are unacknowledged and {state.waiting.unsent_bytes} unsent, "
+                f"the sessions {inflight}, the links {unsent} and {behind}"
+            )
+
+    def check_nothing_left(self) -> None:
+        """After a shutdown. Raises BrokenPromise."""
+        state = self._state
+        left = {
+            "waiting": (state.waiting.count, state.waiting.total_bytes),
+            "links": len(state.links),
+            "sessions": len(state.sessions),
+            "connected": state.connected_count,
+            "subscriptions": state.topics.subscriptions_count + state.topics.shared_count,
+            "work lists": len(state.wills) + len(state.orphans) + len(state.backlog) + len(state.closing),
+            "deadlines": len(state.deadlines),
+        }
+        expected = dict.fromkeys(left, 0) | {"waiting": (0, 0)}
+        if left != expected:
+            raise BrokenPromise(f"after shutdown there is left: {left}")

@@ -1,0 +1,193 @@
+"""What the engine's surroundings owe it, in virtual time: to bring it what comes, to take what it has ready, to wake it when something is due.
+
+In the place of `broker.net`: a connection is two pipes that break as they are told to, and every byte either side gets goes into the digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from random import Random
+from typing import TYPE_CHECKING, Final
+
+from broker.core.engine import Engine
+from broker.core.link import ENDED, Link
+from broker.testing.client import SimulatedClient
+from broker.testing.ledger import BrokenPromise
+from broker.testing.timeline import Timeline
+from broker.testing.wire import Faults, Line, Pipe
+
+if TYPE_CHECKING:
+    from broker.testing.simulation import Simulation
+
+PERFECT: Final = Faults()
+
+
+class Surroundings:
+    def __init__(self, simulation: Simulation, engine: Engine, timeline: Timeline) -> None:
+        self._simulation = simulation
+        self._engine = engine
+        self._timeline = timeline
+        self.lines: list[Line] = []
+        self.digest = hashlib.sha256()
+        self._tick_at = math.inf
+        self.unflushed = 0
+        """How many rounds of flushing are under way, one within the other."""
+
+    def open_line(self, client: SimulatedClient) -> Line:
+        line = Line(len(self.lines) + 1, client.index)
+        self.lines.append(line)
+        faults = self._simulation.faults.get(client.index, PERFECT)
+        random = Random(self._simulation.script.seed * 1_000_003 + client.index * 1009 + sum(one.client_index == client.index for one in self.lines))
+        line.up = Pipe(self._timeline, random, faults, lambda data: self._to_engine(line, data), lambda: self._may_deliver(line))
+        line.down = Pipe(self._timeline, random, faults, lambda data: self._to_client(client, line, data))
+        line.down.frozen = line.was_deaf = not self._simulation.reading.get(client.index, True)
+        line.link = self._engine.attach(client.client_id, self._simulation.now, transport=line)
+        self.settle()
+        return line
+
+    @staticmethod
+    def _may_deliver(line: Line) -> bool:
+        link = line.link
+        assert link is not None
+        return line.detached or link.closing or not (link.paused or line.more)
+
+    def _to_engine(self, line: Line, data: bytes) -> None:
+        link = line.link
+        assert link is not None
+        if line.detached:
+            return
+        self._simulation.serial += 1
+        self._record(line, b">", data)
+        if not data:
+            self.detach(line)
+            return
+        was_over = link.phase == ENDED
+        recipient = self._engine.sole_recipient(link, data)
+        if recipient is None:
+            line.more = self._engine.receive(link, data, self._simulation.now)
+        else:
+            self._pass_on(link, recipient, data)
+        self._simulation.incarnations.heard(line, link, was_over)
+        self._look_after(line)
+        self.settle()
+
+    def _pass_on(self, link: Link, recipient: Link, data: bytes) -> None:
+        down = recipient.transport
+        assert isinstance(down, Line)
+        chunk = data[: max(0, down.down.room_bytes)]
+        if chunk:
+            down.down.send(chunk)
+        self._engine.passed_on(link, recipient, data, len(chunk), self._simulation.now)
+
+    def _look_after(self, line: Line) -> None:
+        """What the surroundings owe a link after `receive`."""
+        link = line.link
+        assert link is not None
+        if line.more:
+            self._timeline.at(self._simulation.now, lambda: self._go_on(line))
+        line.was_paused = line.was_paused or link.paused
+        if link.paused:
+            self._simulation.audit.note_paused(link)
+        if link.auth is not None and link.auth is not line.question:
+            line.question = link.auth
+            self._timeline.at(self._simulation.now + self._simulation.random.choice((0.0, 0.1, 1.0)), lambda: self._authenticate(line))
+
+    def _go_on(self, line: Line) -> None:
+        link = line.link
+        assert link is not None
+        if line.detached:
+            return
+        self._simulation.serial += 1
+        line.more = self._engine.receive(link, b"", self._simulation.now)
+        self._look_after(line)
+        self.settle()
+        if not line.more:
+            line.up.look()
+
+    def _authenticate(self, line: Line) -> None:
+        link = line.link
+        assert link is not None
+        self._simulation.serial += 1
+        self._engine.authenticated(link, link.username, self._simulation.now)
+        line.more = True
+        self._go_on(line)
+
+    def _to_client(self, client: SimulatedClient, line: Line, data: bytes) -> None:
+        self._simulation.serial += 1
+        self._record(line, b"<", data)
+        if client.line is line:
+            if data:
+                client.receive(data)
+            else:
+                client.disconnected()
+        self._flush(line)
+        self.settle()
+
+    def _record(self, line: Line, direction: bytes, data: bytes) -> None:
+        self.digest.update(b"%d %s %r " % (line.number, direction, self._simulation.now.hex().encode()) + data)
+
+    def detach(self, line: Line) -> None:
+        if not line.detached:
+            line.detached = True
+            assert line.link is not None
+            self._simulation.serial += 1
+            self._simulation.incarnations.ended(line)
+            self._engine.detach(line.link, self._simulation.now)
+            line.up.kill()
+            line.down.send(b"")
+            self.settle()
+
+    # ---- after each verb ----
+
+    def settle(self) -> None:
+        """Take what the engine has ready, until there is nothing; see to the next deadline; look whether the books are right."""
+        engine = self._engine
+        self.unflushed += 1
+        while ready := engine.take_ready():
+            for link in ready:
+                line = link.transport
+                assert isinstance(line, Line)
+                self._flush(line)
+        self.unflushed -= 1
+        deadline = engine.next_deadline()
+        if deadline < self._tick_at:
+            self._tick_at = max(deadline, self._simulation.now)
+            at = self._tick_at
+            self._timeline.at(at, lambda: self._tick(at))
+        self._simulation.audit.check(self._simulation.now, self._simulation.serial, self.unflushed > 0)
+        if self._simulation.failure:
+            raise BrokenPromise(self._simulation.failure)
+
+    def _tick(self, at: float) -> None:
+        if at == self._tick_at:
+            self._tick_at = math.inf
+            self._simulation.serial += 1
+            self._engine.tick(self._simulation.now)
+            self.settle()
+
+    def _flush(self, line: Line) -> None:
+        link = line.link
+        assert link is not None
+        engine = self._engine
+        if link.phase == ENDED:
+            self._simulation.incarnations.ended(line)
+        while not line.detached:
+            data = engine.data_to_send(link, 65_536)
+            room = line.down.room_bytes
+            if not data:
+                if link.closing:
+                    self.detach(line)
+                break
+            if room <= 0:
+                engine.bytes_sent(link, 0, self._simulation.now)
+                if link.closing:
+                    self._timeline.at(self._simulation.now + self._simulation.limits.close_timeout_s, lambda: self.detach(line))
+                break
+            chunk = bytes(data[:room])
+            line.down.send(chunk)
+            engine.bytes_sent(link, len(chunk), self._simulation.now)
+        if line.was_paused and not link.paused and not line.detached:
+            line.was_paused = False
+            line.more = True
+            self._timeline.at(self._simulation.now, lambda: self._go_on(line))
