@@ -145,16 +145,11 @@ def connect(
     level = VERSIONS.get(version)
     if level is None:
         raise ValueError(f"version must be one of {', '.join(VERSIONS)}, not {version!r}")
-    if not 1 <= outgoing_count_max <= 60_000:
-        raise ValueError(f"outgoing_count_max must be from 1 to 60,000, not {outgoing_count_max!r}")
+    _check_range("outgoing_count_max", outgoing_count_max, 1, 60_000)
     expiry_s = whole_seconds(session_expiry_s, "session_expiry_s")
     properties = NO_PROPERTIES if connect_properties is None else connect_properties
     if auth is not None:
-        if level < MQTT_5:
-            raise NotSupported("auth= needs MQTT 5.0")
-        if properties.authentication_method is not None or properties.authentication_data is not None:
-            raise ValueError("auth= says the Authentication Method and Data: leave them out of connect_properties")
-        properties = structs.replace(properties, authentication_method=auth.method)
+        properties = _authenticating(properties, auth, level)
     will_properties = NO_PROPERTIES if will is None else will.message.properties
     if level < MQTT_5 and (expiry_s or user_properties or properties is not NO_PROPERTIES or will_properties is not NO_PROPERTIES):
         raise NotSupported("session_expiry_s and the properties of CONNECT and Will need MQTT 5.0")
@@ -162,14 +157,10 @@ def connect(
         raise ValueError(f"clean_start=False needs a client_id in MQTT {version}")
     if level == MQTT_31 and not client_id:
         client_id = f"broker-{secrets.token_hex(8)}"  # 3.1 has no empty Client Identifier; 23 characters are its most
-    for name, value, greatest in (
-        ("keep_alive_s", keep_alive_s, 65_535),
-        ("topic_alias_maximum", topic_alias_maximum, 65_535),
-        ("receive_maximum", receive_maximum - 1, 65_534),
-        ("packet_bytes_max", packet_bytes_max - 1, 268_435_459),
-    ):
-        if not 0 <= value <= greatest:
-            raise ValueError(f"{name} is out of range")
+    _check_range("keep_alive_s", keep_alive_s, 0, 65_535)
+    _check_range("topic_alias_maximum", topic_alias_maximum, 0, 65_535)
+    _check_range("receive_maximum", receive_maximum, 1, 65_535)
+    _check_range("packet_bytes_max", packet_bytes_max, 1, 268_435_460)
     options = ClientOptions(
         client_id=client_id,
         version=level,
@@ -191,6 +182,20 @@ def connect(
     address, dialler = _dialler(where, tls, bind_address, nodelay, headers)
     driver = Driver(core, address, outgoing_count_max=outgoing_count_max, unclaimed_grace_s=unclaimed_grace_s)
     return _connected(driver, Client(driver, version), dialler, address, reconnect, connect_timeout_s, close_grace_s, auth)
+
+
+def _authenticating(properties: Properties, auth: Authentication, level: int) -> Properties:
+    """With the method that `auth` has."""
+    if level < MQTT_5:
+        raise NotSupported("auth= needs MQTT 5.0")
+    if properties.authentication_method is not None or properties.authentication_data is not None:
+        raise ValueError("auth= says the Authentication Method and Data: leave them out of connect_properties")
+    return structs.replace(properties, authentication_method=auth.method)
+
+
+def _check_range(name: str, value: int, least: int, greatest: int) -> None:
+    if not least <= value <= greatest:
+        raise ValueError(f"{name} must be from {least:,} to {greatest:,}, not {value!r}")
 
 
 def _dialler(
