@@ -29,10 +29,13 @@ from broker.testing.script import ClientSpec, Script, Step
 from broker.testing.surroundings import PERFECT, Surroundings
 from broker.testing.timeline import Timeline
 from broker.testing.wire import Faults, Line
-from broker.wire.packets import MQTT_5, NO_PROPERTIES, ConnAck, Disconnect, Properties, WillMessage
+from broker.wire.codec import encode
+from broker.wire.packets import MQTT_5, MQTT_311, NO_PROPERTIES, ConnAck, Disconnect, Properties, Publish, WillMessage
 
 TIGHT_BYTES: Final = 100_000
 """With less memory two packets that are coming in may find no place."""
+HALF_PACKET: Final = encode(Publish("a/1", bytes(5_000)), MQTT_311)[:4_500]
+"""Whoever is gone without a word goes in the middle of a packet."""
 RECONNECT_S: Final = 2.0311
 HEALING_S: Final = 200.0
 
@@ -248,6 +251,8 @@ class Simulation:
             self.incarnations.says_goodbye(line)
         client.disconnected()
         line.down.frozen = True
+        if how == "half-open":
+            line.up.send(HALF_PACKET)
         if how == "cut":
             line.up.kill()
             line.down.kill()
