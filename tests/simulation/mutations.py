@@ -11,6 +11,7 @@ from broker.core import delivery, ending, engine, incoming, pausing, publish, re
 from broker.core.client_inbox import ClientInbox
 from broker.core.client_outbox import ClientOutbox
 from broker.core.client_state import Delivery as ClientDelivery
+from broker.core.filter_trie import FilterTrie
 from broker.core.inflight import Receiver, Sender
 from broker.core.kept import Kept
 from broker.core.link import Link
@@ -146,6 +147,11 @@ def stale_routes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TopicTable, "is_fresh", lambda self, route: True)
 
 
+def wildcards_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first message goes to the filter that is its topic, whatever else matches."""
+    monkeypatch.setattr(FilterTrie, "sole", lambda self, topic, found: found)
+
+
 def ids_reused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A packet id is taken without looking whether it is free."""
 
@@ -252,7 +258,8 @@ def client_takes_repetitions_for_new(monkeypatch: pytest.MonkeyPatch) -> None:
 
 MUTATIONS: list[Mutation] = [
     resend_lost, pubrel_forgotten, quota_not_restored, order_swapped, waiting_bytes_leaked, will_published_twice, will_not_cancelled, qos_2_not_held,
-    drop_not_counted, access_not_asked, receive_maximum_ignored, subscription_kept, retained_not_replaced, stale_routes, ids_reused,
+    drop_not_counted, access_not_asked, receive_maximum_ignored, subscription_kept, retained_not_replaced, stale_routes, wildcards_forgotten,
+    ids_reused,
     whole_group_gets_it, bounds_ignored, expiry_ignored, inflight_leaked, unsent_not_counted, receiving_not_counted,
     half_packets_not_bounded, ended_not_discarded, pause_without_end, sole_recipient_always_believed,
     resumed_client_sends_nothing_again, client_takes_repetitions_for_new,
