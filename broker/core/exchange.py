@@ -9,6 +9,7 @@ used there too, so that a run goes on as one slice, and no message needs an obje
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from broker.core import pausing
@@ -17,7 +18,7 @@ from broker.core.inflight import PACKET_ID_MAX
 from broker.core.link import CONNECTED
 from broker.core.plain_properties import plain_stop
 from broker.core.publish import recognise
-from broker.core.runs import OTHER_FORM_BYTES_MAX, acknowledgements, alike, packet_ids
+from broker.core.runs import OTHER_FORM_BYTES_MAX, acknowledgements, alike, are_different, packet_ids
 from broker.core.waiting import PublishRun
 from broker.wire.packets import MQTT_5
 
@@ -142,25 +143,31 @@ def _acknowledge_run(session: Session, data: bytes, position: int, first: int, c
     """Do at once what a run of acknowledgements of one kind comes to, if all of it is ordinary; if not, nothing was done."""
     sender = session.sender
     ids = packet_ids(data, position + 2, 4, count)
-    if len(set(ids)) != count:
+    if not are_different(ids):
         return False
     if first in (_PUBACK, _PUBREC):
         unacknowledged = sender.unacknowledged
         qos = 1 if first == _PUBACK else 2
         found = list(map(unacknowledged.get, ids))
-        different = set(found)  # mostly one `PublishRun` for all
-        for waiting in different:
-            if waiting is None or waiting.qos != qos:
+        run = found[0]
+        if run is not None and found.count(run) == count:  # mostly one `PublishRun` for all
+            if run.qos != qos:
                 return False
-        settled_bytes = 0
-        if len(different) <= 4:
-            for waiting in different:
-                if waiting is not None:
-                    settled_bytes += waiting.size * found.count(waiting)
+            settled_bytes = run.size * count
         else:
-            for waiting in found:
-                if waiting is not None:
-                    settled_bytes += waiting.size
+            different = set(found)
+            for waiting in different:
+                if waiting is None or waiting.qos != qos:
+                    return False
+            settled_bytes = 0
+            if len(different) <= 4:
+                for waiting in different:
+                    if waiting is not None:
+                        settled_bytes += waiting.size * found.count(waiting)
+            else:
+                for waiting in found:
+                    if waiting is not None:
+                        settled_bytes += waiting.size
         _remove(unacknowledged, ids)
         session.let_go(settled_bytes)
         if qos == 1:
@@ -170,7 +177,7 @@ def _acknowledge_run(session: Session, data: bytes, position: int, first: int, c
             answers.append(acknowledgements(_PUBREL, data, position + 2, 4, count))
     elif first == _PUBREL:
         held = session.receiver.held
-        if not held.keys() >= set(ids):
+        if not all(map(held.__contains__, ids)):
             return False
         _remove(held, ids)
         answers.append(acknowledgements(_PUBCOMP, data, position + 2, 4, count))
@@ -186,7 +193,7 @@ def _acknowledge_run(session: Session, data: bytes, position: int, first: int, c
     return True
 
 
-def _remove(table: dict[int, V], ids: list[int]) -> None:
+def _remove(table: dict[int, V], ids: Sequence[int]) -> None:
     """Take out ids that are all there, and different."""
     if len(ids) == len(table):
         table.clear()
@@ -253,7 +260,7 @@ def _publish_run(state: State, link: Link, session: Session, data: bytes, positi
     count = alike(data, position, size, id_at, id_at + 2, payload_at, count_max) if position + 2 * size <= end else 1
     ids = packet_ids(data, position + id_at, size, count)
     if not _are_new(session, ids, qos, held_count_max):
-        del ids[1:]
+        ids = ids[:1]
         if not _are_new(session, ids, qos, held_count_max):
             return 0
         count = 1
@@ -276,9 +283,9 @@ def _publish_run(state: State, link: Link, session: Session, data: bytes, positi
     return count
 
 
-def _are_new(session: Session, ids: list[int], qos: int, held_count_max: int) -> bool:
+def _are_new(session: Session, ids: Sequence[int], qos: int, held_count_max: int) -> bool:
     """Are these packet ids valid, different and, at QoS 2, none that is held, nor more than may be?"""
-    if 0 in ids or (len(ids) > 1 and len(set(ids)) != len(ids)):
+    if 0 in ids or not are_different(ids):
         return False
     if qos == 1:
         return True
@@ -286,7 +293,7 @@ def _are_new(session: Session, ids: list[int], qos: int, held_count_max: int) ->
     return len(held) + len(ids) <= held_count_max and held.keys().isdisjoint(ids)
 
 
-def _give(state: State, link: Link, route: Route, run: PublishRun, ids: list[int], now: float) -> set[int] | None:
+def _give(state: State, link: Link, route: Route, run: PublishRun, ids: Sequence[int], now: float) -> set[int] | None:
     """Give a run to all targets of a plain route; the ids of messages that were refused a place, if any were."""
     count = len(ids)
     targets = route.targets
@@ -340,10 +347,11 @@ def _give(state: State, link: Link, route: Route, run: PublishRun, ids: list[int
                     other = forms[place] = run.form(is_5, qos)
                 form = other
             used = ids
-            if not sender.unacknowledged.keys().isdisjoint(ids) or (sender.released and not sender.released.keys().isdisjoint(ids)):
+            unacknowledged, released = sender.unacknowledged, sender.released
+            if (unacknowledged and not unacknowledged.keys().isdisjoint(ids)) or (released and not released.keys().isdisjoint(ids)):
                 used = sender.take_ids(count)
                 form = form.with_ids(used)
-            sender.unacknowledged.update(dict.fromkeys(used, form))
+            unacknowledged.update(dict.fromkeys(used, form))
             sender.quota -= count
             session.inflight_bytes += run.size * count  # `Session.hold`
             held_bytes += run.size * count

@@ -18,6 +18,7 @@ Receiver: a QoS 2 id is held from its first PUBLISH to its PUBREL; a PUBLISH wit
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Final, Generic, Protocol, TypeVar
 
 from broker.errors import ProtocolError
@@ -76,7 +77,7 @@ class Sender(Generic[M]):
             if packet_id == self._last_id:
                 raise RuntimeError("all 65,535 Packet Identifiers are in use")
 
-    def take_ids(self, count: int) -> list[int]:
+    def take_ids(self, count: int) -> Sequence[int]:
         """Several, as if one by one; the caller uses all of them."""
         first = self._last_id % PACKET_ID_MAX + 1
         if first + count <= PACKET_ID_MAX + 1:
@@ -87,7 +88,7 @@ class Sender(Generic[M]):
                 and (not self.reserved or self.reserved.keys().isdisjoint(wanted))
             ):
                 self._last_id = first + count - 1
-                return list(wanted)
+                return wanted
         return [self.take_id() for _ in range(count)]
 
     def reserve_id(self) -> int:

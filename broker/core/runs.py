@@ -7,7 +7,8 @@ With longer heads (a long topic, properties) it is cheaper to take the heads of 
 
 from __future__ import annotations
 
-from struct import unpack
+from collections.abc import Sequence
+from struct import pack, unpack
 from typing import Final
 
 from broker.wire.primitives import encode_string, encode_varint
@@ -20,6 +21,8 @@ _BLOCK_COUNT_MAX: Final = 512
 """Rows looked at together; with usual sizes they stay in the processor's cache."""
 _COLUMNS_MAX: Final = 24
 """Longer heads are compared whole."""
+_NUMBERS: Final = pack(">65536H", *range(65_536))
+"""All packet ids in turn, as they stand in packets."""
 
 
 def alike(data: bytes, position: int, size: int, head: int, tail: int, tail_stop: int, count_max: int) -> int:
@@ -30,9 +33,12 @@ def alike(data: bytes, position: int, size: int, head: int, tail: int, tail_stop
     suffix = data[position + tail : position + tail_stop]
     count = 1
     at = position + size
+    # Where the last frame that may belong to it is like the first, so are mostly all.
+    last = position + (min(count_max, _BLOCK_COUNT_MAX) - 1) * size
+    likely = count_max > _SINGLY_COUNT and head <= _COLUMNS_MAX and data.startswith(prefix, at) and data.startswith(prefix, last)
     while count < count_max:
         left = count_max - count
-        if count < _SINGLY_COUNT or (left < 16 and head > _COLUMNS_MAX):
+        if not likely and (count < _SINGLY_COUNT or (left < 16 and head > _COLUMNS_MAX)):
             if not data.startswith(prefix, at) or (suffix and not data.startswith(suffix, at + tail)):
                 return count
             at += size
@@ -43,7 +49,7 @@ def alike(data: bytes, position: int, size: int, head: int, tail: int, tail_stop
             rows = _rows_with_head(data, at, size, prefix, block)
         else:
             # Blocks grow, so that what was looked at in vain when a run ends is never much more than the run.
-            block = min(4 * count, _BLOCK_COUNT_MAX, left)
+            block = min(left if likely else 4 * count, _BLOCK_COUNT_MAX, left)
             rows = _rows_with_columns(data, at, size, prefix, 0, block)
         if suffix and rows:
             rows = _rows_with_columns(data, at, size, suffix, tail, rows)
@@ -99,15 +105,29 @@ def at_qos_0(frames: bytes, size: int, topic: str, properties: bytes, payload_at
     return head + head.join(tails(frames, size, payload_at))
 
 
-def packet_ids(data: bytes, position: int, step: int, count: int) -> list[int]:
-    """The numbers of two bytes that stand at `position` and every `step` bytes from there."""
+def packet_ids(data: bytes, position: int, step: int, count: int) -> Sequence[int]:
+    """The numbers of two bytes that stand at `position` and every `step` bytes from there: a `range` where each is the one after the last."""
+    first = data[position] << 8 | data[position + 1]
     if count == 1:
-        return [data[position] << 8 | data[position + 1]]
+        return [first]
     stop = position + step * (count - 1) + 2
     pairs = bytearray(2 * count)
     pairs[0::2] = data[position:stop:step]
     pairs[1::2] = data[position + 1 : stop : step]
-    return list(unpack(f">{count}H", pairs))
+    if _NUMBERS.startswith(pairs, 2 * first):
+        return range(first, first + count)
+    return unpack(f">{count}H", pairs)
+
+
+def as_bytes(numbers: Sequence[int]) -> bytes:
+    """Packet ids one after the other."""
+    if isinstance(numbers, range):  # of `packet_ids` and `Sender.take_ids`: one step at a time
+        return _NUMBERS[2 * numbers.start : 2 * numbers.stop]
+    return pack(f">{len(numbers)}H", *numbers)
+
+
+def are_different(numbers: Sequence[int]) -> bool:
+    return isinstance(numbers, range) or len(numbers) == 1 or len(set(numbers)) == len(numbers)
 
 
 def acknowledgements(kind: int, data: bytes, position: int, step: int, count: int) -> bytes:
