@@ -109,11 +109,13 @@ def stream(version: int, subscriber_version: int, subscribers: int, *, propertie
     return checked(bench, lambda: bench.give(publisher, data), count * subscribers)
 
 
-def many_topics(version: int, topics: int) -> Step:
-    """Each message on another topic, all known, shared by ten subscribers."""
+def many_topics(version: int, topics: int, *, wildcard: bool = False) -> Step:
+    """Each message on another topic, all published to before, shared by ten subscribers, or one under a wildcard."""
     bench = Bench()
     publisher = bench.client("publisher", version)
-    for number in range(10):
+    if wildcard:
+        bench.client("subscriber", version, ("bench/#",))
+    for number in () if wildcard else range(10):
         bench.client(f"subscriber-{number}", version, tuple(f"bench/{topic}" for topic in range(number, topics, 10)))
     data = b"".join(encode(Publish(f"bench/{topic}", PAYLOAD), version) for topic in range(topics))
     return checked(bench, lambda: bench.give(publisher, data), topics)
@@ -262,6 +264,7 @@ PATHS: Final = (
     Path("QoS 0, 1 to 1, one message a read", lambda: stream(MQTT_5, MQTT_5, 1, frames=1)),
     Path("QoS 0, 1 to 100, 3.1.1", lambda: stream(MQTT_311, MQTT_311, 100)),
     Path("QoS 0, 1,000 topics in turn, 3.1.1", lambda: many_topics(MQTT_311, 1000)),
+    Path("QoS 0, 1,000 topics in turn, wildcard", lambda: many_topics(MQTT_311, 1000, wildcard=True)),
     Path("QoS 0, first message on a topic, literal filter", lambda: first_messages(wildcard=False)),
     Path("QoS 0, first message on a topic, wildcard", lambda: first_messages(wildcard=True)),
     Path("QoS 0, 1 to 1, two properties", lambda: stream(MQTT_5, MQTT_5, 1, properties=PROPERTIES, frames=100)),
