@@ -11,8 +11,9 @@ from broker.wire.packets import MQTT_5, Connect, Publish, Subscribe, Subscriptio
 from tests.core.harness import World
 
 CLIENTS_COUNT = int(os.environ.get("BROKER_SHORT_CLIENTS", "4000"))
-GROWTH_BYTES_MAX = 50_000
-"""For all of them: a twentieth of a word each at 100,000."""
+GROWTH_BYTES_MAX = 80_000
+"""For all of them: a byte each at 100,000. Some 50,000 are bounded tables, whose entries of before were not traced: the same for 2,000 clients
+and for 20,000."""
 
 
 def come_and_go(world: World, count: int) -> None:
