@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Final
 
 from broker.core import pausing
 from broker.core.ending import close_link
-from broker.core.kept import FIRST_BYTE, KEPT_PLAIN, KEPT_PLAIN_5, Kept, message_of, replayed, topic_of
+from broker.core.kept import FIRST_BYTE, KEPT_PLAIN, KEPT_PLAIN_5, Kept, message_of, replayed, topic_of, with_packet_id
 from broker.core.mount import own_topic_field
-from broker.core.waiting import Delivery, WaitingQueue
+from broker.core.waiting import Delivery, KeptDelivery, WaitingQueue
 from broker.core.waiting_run import WaitingRun
 from broker.reasons import ReasonCode
 from broker.wire.codec import encode_varint
@@ -237,6 +237,11 @@ def _send_kept(state: State, link: Link, session: Session, subscription: Subscri
             continue
         elif isinstance(kept, bytes) and not link.mount_point and (subscription.qos == 0 or not kept[0] & 0x06):
             frames.append(replayed(kept, is_mqtt_5, own))
+        elif isinstance(kept, bytes) and kept[0] & ~0x06 == ready_made and len(kept) + 3 <= link.packet_bytes_max:
+            session.order += 1
+            delivery = KeptDelivery(kept, min(kept[0] >> 1 & 3, subscription.qos), session.order)
+            session.hold(delivery.size)
+            frames.append(with_packet_id(kept, delivery.qos, session.sender.send(delivery)))
         else:
             _commit_frames(state, link, frames)
             frames = []

@@ -126,6 +126,14 @@ def replayed(frame: bytes, is_mqtt_5: bool, own_properties: bytes) -> bytes:
     return framed(KEPT_PLAIN, topic_field, properties, payload)
 
 
+def with_packet_id(frame: bytes, qos: int, packet_id: int) -> bytes:
+    """The PUBLISH at QoS 1 or 2 for a recipient of the same version."""
+    at = 2 if frame[1] < 0x80 else topic_at(frame)
+    topic_stop = at + 2 + (frame[at] << 8 | frame[at + 1])
+    first = bytes((KEPT_PLAIN | qos << 1,))
+    return b"".join((first, encode_varint(len(frame) - at + 2), frame[at:topic_stop], packet_id.to_bytes(2, "big"), frame[topic_stop:]))
+
+
 def _topic_stop(frame: bytes) -> int:
     at = topic_at(frame)
     return at + 2 + (frame[at] << 8 | frame[at + 1])

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from broker.core.kept import message_of, size_of
 from broker.core.message import ApplicationMessage
 from broker.core.runs import as_bytes, at_qos_0, tails
 from broker.core.waiting_run import WaitingRun
@@ -135,7 +136,24 @@ class PublishRun:
         raise KeyError(packet_id)
 
 
-Unacknowledged = Delivery | PublishRun
+class KeptDelivery:
+    """A retained message that was sent at QoS 1 or 2, as it is kept: it is a message again only if it has to be repeated."""
+
+    __slots__ = ("frame", "group", "order", "qos", "size")
+
+    def __init__(self, frame: bytes, qos: int, order: int) -> None:
+        self.frame = frame
+        self.qos = qos
+        self.order = order
+        self.group: SharedGroup | None = None
+        self.size = size_of(frame)
+
+    def at(self, packet_id: int) -> Delivery:
+        """What to repeat."""
+        return Delivery(message_of(self.frame), self.qos, True, (), None, self.order)
+
+
+Unacknowledged = Delivery | PublishRun | KeptDelivery
 
 
 class Account:

@@ -215,6 +215,33 @@ def test_a_full_store_answers_for_each_message_as_ever() -> None:
     assert world.dropped("not-accepted") == 2
 
 
+@pytest.mark.parametrize("again_as", [MQTT_311, MQTT_5])
+@pytest.mark.parametrize("version", [MQTT_311, MQTT_5])
+@pytest.mark.parametrize("qos", [1, 2])
+def test_what_was_replayed_and_not_acknowledged_is_repeated(qos: int, version: int, again_as: int) -> None:
+    world = World()
+    properties = Properties(content_type="text") if version == MQTT_5 else NO_PROPERTIES
+    world.client("p", version).publish("t/1", b"x", qos, 1, retain=True)
+    world.client("q", version).send(Publish("t/2", b"y", qos, True, packet_id=2, properties=properties))
+    reader = world.client("r", version, clean=False, expiry=1000 if version == MQTT_5 else None)
+    reader.subscribe(("t/+", 2))
+    first = reader.messages()
+    world.client("p").publish("t/1", b"newer", 0, retain=True)
+    assert sorted((message.topic, message.payload, message.qos, message.retain) for message in first) == [
+        ("t/1", b"x", qos, True),
+        ("t/2", b"y", qos, True),
+    ]
+    assert world.state.waiting.inflight_bytes == 8
+    reader.detach()
+    back = world.client("r", again_as, clean=False, expiry=1000 if again_as == MQTT_5 else None)
+    again = [message for message in back.messages() if message.dup]
+    assert [(message.packet_id, message.topic, message.payload, message.qos, message.retain) for message in again] == [
+        (message.packet_id, message.topic, message.payload, qos, True) for message in first
+    ]
+    expected = properties.content_type if again_as == MQTT_5 else None
+    assert {message.properties.content_type for message in again if message.topic == "t/2"} == {expected}
+
+
 def test_the_walk_is_not_needed_where_neighbours_were_kept_before() -> None:
     """The nodes that are known by name go with their last message, and what is put there afterwards is found from the root."""
     store = RetainedStore()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.core.kept import KEPT_PLAIN, Expiring, is_on, kept_of, message_of, replayed, size_of, topic_of
+from broker.core.kept import KEPT_PLAIN, Expiring, is_on, kept_of, message_of, replayed, size_of, topic_of, with_packet_id
 from broker.core.message import ApplicationMessage
 from broker.wire.codec import encode
 from broker.wire.packets import MQTT_5, MQTT_311, NO_PROPERTIES, Properties, Publish
@@ -55,6 +55,16 @@ def test_the_frame_of_a_replay_at_qos_0(version: int, identifier: int, message: 
     own = bytes((0x0B, identifier)) if identifier and version == MQTT_5 else b""
     head, tail = message.frame(version, KEPT_PLAIN, b"", own, message.topic_field)
     assert replayed(kept, version == MQTT_5, own) == head + tail
+
+
+@pytest.mark.parametrize("qos", [1, 2])
+@given(message=MESSAGES)
+def test_the_frame_of_a_replay_at_qos_1_and_2(qos: int, message: ApplicationMessage) -> None:
+    message.expires_at = math.inf
+    kept = kept_of(message)
+    assert isinstance(kept, bytes)
+    version = MQTT_311 if message.properties is NO_PROPERTIES else MQTT_5
+    assert with_packet_id(kept, qos, 0x1234) == b"".join(message.frame(version, KEPT_PLAIN | qos << 1, b"\x12\x34", b"", message.topic_field))
 
 
 def test_what_needs_no_change_is_not_copied() -> None:
