@@ -20,7 +20,7 @@ import trio
 
 from broker.net.handshake import shake_hands
 from broker.net.inquiry import Inquiry
-from broker.net.transport import BROKEN, SocketTransport, Transport, strerror
+from broker.net.transport import BROKEN, READ_BYTES_MORE, SocketTransport, Transport, strerror
 from broker.net.vigil import AWAKE_GAP_S
 
 if TYPE_CHECKING:
@@ -222,6 +222,7 @@ class Connection:
         clock = server.clock
         now = -math.inf
         quick = False
+        frame_bytes = 0  # of who streams large frames: reads end where a frame does, so that none is taken apart and joined
         transport = self.transport
         first = alone = self._nursery is None
         held = not alone and (link.paused or link.auth is not None)  # what was read has not all been worked through
@@ -273,8 +274,14 @@ class Connection:
             # A pause may be over before we see it: this very flush can end it.
             held = engine.receive(link, data, now) or link.paused
             server.flush(now)
-            if transport.streaming and link.decoder.missing_bytes > LARGE_FRAME_MISSING:
-                transport.read_more()
+            if transport.streaming:
+                missing = link.decoder.missing_bytes
+                if missing > LARGE_FRAME_MISSING:
+                    frame_bytes = link.decoder.frame_bytes
+                elif missing:
+                    frame_bytes = 0
+                if frame_bytes:
+                    transport.read_more(min(READ_BYTES_MORE, missing + max(0, READ_BYTES_MORE - missing) // frame_bytes * frame_bytes))
             if link.auth is not None and (self.inquiry is None or self.inquiry.question is not link.auth):
                 if alone:
                     return False

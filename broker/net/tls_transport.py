@@ -88,7 +88,7 @@ class TlsTransport(SocketTransport):
     def arrival(self) -> Awaitable[None]:
         return checkpoint() if self._early or self._fault or self._ended else super().arrival()
 
-    def read_more(self) -> None:
+    def read_more(self, size: int) -> None:
         pass
 
     def take(self) -> bytes | None:

@@ -76,8 +76,8 @@ class Transport(Protocol):
     def wake(self) -> None:
         """Have `arrival` end, with ClosedResourceError if nothing has come: its task has something else to do. Only asked of sockets."""
 
-    def read_more(self) -> None:
-        """The next read may be larger: frames are large, and more of them lie there."""
+    def read_more(self, size: int) -> None:
+        """The next read may be of so many bytes: frames are large, and more of them lie there."""
 
     def take(self) -> bytes | None:
         """What has come, b"" at the end of the stream, None if it is nothing yet. Raises one of BROKEN."""
@@ -124,7 +124,7 @@ class SocketTransport:
         connected.setblocking(False)
         self.socket = connected
         self.streaming = False
-        self._more = False
+        self._more = 0
         self._sizes = ReadSizes() if sizes is None else sizes
 
     def arrival(self) -> Awaitable[None]:
@@ -137,15 +137,15 @@ class SocketTransport:
         if self.socket.fileno() >= 0:
             trio.lowlevel.notify_closing(self.socket)
 
-    def read_more(self) -> None:
-        self._more = True
+    def read_more(self, size: int) -> None:
+        self._more = size
 
     def take(self) -> bytes | None:
         size = self._sizes.bytes
         if self._more:
-            self._more = False
             if size == READ_BYTES:
-                size = READ_BYTES_MORE
+                size = self._more
+            self._more = 0
         try:
             data = self.socket.recv(size)
         except (BlockingIOError, InterruptedError):
@@ -220,7 +220,7 @@ class StreamTransport:
     def wake(self) -> None:
         pass
 
-    def read_more(self) -> None:
+    def read_more(self, size: int) -> None:
         pass
 
     def take(self) -> bytes | None:

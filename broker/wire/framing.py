@@ -44,6 +44,11 @@ class FrameDecoder:
         return len(self.data) - self.position + self._gathered
 
     @property
+    def frame_bytes(self) -> int:
+        """Of the frame that is being gathered, when it will have come in full; 0: none is being gathered."""
+        return self._gathered + self.missing_bytes
+
+    @property
     def held_bytes(self) -> int:
         """What is kept in memory: of a read all, however little of it was not given out."""
         return len(self.data) + self._gathered
