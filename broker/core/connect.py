@@ -17,6 +17,7 @@ from broker.core.deadlines import AUTHENTICATION_END, KEEP_ALIVE
 from broker.core.delivery import pump
 from broker.core.ending import close_link, end_session, leave
 from broker.core.inflight import PACKET_ID_MAX
+from broker.core.limits import outbox_mark
 from broker.core.link import AUTHENTICATING, CONNECTED, ENDED, PACKET_BYTES_LARGEST
 from broker.core.mount import mounted_will
 from broker.core.rate import Rate
@@ -290,7 +291,7 @@ def _adopt_capabilities(link: Link, packet: Connect, now: float) -> None:
     limits = link.limits
     link.promised = limits
     link.decoder.packet_bytes_max = limits.packet_bytes_max
-    link.outbox_bytes_high = limits.outbox_bytes_high
+    link.outbox_bytes_high = outbox_mark(limits)
     link.credit_s = limits.slow_subscriber_grace_s
     limit_rate(link, now)
     wanted = packet.properties.topic_alias_maximum

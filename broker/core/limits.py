@@ -105,6 +105,17 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     work_per_turn_max: int = 10_000
 
 
+OUTBOX_BYTES_HIGH_MIN: Final = 1024
+
+
+def outbox_mark(limits: Limits) -> int:
+    """`outbox_bytes_high`, and no more than a sixteenth of all memory: small limits pause before they drop."""
+    bytes_high = limits.outbox_bytes_high
+    if bytes_high > limits.memory_bytes_max >> 4:
+        return min(bytes_high, max(OUTBOX_BYTES_HIGH_MIN, limits.memory_bytes_max >> 4))
+    return bytes_high
+
+
 OF_ALL: Final = frozenset({"memory_bytes_max", "retained_count_max", "routes_count_max", "sessions_count_max", "work_per_turn_max"})
 """Bounds of the broker as a whole: no listener and no user has others."""
 OF_STRANGERS: Final = frozenset({

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from broker.core.limits import outbox_mark
 from broker.core.outbox import Outbox
 from broker.wire.framing import FrameDecoder
 from broker.wire.packets import MQTT_5
@@ -32,9 +33,6 @@ ENDED: Final = 3
 
 PACKET_BYTES_LARGEST: Final = 268_435_460
 """The protocol's own limit: one byte, four of length, 268,435,455 of body (MQTT 5.0, 2.1.4)."""
-
-
-OUTBOX_BYTES_HIGH_MIN: Final = 1024
 
 
 class Link:
@@ -97,10 +95,7 @@ class Link:
         self.receiving_bytes = 0
         """So much of it, and of what `rate` holds back, is in the account."""
         self.outbox = Outbox(account)
-        bytes_high = limits.outbox_bytes_high
-        if bytes_high > limits.memory_bytes_max >> 4:  # small limits pause before they drop
-            bytes_high = min(bytes_high, max(OUTBOX_BYTES_HIGH_MIN, limits.memory_bytes_max >> 4))
-        self.outbox_bytes_high = bytes_high
+        self.outbox_bytes_high = outbox_mark(limits)
         self.promised = limits
         """The limits that its CONNACK told of: what they allow stays allowed, though the broker's own change."""
         self.packet_bytes_max = PACKET_BYTES_LARGEST

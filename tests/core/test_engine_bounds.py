@@ -869,6 +869,15 @@ def test_two_that_wait_for_each_other_are_let_go() -> None:
     assert not two.link.paused
 
 
+def test_small_limits_pause_before_they_drop_also_for_whoever_has_connected() -> None:
+    world = World(memory_bytes_max=100_000)
+    peer = world.peer("small")
+    assert peer.link.outbox_bytes_high == 6250
+    peer.send(Connect("small", MQTT_5))
+    assert peer.link.connected
+    assert peer.link.outbox_bytes_high == 6250
+
+
 # ---- nothing is left ----
 
 OPERATION = st.one_of(
@@ -888,7 +897,7 @@ OPERATION = st.one_of(
 
 
 def check_account(world: World) -> None:
-    """The account of all is what the queues of the living hold."""
+    """The account of all is what the queues of the living hold, and what those who have ended are still sent."""
     queues = [session.queue for session in world.state.sessions.values()]
     queues += [link.outbox.waiting for link in world.state.links if link.connected]
     account = world.state.waiting
@@ -897,7 +906,8 @@ def check_account(world: World) -> None:
     sessions = world.state.sessions.values()
     assert account.inflight_bytes == sum(delivery.size for session in sessions for delivery in session.sender.unacknowledged.values())
     assert account.inflight_bytes == sum(session.inflight_bytes for session in sessions)
-    assert account.unsent_bytes == sum(link.outbox.committed_bytes for link in world.state.links if link.phase != ENDED)
+    links = world.state.links
+    assert account.unsent_bytes == sum(link.outbox.counted_bytes if link.phase == ENDED else link.outbox.committed_bytes for link in links)
 
 
 @settings(max_examples=150)
