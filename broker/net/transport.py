@@ -23,8 +23,8 @@ from broker.net.memory import memory_stream_pair as memory_stream_pair
 
 READ_BYTES: Final = 65_536
 READ_BYTES_CROWDED: Final = 16_384
-READ_BYTES_MORE: Final = 114_688
-"""For those who stream large frames: seven of 16 KiB. From 128 KiB on malloc would map and clear the memory anew for each read."""
+READ_BYTES_MORE: Final = 131_008
+"""For those who stream large frames: seven of 16 KiB with their heads. From 128 KiB on malloc would map and clear the memory anew for each read."""
 STREAMING_COUNT_CROWDED: Final = 8
 STREAM_SEND_BYTES: Final = 65_536
 """Handed to `send_all` at a time: what lies inside a foreign stream is no longer ours to count."""
