@@ -44,6 +44,7 @@ COUNTS: Final = {
     "memory/unsent/bytes": "unsent_bytes",
     "memory/retained/bytes": "retained_bytes",
     "memory/receiving/bytes": "receiving_bytes",
+    "memory/wills/bytes": "will_bytes",
 }
 
 # Topic below $SYS/broker/load/ : key of Engine.statistics().

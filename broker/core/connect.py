@@ -15,7 +15,7 @@ from broker.core import incoming
 from broker.core.auth import AuthRequest
 from broker.core.deadlines import AUTHENTICATION_END, KEEP_ALIVE
 from broker.core.delivery import pump
-from broker.core.ending import close_link, end_session, leave
+from broker.core.ending import close_link, drop_will, end_session, keep_will, leave, will_size
 from broker.core.inflight import PACKET_ID_MAX
 from broker.core.limits import outbox_mark
 from broker.core.link import AUTHENTICATING, CONNECTED, ENDED, PACKET_BYTES_LARGEST
@@ -87,7 +87,7 @@ def _check(state: State, link: Link, packet: Connect) -> tuple[ReasonCode, str] 
     return None
 
 
-def _check_will(link: Link, will: WillMessage) -> tuple[ReasonCode, str] | None:
+def _check_will(state: State, link: Link, will: WillMessage) -> tuple[ReasonCode, str] | None:
     """What this client's limits, which are known when it is known, have no place for."""
     limits = link.limits
     if will.qos > limits.maximum_qos:
@@ -97,6 +97,10 @@ def _check_will(link: Link, will: WillMessage) -> tuple[ReasonCode, str] | None:
     fault = topic_name_fault(will.topic)  # it may have become too long
     if fault is not None or will.topic.startswith("$SYS/") or will.topic.count("/") >= limits.filter_levels_max:
         return ReasonCode.TOPIC_NAME_INVALID, f"the Will Topic {will.topic!r} is not for clients"
+    session = state.sessions.get(link.client_id)
+    size = will_size(will)
+    if state.over_memory_for_wills(size, size if session is None or session.will is None else size - will_size(session.will)):
+        return ReasonCode.QUOTA_EXCEEDED, "the Wills of all clients take as much memory as they may"
     return None
 
 
@@ -166,7 +170,7 @@ def accept(state: State, link: Link, now: float, final_data: bytes | None = None
     assert packet is not None
     link.limits = link.allowance.of(link.username)
     will = packet.will
-    refusal = None if will is None else _check_will(link, will)
+    refusal = None if will is None else _check_will(state, link, will)
     if refusal is None and link.username is not None:
         refusal = _check_user(state, link)
     if refusal is None and link.limits.connects_per_client_id_per_s_max:
@@ -187,7 +191,8 @@ def accept(state: State, link: Link, now: float, final_data: bytes | None = None
     session, present = _take_session(state, link, packet, now)
     expiry_s = _session_expiry_s(link, packet)
     session.expiry_s = expiry_s
-    session.will = will  # [MQTT5-3.1.2-7]
+    if will is not None:
+        keep_will(state, session, will)
     session.link = link
     link.session = session
     link.phase = CONNECTED
@@ -237,9 +242,7 @@ def _take_session(state: State, link: Link, packet: Connect, now: float) -> tupl
     if not session.ended:
         state.deadlines.cancel(session.expiry_deadline)
         session.expiry_deadline = None
-        state.deadlines.cancel(session.will_deadline)  # [MQTT5-3.1.3-9]
-        session.will_deadline = None
-        session.will = None
+        drop_will(state, session)  # [MQTT5-3.1.3-9]
         _give_access(state, session, link)
         session.allowance = link.allowance
         return session, True

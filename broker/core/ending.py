@@ -14,7 +14,7 @@ from broker.core.deadlines import SESSION_EXPIRY, WILL_DELAY
 from broker.core.link import CONNECTED, ENDED
 from broker.core.message import ApplicationMessage
 from broker.reasons import SERVER_DISCONNECT_CODES, ReasonCode
-from broker.wire.codec import encode_within
+from broker.wire.codec import encode_properties, encode_within
 from broker.wire.packets import NO_PROPERTIES, Disconnect, Properties, WillMessage
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def _settle_will(state: State, session: Session, now: float, discard: bool) -> N
     if will is None:
         return
     if discard:
-        session.will = None
+        drop_will(state, session)
         return
     delay_s = will.properties.will_delay_interval or 0
     if delay_s > 0 and session.lasts and delay_s < session.expiry_s:
@@ -120,16 +120,40 @@ def _settle_will(state: State, session: Session, now: float, discard: bool) -> N
 def publish_will(state: State, session: Session, now: float) -> None:
     """Put it on the work list, once [MQTT5-3.1.2-10]; it is published at the end of the verb."""
     will = session.will
-    session.will = None
-    state.deadlines.cancel(session.will_deadline)
-    session.will_deadline = None
+    size = drop_will(state, session)
     if will is None:
         return
     # Asked now and not at CONNECT, since rules change. A Will that they forbid is no reason to refuse its client, but for `authorize`.
     if not session.access.may(session.username, session.client_id, "publish", will.topic):
         state.count_dropped(session.client_id, "not-authorized")
     else:
-        state.wills.append(will_message(will, session.client_id, now))
+        state.waiting.will_bytes += size  # still: until it is published
+        state.wills.append((will_message(will, session.client_id, now), size))
+
+
+def keep_will(state: State, session: Session, will: WillMessage) -> None:
+    """[MQTT5-3.1.2-7] The caller has seen that there is a place for it."""
+    session.will = will
+    state.waiting.will_bytes += will_size(will)
+
+
+def drop_will(state: State, session: Session) -> int:
+    """It has none any more; how much that one counted for."""
+    will = session.will
+    state.deadlines.cancel(session.will_deadline)
+    session.will_deadline = None
+    if will is None:
+        return 0
+    session.will = None
+    size = will_size(will)
+    state.waiting.will_bytes -= size
+    return size
+
+
+def will_size(will: WillMessage) -> int:
+    """What it counts for, in bytes. (Worked out again when it goes: a place for the number would be in every session.)"""
+    properties = 0 if will.properties is NO_PROPERTIES else len(encode_properties(will.properties))
+    return len(will.topic.encode()) + len(will.payload) + properties
 
 
 def will_message(will: WillMessage, client_id: str, now: float) -> ApplicationMessage:

@@ -364,6 +364,7 @@ class Engine:
             "unsent_bytes": state.waiting.unsent_bytes,
             "inflight_bytes": state.waiting.inflight_bytes,
             "receiving_bytes": state.waiting.receiving_bytes,
+            "will_bytes": state.waiting.will_bytes,
             "memory_bytes": state.memory_bytes,
             "deadlines_count": len(state.deadlines),
         }
@@ -456,7 +457,8 @@ class Engine:
             return
         work_max = state.limits.work_per_turn_max
         while state.wills and state.work < work_max:
-            will = state.wills.popleft()
+            will, size = state.wills.popleft()
+            state.waiting.will_bytes -= size
             state.work += 1
             publish(state, will, None, now)
         while state.orphans and state.work < work_max:

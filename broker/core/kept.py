@@ -42,16 +42,27 @@ class Expiring:
 Kept: TypeAlias = bytes | Expiring
 
 
-def kept_of(message: ApplicationMessage) -> Kept:
-    topic_field = message.topic_field
-    payload = message.payload
+def kept_of(message: ApplicationMessage, is_mqtt_5: bool = False) -> Kept:
+    """is_mqtt_5: its publisher is, so most who ask for it will be."""
     first = KEPT_PLAIN | message.qos << 1
-    properties = b""
-    if message.properties is not NO_PROPERTIES:
+    properties = _properties_of(message, is_mqtt_5)
+    if properties:
         first |= WITH_PROPERTIES
-        properties = encode_varint(len(message.fixed_properties)) + message.fixed_properties
-    frame = framed(first, topic_field, properties, payload)
+    frame = framed(first, message.topic_field, properties, message.payload)
     return frame if message.expires_at == math.inf else Expiring(frame, message.expires_at)
+
+
+def size_as_kept(message: ApplicationMessage, is_mqtt_5: bool) -> int:
+    """What it will count for."""
+    remaining = len(message.topic_field) + len(_properties_of(message, is_mqtt_5)) + len(message.payload)
+    return 1 + len(encode_varint(remaining)) + remaining
+
+
+def _properties_of(message: ApplicationMessage, is_mqtt_5: bool) -> bytes:
+    if message.properties is NO_PROPERTIES:
+        return b"\x00" if is_mqtt_5 else b""
+    fixed = message.fixed_properties
+    return encode_varint(len(fixed)) + fixed
 
 
 def framed(first_byte: int, topic_field: bytes, properties: bytes, payload: bytes) -> bytes:
@@ -97,14 +108,8 @@ def is_on(kept: Kept, topic_field: bytes) -> bool:
 
 
 def size_of(kept: Kept) -> int:
-    """What it counts for: the bytes of topic and payload."""
-    frame = kept if isinstance(kept, bytes) else kept.frame
-    at = 2 if frame[1] < 0x80 else topic_at(frame)
-    size = len(frame) - at - 2
-    if frame[0] & WITH_PROPERTIES:
-        topic_stop = at + 2 + (frame[at] << 8 | frame[at + 1])
-        size -= 1 if frame[topic_stop] == 0 else _payload_at(frame, topic_stop) - topic_stop
-    return size
+    """What it counts for: the whole frame."""
+    return len(kept) if isinstance(kept, bytes) else len(kept.frame)
 
 
 def replayed(frame: bytes, is_mqtt_5: bool, own_properties: bytes) -> bytes:

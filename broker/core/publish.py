@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from broker.core.deadlines import RETAINED_EXPIRY
 from broker.core.delivery import deliver, pump
-from broker.core.kept import Expiring, Kept, kept_of
+from broker.core.kept import Expiring, Kept, kept_of, size_as_kept
 from broker.core.link import CONNECTED
 from broker.core.message import ApplicationMessage
 from broker.core.topic_table import KEPT_TOPIC_LENGTH_MAX
@@ -46,14 +46,13 @@ def on_publish(state: State, link: Link, packet: Publish, now: float) -> None:
         # 3.1.1 was told of no maximum: there the 65,535 numbers are the bound.
         if link.is_mqtt_5 and len(session.receiver.held) >= session.receiver.held_count_max:
             raise ProtocolError("more unfinished QoS 2 messages than the Receive Maximum", ReasonCode.RECEIVE_MAXIMUM_EXCEEDED)  # [MQTT5-3.3.4-7]
-    reason = _refusal(state, link, packet, topic)
+    interval = properties.message_expiry_interval
+    expires_at = math.inf if interval is None else now + interval
+    message = ApplicationMessage(topic, packet.payload, packet.qos, packet.retain, properties, session.client_id, expires_at)
+    reason = _refusal(state, link, message)
     if reason is not None and (packet.qos == 0 or not link.is_mqtt_5):
         state.count_dropped(session.client_id, "not-accepted")  # its publisher cannot be told
     if reason is None:
-        interval = properties.message_expiry_interval
-        message = ApplicationMessage(
-            topic, packet.payload, packet.qos, packet.retain, properties, session.client_id, math.inf if interval is None else now + interval
-        )
         reason = publish(state, message, link, now)
         if link.phase != CONNECTED:
             return  # its own overflow rule has closed it, and nothing comes after a DISCONNECT [MQTT5-3.14.4-1]
@@ -89,24 +88,25 @@ def _topic(link: Link, packet: Publish) -> str:
     return topic
 
 
-def _refusal(state: State, link: Link, packet: Publish, topic: str) -> ReasonCode | None:
+def _refusal(state: State, link: Link, message: ApplicationMessage) -> ReasonCode | None:
     """Why this client's message is not taken, or None. 3.1.1 has no word for it: it is acknowledged and dropped [MQTT311-3.3.5-2]."""
+    topic = message.topic
     if topic.count("/") >= link.limits.filter_levels_max or (link.mount_point and topic_name_fault(topic) is not None):  # too long, then
         return ReasonCode.TOPIC_NAME_INVALID
     if topic.startswith("$SYS/") or not may_publish(state, link, topic):
         return ReasonCode.NOT_AUTHORIZED
-    if packet.retain and not may_retain(state, topic, packet.payload):
+    if message.retain and not may_retain(state, message, link.is_mqtt_5):
         return ReasonCode.QUOTA_EXCEEDED
     return None
 
 
-def may_retain(state: State, topic: str, payload: bytes) -> bool:
+def may_retain(state: State, message: ApplicationMessage, is_mqtt_5: bool) -> bool:
     """Is there a place for one more retained message, or is none needed?"""
-    if not payload:
+    if not message.payload:
         return True
-    if state.over_memory_for_later(len(topic.encode()) + len(payload)):
+    if state.over_memory_for_later(size_as_kept(message, is_mqtt_5)):
         return False
-    return len(state.retained) < state.limits.retained_count_max or state.retained.get(topic) is not None
+    return len(state.retained) < state.limits.retained_count_max or state.retained.get(message.topic) is not None
 
 
 def may_publish(state: State, link: Link, topic: str) -> bool:
@@ -154,22 +154,21 @@ def publish(state: State, message: ApplicationMessage, publisher: Link | None, n
     A client's message has been looked at already (`_refusal`); a Will that finds no place among the retained ones is delivered all the same.
     The retained store is a recipient too: what it has taken was not refused by all (docs/decisions/0012-quota-exceeded.md).
     """
-    kept = message.retain and (publisher is not None or may_retain(state, message.topic, message.payload))
+    kept = message.retain and (publisher is not None or may_retain(state, message, False))
     if message.retain and not kept and message.origin:
         state.count_dropped(message.origin, "not-accepted")  # a Will: as a retained message it is lost, and nobody is there to be told
     if kept:
-        store_retained(state, message)
+        store_retained(state, message, publisher is not None and publisher.is_mqtt_5)
     return route(state, message, publisher, now, kept)
 
 
-def store_retained(state: State, message: ApplicationMessage) -> None:
+def store_retained(state: State, message: ApplicationMessage, is_mqtt_5: bool) -> None:
     """Replace the topic's retained message [MQTT5-3.3.1-5], or remove it when the payload is empty [MQTT5-3.3.1-6, -7]."""
     if not message.payload:
         replaced(state, None, state.retained.clear(message.topic))
         return
-    kept = kept_of(message)
-    field = message.topic_field
-    replaced(state, kept, state.retained.put(message.topic, field, kept, len(field) - 2 + len(message.payload)))
+    kept = kept_of(message, is_mqtt_5)
+    replaced(state, kept, state.retained.put(message.topic, message.topic_field, kept))
 
 
 def replaced(state: State, kept: Kept | None, gone: Kept | None) -> None:

@@ -71,7 +71,7 @@ _Child: TypeAlias = _Node | Kept | None
 class RetainedStore:
     """At most one message for each topic. Which topics may be stored, and how many, is for the caller to say.
 
-    bytes: of topics (as UTF-8) and payloads together.
+    bytes: of the frames that are kept, together.
     """
 
     __slots__ = ("_count", "_names", "_near", "_root", "bytes")
@@ -89,11 +89,10 @@ class RetainedStore:
 
     def set(self, message: ApplicationMessage) -> Kept | None:
         """Keep it in place of the topic's older one, which is returned."""
-        field = message.topic_field
-        return self.put(message.topic, field, kept_of(message), len(field) - 2 + len(message.payload))
+        return self.put(message.topic, message.topic_field, kept_of(message))
 
-    def put(self, topic: str, topic_field: bytes, kept: Kept, size: int) -> Kept | None:
-        """The same for what was made a kept message already. topic_field: the topic as it is encoded; size: as `size_of` has it."""
+    def put(self, topic: str, topic_field: bytes, kept: Kept) -> Kept | None:
+        """The same for what was made a kept message already. topic_field: the topic as it is encoded."""
         parent, slash, name = topic.rpartition("/")
         node = self._near.get(parent) if slash else self._root
         previous: Kept | None = None
@@ -111,11 +110,11 @@ class RetainedStore:
                 node.children[name] = kept
             else:
                 previous = self._put_from_root(topic, topic_field, kept)
-        self.bytes += size
+        self.bytes += len(kept) if isinstance(kept, bytes) else len(kept.frame)
         if previous is None:
             self._count += 1
         else:
-            self.bytes -= size_of(previous)
+            self.bytes -= len(previous) if isinstance(previous, bytes) else len(previous.frame)
         return previous
 
     def get(self, topic: str) -> Kept | None:

@@ -82,7 +82,7 @@ def retain(state: State, link: Link, now: float) -> bool:
             kept = framed(first | WITH_PROPERTIES if is_mqtt_5 else first, topic_field, data[properties_at:payload_at], data[payload_at:stop])
         else:
             kept = _FIRST_5 + data[position + 1 : stop] if is_mqtt_5 else data[position:stop]
-        previous = store.put(topic, topic_field, kept, topic_stop - body - 2 + stop - payload_at)
+        previous = store.put(topic, topic_field, kept)
         if previous is None:
             places -= 1
         if expires_in_s >= 0 or isinstance(previous, Expiring):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from broker.core.allowance import Allowance
 from broker.core.buckets import Buckets
 from broker.core.deadlines import Deadlines
+from broker.core.incoming import FREE_BYTES
 from broker.core.retained import RetainedStore
 from broker.core.topic_table import TopicTable
 from broker.core.waiting import Account
@@ -93,7 +94,8 @@ class State:
         # What one verb leaves for its own end, or for the next.
         self.ready: list[Link] = []
         """For `take_ready`."""
-        self.wills: deque[ApplicationMessage] = deque()
+        self.wills: deque[tuple[ApplicationMessage, int]] = deque()
+        """To be published, with the bytes that each counts for until then."""
         self.orphans: deque[tuple[SharedGroup, ApplicationMessage, str]] = deque()
         """Messages of a shared group whose member's session, with this Client Identifier, ended: each to be offered to another member."""
         self.backlog: dict[Link, None] = {}
@@ -133,18 +135,25 @@ class State:
     @property
     def memory_bytes(self) -> int:
         """What counts against `memory_bytes_max`."""
-        return self.outgoing_bytes + self.waiting.receiving_bytes
+        return self.outgoing_bytes + self.waiting.receiving_bytes + self.waiting.will_bytes
 
     @property
     def outgoing_bytes(self) -> int:
-        """All of it but what is coming in, which has a share of its own."""
+        """All of it but what is coming in, and Wills, which have a share of their own."""
         account = self.waiting
         return account.bytes + account.inflight_bytes + account.unsent_bytes + self.retained.bytes
 
     @property
     def receiving_bytes_max(self) -> int:
-        """The share of packets that are coming in, but for one of them: the last eighth. So neither they nor what waits can starve the other."""
-        return self.limits.memory_bytes_max >> 3
+        """The share of packets that are coming in, but for one of them: the last eighth, less the Wills. So neither they nor what waits can
+        starve the other."""
+        limit = self.limits.memory_bytes_max
+        return max(limit >> 4, (limit >> 3) - self.waiting.will_bytes)
+
+    def over_memory_for_wills(self, size: int, more_bytes: int) -> bool:
+        """Is there no place for a Will of that size, with which they take `more_bytes` more? All may take half of the last eighth, large ones no
+        more than half of that, or a few would keep out everybody who has one."""
+        return self.waiting.will_bytes + more_bytes > self.limits.memory_bytes_max >> (4 if size <= FREE_BYTES else 5)
 
     @property
     def memory_left(self) -> int:

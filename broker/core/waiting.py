@@ -159,7 +159,7 @@ Unacknowledged = Delivery | PublishRun | KeptDelivery
 class Account:
     """What all waiting messages come to, and what else is held for clients, or has come of what they send."""
 
-    __slots__ = ("bytes", "count", "inflight_bytes", "large_count", "receiving_bytes", "unsent_bytes")
+    __slots__ = ("bytes", "count", "inflight_bytes", "large_count", "receiving_bytes", "unsent_bytes", "will_bytes")
 
     def __init__(self) -> None:
         self.bytes = 0
@@ -172,10 +172,12 @@ class Account:
         """Read, and not worked through: packets that have not come in full, and what a rate or a pause holds back."""
         self.large_count = 0
         """How many links hold more of it than nobody is blamed for (`incoming.FREE_BYTES`)."""
+        self.will_bytes = 0
+        """Wills of all Sessions, until they are published or dropped."""
 
     @property
     def total_bytes(self) -> int:
-        return self.bytes + self.inflight_bytes + self.unsent_bytes + self.receiving_bytes
+        return self.bytes + self.inflight_bytes + self.unsent_bytes + self.receiving_bytes + self.will_bytes
 
 
 class WaitingQueue:

@@ -5,10 +5,13 @@ Memory is inside its limits, accounts add up, nobody is held up for too long; an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Final
 
+from broker.core.ending import will_size
 from broker.core.incoming import FREE_BYTES
+from broker.core.kept import size_of
 from broker.core.limits import Limits
 from broker.core.link import ENDED, Link
 from broker.core.state import State
@@ -69,8 +72,12 @@ class Audit:
                 f"{state.retained.bytes} retained: above {limits.memory_bytes_max}"
             )
         large = sum(link.receiving_bytes > FREE_BYTES for link in state.links if not link.closing)
-        if account.receiving_bytes > state.receiving_bytes_max and large > 1:
-            self._fail(f"{account.receiving_bytes} bytes of packets that have not come in full are held, above {state.receiving_bytes_max}")
+        share = limits.memory_bytes_max >> 3  # a Will that came since they did takes its part when one of them goes on
+        if account.receiving_bytes > share and large > 1:
+            self._fail(f"{account.receiving_bytes} bytes of packets that have not come in full are held, above {share}")
+        wills = account.will_bytes - sum(size for _, size in state.wills)  # one whose client came back goes out beside its next
+        if wills > limits.memory_bytes_max >> 4:
+            self._fail(f"Wills take {wills} bytes, above a sixteenth of {limits.memory_bytes_max}")
         if account.bytes + state.retained.bytes > limits.memory_bytes_max:
             self._fail(f"{account.bytes} bytes wait and {state.retained.bytes} are retained, above {limits.memory_bytes_max}")
         for link in state.links:
@@ -100,6 +107,12 @@ class Audit:
         receiving = sum(link.decoder.held_bytes + (link.rate.held_bytes if link.rate is not None else 0) for link in state.links)
         if state.waiting.receiving_bytes != receiving:
             self._fail(f"the account says {state.waiting.receiving_bytes} bytes are coming in, the links hold {receiving}")
+        wills = sum(will_size(session.will) for session in state.sessions.values() if session.will is not None) + sum(size for _, size in state.wills)
+        if state.waiting.will_bytes != wills:
+            self._fail(f"the account says Wills take {state.waiting.will_bytes} bytes, they take {wills}")
+        retained = sum(size_of(kept) for filter in ("#", "$SYS/#") for kept in state.retained.cursor(filter).next_batch(1 << 60, 1 << 60, -math.inf))
+        if state.retained.bytes != retained:
+            self._fail(f"the store says {state.retained.bytes} bytes are retained, there are {retained}")
         if state.waiting.inflight_bytes != inflight or state.waiting.unsent_bytes != unsent or unsent < behind:
             self._fail(
                 f"the account says {state.waiting.inflight_bytes} bytes are unacknowledged and {state.waiting.unsent_bytes} unsent, "

@@ -190,6 +190,7 @@ class OwnClient(SimulatedClient):
         if isinstance(packet, ConnAck):
             if packet.reason != ReasonCode.SUCCESS:
                 self.simulation.check_refusal(self, packet)
+                return
             assert self.line is not None
             self.simulation.check_session_present(self.line, packet.session_present)
             self.connected = True

@@ -121,6 +121,9 @@ class Simulation:
     # ---- what clients report ----
 
     def check_refusal(self, client: SimulatedClient, packet: ConnAck) -> None:
+        tight = self.limits.memory_bytes_max < TIGHT_BYTES
+        if tight and self._asked_to[client].get("will") and packet.reason in (ReasonCode.QUOTA_EXCEEDED, ReasonCode.SERVER_UNAVAILABLE):
+            return  # there was no place for its Will
         raise BrokenPromise(f"{client.client_id} was refused with {packet.reason!r}: {packet.properties.reason_string}")
 
     def check_goodbye(self, client: SimulatedClient, packet: Disconnect) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.core.kept import KEPT_PLAIN, Expiring, is_on, kept_of, message_of, replayed, size_of, topic_of, with_packet_id
+from broker.core.kept import KEPT_PLAIN, Expiring, frame_of, is_on, kept_of, message_of, replayed, size_as_kept, size_of, topic_of, with_packet_id
 from broker.core.message import ApplicationMessage
 from broker.wire.codec import encode
 from broker.wire.packets import MQTT_5, MQTT_311, NO_PROPERTIES, Properties, Publish
@@ -40,7 +40,8 @@ def test_the_message_again(message: ApplicationMessage) -> None:
         assert getattr(again, name) == getattr(message, name), name
     assert (again.properties is NO_PROPERTIES) == (message.properties is NO_PROPERTIES)
     assert topic_of(kept) == message.topic
-    assert size_of(kept) == len(message.topic.encode()) + len(message.payload)
+    assert size_of(kept) == len(frame_of(kept)) == size_as_kept(message, False)
+    assert size_of(kept_of(message, True)) == size_as_kept(message, True)
     assert is_on(kept, message.topic_field)
     assert not is_on(kept, ApplicationMessage(message.topic + "/x", b"", 0).topic_field if len(message.topic) < 65_000 else b"\x00\x01t")
 

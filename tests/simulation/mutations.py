@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from broker.core import delivery, ending, engine, incoming, pausing, publish, receiving
+from broker.core import connect, delivery, ending, engine, incoming, pausing, publish, receiving
 from broker.core.client_inbox import ClientInbox
 from broker.core.client_outbox import ClientOutbox
 from broker.core.client_state import Delivery as ClientDelivery
@@ -92,7 +92,7 @@ def will_published_twice(monkeypatch: pytest.MonkeyPatch) -> None:
         will = session.will
         real(state, session, now)
         if will is not None:
-            state.wills.append(ending.will_message(will, session.client_id, now))
+            state.wills.append((ending.will_message(will, session.client_id, now), 0))
 
     monkeypatch.setattr(ending, "publish_will", twice)
 
@@ -136,8 +136,8 @@ def subscription_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 def retained_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     real = RetainedStore.put
 
-    def put(self: RetainedStore, topic: str, topic_field: bytes, kept: Kept, size: int) -> Kept | None:
-        return None if self.get(topic) is not None else real(self, topic, topic_field, kept, size)
+    def put(self: RetainedStore, topic: str, topic_field: bytes, kept: Kept) -> Kept | None:
+        return None if self.get(topic) is not None else real(self, topic, topic_field, kept)
 
     monkeypatch.setattr(RetainedStore, "put", put)
 
@@ -201,6 +201,19 @@ def receiving_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(incoming, "count", lambda state, link: False)
 
 
+def wills_kept_in_the_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Will that is dropped still counts."""
+
+    def drop(state: State, session: Session) -> int:
+        session.will = None
+        state.deadlines.cancel(session.will_deadline)
+        session.will_deadline = None
+        return 0
+
+    monkeypatch.setattr(ending, "drop_will", drop)
+    monkeypatch.setattr(connect, "drop_will", drop)
+
+
 def half_packets_not_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """However much has come of packets, nobody gives way."""
     monkeypatch.setattr(engine, "make_room", lambda state, now: None)
@@ -260,7 +273,7 @@ MUTATIONS: list[Mutation] = [
     resend_lost, pubrel_forgotten, quota_not_restored, order_swapped, waiting_bytes_leaked, will_published_twice, will_not_cancelled, qos_2_not_held,
     drop_not_counted, access_not_asked, receive_maximum_ignored, subscription_kept, retained_not_replaced, stale_routes, wildcards_forgotten,
     ids_reused,
-    whole_group_gets_it, bounds_ignored, expiry_ignored, inflight_leaked, unsent_not_counted, receiving_not_counted,
+    whole_group_gets_it, bounds_ignored, expiry_ignored, inflight_leaked, unsent_not_counted, receiving_not_counted, wills_kept_in_the_account,
     half_packets_not_bounded, ended_not_discarded, pause_without_end, sole_recipient_always_believed,
     resumed_client_sends_nothing_again, client_takes_repetitions_for_new,
 ]  # fmt: skip
