@@ -1,7 +1,7 @@
 """What has been read and not worked through, counted for all clients: a packet that has not come in full, what a rate or a pause holds
 back, what is sent ahead of CONNACK.
 
-Together that may take the last eighth of `memory_bytes_max`, which nothing else takes; so those who begin large packets and never
+Together that may take the last eighth of `memory_bytes_max`, of which only Wills take a part; so those who begin large packets and never
 end them cost nobody a queued message or a small packet. Who gives way is `receiving.make_room`'s to say; one large packet at a time always
 comes through. A client whose packets are all
 worked through in the read that brought them is not even looked at.

@@ -40,8 +40,8 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     outbox_count_max: the same, in messages.
     memory_bytes_max: retained messages, all that is held for clients (queued, unacknowledged, encoded and not yet taken by a socket), and
         packets that have not come in full. Absent clients' queues and retained messages end at three quarters, those of connected clients at seven
-        eighths: there the overflow rules act, whatever a client's own limits are. The last eighth is for what comes in; above it the largest are
-        refused with 0x97.
+        eighths: there the overflow rules act, whatever a client's own limits are. The last eighth is for what comes in, above it the
+        largest are refused with 0x97, and for Wills, at most half of it: a CONNECT whose Will finds no place is refused with 0x97.
     slow_subscriber_grace_s: the longest that one stuck subscriber may pause its publishers; the credit refills at a tenth of time.
     publish_per_s_max: messages that one client may publish, with bursts of a second's worth; beyond it the client is not read for a while. 0: no
         bound.

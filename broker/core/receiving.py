@@ -189,7 +189,7 @@ def make_room(state: State, now: float) -> None:
             break
         cause = (
             f"it holds {link.receiving_bytes} bytes of a packet that has not come in full, and all such packets together "
-            f"{account.receiving_bytes}: more than an eighth of memory_bytes_max"
+            f"{account.receiving_bytes}: more than their share of memory_bytes_max"
         )
         incoming.leave_account(state, link)
         if link.phase == CONNECTED:

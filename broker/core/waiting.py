@@ -1,7 +1,7 @@
 """A queue of deliveries that is counted: by itself, and in the account of all that is held for clients (`memory_bytes_max`).
 
 What is counted is what each client is owed: topic and payload of each message for each of its recipients, though they may share the
-bytes. So the account is never below what the messages take, a drop always gives back what it says, and where large payloads
+bytes. So, but for properties, the account is never below what the messages take, a drop always gives back what it says, and where large payloads
 wait for many it is above.
 """
 
@@ -147,6 +147,7 @@ class KeptDelivery:
         self.order = order
         self.group: SharedGroup | None = None
         self.size = size_of(frame)
+        """The whole frame: what it would take if it were retained no more."""
 
     def at(self, packet_id: int) -> Delivery:
         """What to repeat."""
