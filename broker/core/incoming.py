@@ -29,7 +29,7 @@ def count(state: State, link: Link) -> bool:
         held += link.rate.held_bytes
     _set(state, link, held)
     account = state.waiting
-    return account.receiving_bytes > state.receiving_bytes_max and account.large_count > 1
+    return account.large_count > 1 and account.receiving_bytes > state.receiving_bytes_max
 
 
 def abandon(state: State, link: Link) -> None:

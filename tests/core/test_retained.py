@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from broker.core.kept import Expiring, Kept, kept_of, topic_of
+from broker.core.kept import Expiring, Kept, kept_of, size_of, topic_of
 from broker.core.message import ApplicationMessage
 from broker.core.retained import ReplayCursor, RetainedStore
 from broker.wire.topics import matches
@@ -60,9 +60,9 @@ def test_set_get_clear() -> None:
     first, second = message("a/b", b"12"), message("a/b", b"345")
     assert store.set(first) is None
     assert store.get("a/b") == kept_of(first)
-    assert (len(store), store.bytes) == (1, 5)
+    assert (len(store), store.bytes) == (1, 9)
     assert store.set(second) == kept_of(first)
-    assert (len(store), store.bytes) == (1, 6)
+    assert (len(store), store.bytes) == (1, 10)
     assert store.get("a") is None
     assert store.get("a/b/c") is None
     assert store.clear("a") is None
@@ -74,10 +74,10 @@ def test_set_get_clear() -> None:
     assert store.statistics() == {"messages": 0, "bytes": 0}
 
 
-def test_bytes_are_those_of_utf8() -> None:
+def test_bytes_are_those_of_the_frame() -> None:
     store = RetainedStore()
     store.set(message("é/温", b"123"))
-    assert store.bytes == 2 + 1 + 3 + 3
+    assert store.bytes == 4 + 2 + 1 + 3 + 3
 
 
 def test_a_topic_and_those_below_it_live_and_go_each_by_itself() -> None:
@@ -261,7 +261,7 @@ class CursorMachine(RuleBasedStateMachine):
     def counts(self) -> None:
         if hasattr(self, "truth"):
             assert len(self.store) == len(self.truth)
-            assert self.store.bytes == sum(len(name) + 4 for name in self.truth)
+            assert self.store.bytes == sum(map(size_of, self.truth.values()))
 
     def teardown(self) -> None:
         if hasattr(self, "truth"):
