@@ -236,13 +236,15 @@ class Ledger:
                 raise BrokenPromise(f"{client.client_id} (QoS {'1 or 2' if reliable else '0'}) lacks {keys}, and only {counted} were counted")
 
     def _check_groups(self, clients: list[SimulatedClient], now: float) -> None:
-        """A shared message goes to one member; at QoS 2 to nobody else ever, and to somebody if a member was there all the time."""
+        """A shared message goes to one member; at QoS 0 and 2 to nobody else ever, and to somebody if a member was there all the time."""
         for note in self.notes.values():
             if not note.topic.startswith("g/"):
                 continue
             takers = [client for client in clients if any(receipt.note is note for receipt in client.all_receipts)]
             members = [client for client in clients if any(view.group and matches(view.plain, note.topic) for view in client.all_views)]
             groups = {view.group for client in members for view in client.all_views if view.group and matches(view.plain, note.topic)}
+            if note.qos == 0 and len(takers) > len(groups):
+                raise BrokenPromise(f"{note.key} (QoS 0) came to {len(takers)} members of {len(groups)} groups")
             # One that was granted less may be given to somebody else when its taker goes without acknowledging it.
             owners = [client for client in takers if any(receipt.note is note and receipt.qos == 2 for receipt in client.all_receipts)]
             if note.qos == 2 and note.sends and len(owners) > len(groups) and not note.may_repeat:

@@ -79,6 +79,8 @@ def random_script(seed: int, steps_count: int = 60) -> Script:
     steps.append(("wait", 0, {"seconds": 5.0}))
     for index in range(len(clients)):
         steps.append(("subscribe", index, _random_subscribe(random)))
+    if seed % 8 == 5:  # two that choose the same group by chance are rare
+        steps += [("subscribe", index, _TEAM) for index, client in enumerate(clients) if client.version == MQTT_5]
     kinds, weights = zip(*_KINDS, strict=True)
     cumulative = list(itertools.accumulate(weights))
     for _ in range(steps_count):
@@ -153,6 +155,11 @@ def _random_subscribe(random: Random) -> dict[str, Any]:
         "retain_handling": random.choice((0, 0, 1, 2)),
         "identifier": random.choice((0, 0, 0, 7)),
     }
+
+
+_TEAM: Final[dict[str, Any]] = {
+    "filters": [GROUP_FILTERS[0]], "qos": 2, "no_local": False, "retain_as_published": False, "retain_handling": 0, "identifier": 0,
+}  # fmt: skip
 
 
 def _random_publish(random: Random) -> dict[str, Any]:
