@@ -63,7 +63,9 @@ class ApplicationMessage:
         self._frame_311: bytes | None = None
         self._frame_5: bytes | None = None
         self.size: int = len(topic) + len(payload)
-        """What it counts for in queues, in bytes."""
+        """What it counts for in queues, in bytes: topic, properties and payload."""
+        if self.properties is not NO_PROPERTIES:
+            self.size += len(self.fixed_properties)
 
     def __repr__(self) -> str:
         return f"ApplicationMessage({self.topic!r}, {len(self.payload)} bytes, qos={self.qos}, retain={self.retain})"
@@ -118,6 +120,11 @@ class ApplicationMessage:
         if len(payload) < _SHARED_PAYLOAD_BYTES_MIN:
             return b"".join((bytes((first_byte,)), encode_varint(remaining), topic_field, packet_id, properties, payload)), b""
         return b"".join((bytes((first_byte,)), encode_varint(remaining), topic_field, packet_id, properties)), payload
+
+
+def properties_size(properties: Properties) -> int:
+    """What a set adds to `ApplicationMessage.size`: so much of it as goes on."""
+    return 0 if properties is NO_PROPERTIES else len(_encoded(forwarded(properties)))
 
 
 def _encoded(properties: Properties) -> bytes:

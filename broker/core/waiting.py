@@ -1,7 +1,7 @@
 """A queue of deliveries that is counted: by itself, and in the account of all that is held for clients (`memory_bytes_max`).
 
-What is counted is what each client is owed: topic and payload of each message for each of its recipients, though they may share the
-bytes. So, but for properties, the account is never below what the messages take, a drop always gives back what it says, and where large payloads
+What is counted is what each client is owed: topic, properties and payload of each message for each of its recipients, though they may share the
+bytes. So the account is never below what the messages take, a drop always gives back what it says, and where large payloads
 wait for many it is above.
 """
 
@@ -62,7 +62,8 @@ class PublishRun:
     def __init__(self, frames: bytes, frame_size: int, qos: int, topic: str, id_at: int, payload_at: int, origin: str) -> None:
         self.frames = frames
         self.frame_size = frame_size
-        self.size = len(topic) + frame_size - payload_at
+        section = payload_at - id_at - 2  # of plain properties, at most 258 bytes with their length
+        self.size = len(topic) + frame_size - payload_at + (0 if section == 0 else section - 1 if section <= 128 else section - 2)
         """What each of its messages counts for while it is unacknowledged: as much as `Delivery.size`, however they came."""
         self.qos = qos
         self.topic = topic
@@ -125,6 +126,7 @@ class PublishRun:
     def _derived(self, frames: bytes, frame_size: int, qos: int, id_at: int, payload_at: int) -> PublishRun:
         derived = PublishRun(frames, frame_size, qos, self.topic, id_at, payload_at, self.origin)
         derived.source = self
+        derived.size = self.size
         return derived
 
     def at(self, packet_id: int) -> Delivery:

@@ -6,7 +6,7 @@ what relaying it to the others did. Whether they go out or are dropped, they do 
 
 from __future__ import annotations
 
-from broker.core.message import ApplicationMessage
+from broker.core.message import ApplicationMessage, properties_size
 from broker.wire.packets import Properties
 
 
@@ -26,7 +26,7 @@ class WaitingRun:
         self.order = order
         """Of the oldest that is left; each has the next."""
         self.count = len(frames) // frame_size
-        self.size = len(topic) + frame_size - payload_at
+        self.size = len(topic) + frame_size - payload_at + properties_size(properties)
         """What each counts for in queues, in bytes: as `ApplicationMessage.size`."""
 
     def take(self) -> ApplicationMessage:

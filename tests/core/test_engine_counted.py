@@ -1,4 +1,4 @@
-"""What counts against `memory_bytes_max` though no queue holds it: the properties of retained messages, and Wills."""
+"""What counts against `memory_bytes_max` and is easily forgotten: properties, of retained messages and of those that wait, and Wills."""
 
 from __future__ import annotations
 
@@ -63,6 +63,65 @@ def test_retained_properties_find_no_place_where_there_is_none(properties: Prope
         assert world.state.memory_bytes <= 75_000
     assert ReasonCode.QUOTA_EXCEEDED in codes
     assert 75_000 - len(encode(Publish("k/599", b"x", 0, True, properties=properties), MQTT_5)) < world.state.retained.bytes <= 75_000
+
+
+# ---- messages that wait ----
+
+
+def properties_bytes(properties: Properties) -> int:
+    with_them = encode(Publish("t", b"payload", properties=properties), MQTT_5)
+    return len(with_them) - len(encode(Publish("t", b"payload"), MQTT_5))  # and their length, and the packet's
+
+
+@pytest.mark.parametrize("properties", [NO_PROPERTIES, MIDDLE, LARGE])
+@pytest.mark.parametrize("qos", [1, 2])
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("version", [MQTT_5, MQTT_311])
+def test_what_is_queued_or_unacknowledged_counts_with_its_properties(properties: Properties, qos: int, together: bool, version: int) -> None:
+    world = World(inflight_count_max=10)
+    subscriber = world.client("s", version)
+    subscriber.subscribe(("t", qos))
+    publisher = world.client("p")
+    messages = [Publish("t", b"payload", qos, packet_id=number, properties=properties) for number in range(1, 21)]
+    if together:
+        publisher.send(*messages)
+    else:
+        for message in messages:
+            publisher.send(message)
+    least = len("t") + len(b"payload") + properties_bytes(properties)
+    statistics = world.engine.statistics()
+    assert least - 4 <= int(statistics["inflight_bytes"]) / 10 <= least
+    assert least - 4 <= int(statistics["queued_bytes"]) / 10 <= least
+    world.engine.disconnect("s", ReasonCode.ADMINISTRATIVE_ACTION, world.now, drop_session=True)
+    world.settle()
+    subscriber.detach()
+    statistics = world.engine.statistics()
+    assert statistics["inflight_bytes"] == statistics["queued_bytes"] == 0
+
+
+@pytest.mark.parametrize("properties", [NO_PROPERTIES, MIDDLE, LARGE])
+@pytest.mark.parametrize("together", [False, True])
+def test_what_waits_at_qos_0_counts_with_its_properties(properties: Properties, together: bool) -> None:
+    world = World(outbox_bytes_high=1024)
+    subscriber = world.client("s")
+    subscriber.subscribe("t")
+    other = world.client("other")
+    other.subscribe("t")
+    subscriber.takes = 0
+    world.client("filler").send(Publish("t", b"x" * 2000))  # what comes now waits as messages
+    publisher = world.client("p")
+    messages = [Publish("t", b"payload", properties=properties)] * 20
+    if together:
+        publisher.send(*messages)
+    else:
+        for message in messages:
+            publisher.send(message)
+    queue = subscriber.link.outbox.waiting
+    least = len("t") + len(b"payload") + properties_bytes(properties)
+    assert queue.count > 0
+    assert (least - 4) * queue.count <= queue.bytes <= least * queue.count
+    subscriber.read(1 << 30)
+    assert (queue.count, queue.bytes) == (0, 0)
 
 
 # ---- Wills ----
