@@ -7,7 +7,8 @@ soon where it is dearer (a wildcard had to be looked for) or comes by itself, or
 runs (`core.relay`), or past all this when they come alone (`Engine.sole_recipient`).
 
 Whatever is not plain stays at the decoder's position and goes the general way: access rules, mount points, properties that belong to
-this hop, a topic that nobody wants or that begins with `$`.
+this hop, a topic that nobody wants or that begins with `$`. The frame's head is taken apart in place, here as in `relay` and `retaining`:
+a call for each frame costs a twelfth of such a message.
 """
 
 from __future__ import annotations

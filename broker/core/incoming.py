@@ -3,8 +3,7 @@ back, what is sent ahead of CONNACK.
 
 Together that may take the last eighth of `memory_bytes_max`, of which only Wills take a part; so those who begin large packets and never
 end them cost nobody a queued message or a small packet. Who gives way is `receiving.make_room`'s to say; one large packet at a time always
-comes through. A client whose packets are all
-worked through in the read that brought them is not even looked at.
+comes through. A client whose packets are all worked through in the read that brought them is not even looked at.
 """
 
 from __future__ import annotations

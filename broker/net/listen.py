@@ -144,20 +144,8 @@ class BoundSocket:
     """A listening, non-blocking socket of one Listener, and how many of its connections are open."""
 
     __slots__ = (
-        "access",
-        "address",
-        "allowance",
-        "connections_count",
-        "family",
-        "inode",
-        "is_tcp",
-        "listener",
-        "lock",
-        "origins",
-        "socket",
-        "tls",
-        "url",
-    )
+        "access", "address", "allowance", "connections_count", "family", "inode", "is_tcp", "listener", "lock", "origins", "socket", "tls", "url",
+    )  # fmt: skip
 
     def __init__(self, listening: socket.socket, listener: Listener, url: str, inode: tuple[int, int] | None = None) -> None:
         self.socket = ListeningSocket(listening)

@@ -7,7 +7,18 @@ import pytest
 from broker.reasons import ReasonCode
 from broker.wire.codec import encode
 from broker.wire.packets import MQTT_5, MQTT_311, Disconnect, Publish, Subscribe, SubscriptionRequest
-from tests.core.harness import World
+from tests.core.harness import Peer, World
+
+
+def one_that_reads_nothing(count: int, payload_bytes: int) -> tuple[World, Peer]:
+    """And was sent so many messages; no grace."""
+    world = World(outbox_bytes_high=2000, slow_subscriber_grace_s=0.0)
+    publisher, receiver = world.client("p"), world.client("r")
+    receiver.subscribe("t")
+    receiver.takes = 0
+    for _ in range(count):
+        publisher.publish("t", b"x" * payload_bytes)
+    return world, receiver
 
 
 @pytest.mark.parametrize("version", [MQTT_5, MQTT_311])
@@ -83,12 +94,7 @@ def test_what_it_is_still_sent_counts_until_its_stream_is_gone(qos: int, reason:
 
 
 def test_what_a_link_that_we_close_is_still_sent_counts_until_its_stream_is_gone() -> None:
-    world = World(outbox_bytes_high=2000, slow_subscriber_grace_s=0.0)
-    publisher, receiver = world.client("p"), world.client("r")
-    receiver.subscribe("t")
-    receiver.takes = 0
-    for _ in range(30):
-        publisher.publish("t", b"x" * 54)
+    world, receiver = one_that_reads_nothing(30, 54)
     world.client("r")  # takes over
     assert receiver.link.closing
     assert world.state.waiting.unsent_bytes == receiver.link.outbox.committed_bytes > 1000
@@ -118,12 +124,7 @@ def test_detach_is_idempotent_and_ends_everything() -> None:
 
 
 def test_a_link_that_we_close_sends_nothing_but_its_goodbye() -> None:
-    world = World(outbox_bytes_high=2000, slow_subscriber_grace_s=0.0)
-    publisher, receiver = world.client("p"), world.client("r")
-    receiver.subscribe("t")
-    receiver.takes = 0
-    for _ in range(100):
-        publisher.publish("t", b"x" * 90)
+    world, receiver = one_that_reads_nothing(100, 90)
     receiver.give(b"\x00\x00")
     assert world.state.waiting.count == 0
     assert world.dropped("disconnected") > 50
