@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import binascii
 import hmac
+import threading
 from base64 import b64decode, b64encode
 from hashlib import sha256
 from typing import Final, Protocol
@@ -97,15 +98,36 @@ class ServerExchange:
 # ---- the client ------------------------------------------------------------------------------------------------------------------
 
 
+class SaltedPassword:
+    """The slow part of a proof, kept for the salt that was asked last (RFC 5802, 5.1), so that it is done once for many connections."""
+
+    __slots__ = ("_asked", "_lock", "_password", "_salted")
+
+    def __init__(self, password: str) -> None:
+        """ValueError where SASLprep forbids it."""
+        self._password = saslprep(password).encode()
+        self._lock = threading.Lock()
+        self._asked: tuple[bytes, int] | None = None
+        self._salted = b""
+
+    def of(self, salt: bytes, iterations: int) -> bytes:
+        """From any thread; those that come meanwhile wait for the first, at most as long as one takes each."""
+        with self._lock:
+            if self._asked != (salt, iterations):
+                self._salted = salted_password(self._password, salt, iterations)
+                self._asked = salt, iterations
+            return self._salted
+
+
 class ClientExchange:
     """`first`, `final`, `accepts`, in this order. ScramFault ends it: what is at the other end does not know the password."""
 
     __slots__ = ("_bare", "_name", "_nonce", "_password", "_signature")
 
-    def __init__(self, name: str, password: str, nonce: str) -> None:
-        """ValueError where SASLprep forbids one of them."""
+    def __init__(self, name: str, password: SaltedPassword, nonce: str) -> None:
+        """ValueError where SASLprep forbids the name."""
         self._name = saslprep(name)
-        self._password = saslprep(password).encode()
+        self._password = password
         self._nonce = nonce
         self._bare = ""
         self._signature = b""
@@ -130,7 +152,7 @@ class ClientExchange:
             raise ScramFault(f"the server asks for other than {SCRAM_ITERATIONS_MIN:,} to {ITERATIONS_MAX:,} iterations")
         if not salt:
             raise ScramFault("the server's salt is empty")
-        salted = salted_password(self._password, salt, int(count))
+        salted = self._password.of(salt, int(count))
         spoken = f"c=biws,r={nonce}"  # "n,," in base64
         transcript = f"{self._bare},{text},{spoken}".encode()
         client_key = hmac.digest(salted, b"Client Key", "sha256")

@@ -7,20 +7,24 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar, Final
 
 import trio
+from msgspec.structs import replace
 
 from broker.bench.frames import SEQUENCES_PER_RUN, Checker, Maker, Run, acknowledgement_run, acknowledgements, numbers_of, payload_of
 from broker.bench.ledger import Stream
 from broker.errors import BrokerError, ConnectionLost, ConnectRefused, NotSupported, PeerError, SubscribeRefused
 from broker.net.transport import BROKEN, Transport, receive
+from broker.reasons import ReasonCode
 from broker.wire.codec import decode, encode
 from broker.wire.framing import FrameDecoder
 from broker.wire.packets import (
     MQTT_5,
+    Auth,
     ConnAck,
     Connect,
     Disconnect,
     Packet,
     PingResp,
+    Properties,
     PubAck,
     PubComp,
     Publish,
@@ -73,20 +77,31 @@ class Endpoint:
     async def open(self) -> None:
         """CONNECT, and what the broker says to it. Raises ConnectRefused."""
         plan = self.load.plan
+        exchange = None if plan.auth is None else plan.auth.begin()
+        properties = plan.connect_properties
+        if plan.auth is not None and exchange is not None:
+            properties = replace(properties, authentication_method=plan.auth.method, authentication_data=exchange.first())
         connect = Connect(
             self.client_id,
             version=plan.version,
             keep_alive_s=plan.keep_alive_s,
             username=plan.username,
             password=plan.password,
-            properties=plan.connect_properties,
+            properties=properties,
         )
         await self.send(encode(connect, plan.version))
         answer = await self._next_packet()
+        while isinstance(answer, Auth) and exchange is not None:
+            data = await exchange.answer(answer.properties.authentication_data or b"")
+            reply = Properties(authentication_method=properties.authentication_method, authentication_data=data)
+            await self.send(encode(Auth(ReasonCode.CONTINUE_AUTHENTICATION, reply), plan.version))
+            answer = await self._next_packet()
         if not isinstance(answer, ConnAck):
             raise ConnectionLost(f"{self.client_id}: the broker answered CONNECT with {type(answer).__name__.upper()}")
         if answer.reason.failed:
             raise ConnectRefused(self.load.address, answer.reason, answer.properties.reason_string)
+        if exchange is not None and not exchange.accepts(answer.properties.authentication_data or b""):
+            raise ConnectionLost(f"{self.client_id}: the broker has not shown that it knows us")
         self.connack = answer
         if answer.properties.server_keep_alive is not None:
             self.keep_alive_s = answer.properties.server_keep_alive

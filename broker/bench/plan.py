@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from broker.wire.packets import MQTT_5, NO_PROPERTIES, Properties
+
+if TYPE_CHECKING:
+    from broker.client.authentication import Authentication  # it imports trio, which help pages do without
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class Plan:
     """Beginning of the client ids; empty: something random."""
     username: str | None = None
     password: bytes | None = field(default=None, repr=False)
+    auth: Authentication | None = None
+    """Over AUTH, instead of user name and password in CONNECT."""
     keep_alive_s: int = 60
     connect_properties: Properties = NO_PROPERTIES
     publish_properties: Properties = NO_PROPERTIES

@@ -11,7 +11,7 @@ from broker.bench.frames import STAMP_BYTES
 from broker.bench.plan import Plan
 from broker.cli import values
 from broker.cli.options import SHOWN, WHAT, ToolCommand, connection_options, option
-from broker.cli.settings import Connection, connection_of
+from broker.cli.settings import SCRAM, Connection, connection_of
 from broker.wire.packets import MQTT_5, MQTT_31, MQTT_311, Properties
 
 VERSIONS: Final = {"5.0": MQTT_5, "3.1.1": MQTT_311, "3.1": MQTT_31}
@@ -137,8 +137,8 @@ def plan_of(params: dict[str, Any], connection: Connection) -> Plan:
         warmup_s=warmup if warmup is not None else 0.0 if params["count"] is not None else 1.0,
         drain_s=params["drain"],
         client_id=connection.client_id if params["id_prefix"] is not None else "",
-        username=connection.username,
-        password=connection.password,
+        username=None if connection.auth_method == SCRAM else connection.username,
+        password=None if connection.password is None or connection.auth_method is not None else connection.password.newest(),
         keep_alive_s=connection.keep_alive_s,
         connect_properties=connection.properties.get("connect", Properties()),
         publish_properties=connection.properties.get("publish", Properties()),

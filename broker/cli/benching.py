@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import sys
+from dataclasses import replace
 from functools import partial
 
 import trio
@@ -14,7 +15,7 @@ from broker.bench.histogram import Histogram
 from broker.bench.load import Load
 from broker.bench.plan import Plan
 from broker.bench.report import duration, figures, lines
-from broker.cli.connecting import tls_context, url_of
+from broker.cli.connecting import authentication_of, tls_context, url_of
 from broker.cli.output import Output
 from broker.cli.running import DONE, FAILED, run_tool, say, timed_out
 from broker.cli.settings import Connection
@@ -48,7 +49,7 @@ async def _bench(connection: Connection, plan: Plan, as_json: bool) -> int:
     async def dial_one(keeper: trio.Nursery) -> trio.abc.Stream:
         return await dial(target, tls=tls, bind_address=connection.bind_address, keeper=keeper)
 
-    load = Load(plan, dial_one, connection.address)
+    load = Load(replace(plan, auth=authentication_of(connection)), dial_one, connection.address)
     with trio.move_on_after(connection.timeout_s) as scope:
         async with trio.open_nursery() as nursery:
             if sys.stderr.isatty() and not connection.quiet:

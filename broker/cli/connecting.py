@@ -11,10 +11,11 @@ from urllib.parse import quote
 
 import trio
 
-from broker.cli.running import Failure, os_error_line, say
-from broker.cli.settings import Connection, TlsSettings
+from broker.cli.running import WRONG_USAGE, Failure, os_error_line, say
+from broker.cli.settings import SCRAM, Connection, TlsSettings
 from broker.cli.tracing import Tracer
 from broker.client import Client, Reconnect, Will, connect
+from broker.client.authentication import ScramSHA256, Token
 
 LOST_NOTICE_DELAY_S: Final = 0.3
 
@@ -63,6 +64,21 @@ def url_of(settings: Connection) -> str:
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{settings.port}{settings.ws_path or ''}"
 
 
+def authentication_of(settings: Connection) -> ScramSHA256 | Token | None:
+    """What --auth says. Raises Failure."""
+    if settings.auth_method is None:
+        return None
+    assert settings.password is not None
+    if settings.auth_method != SCRAM:
+        settings.password.newest_text()  # what is wrong with it is said before anybody is dialled
+        return Token(settings.password.newest_text, settings.auth_method)
+    assert settings.username is not None
+    try:
+        return ScramSHA256(settings.username, settings.password.newest_text())
+    except ValueError as error:
+        raise Failure(f"--auth {SCRAM}: the user name or the password {error}", WRONG_USAGE) from None
+
+
 def will_of(settings: Connection) -> Will | None:
     if settings.will is None:
         return None
@@ -102,8 +118,9 @@ async def open_connection(settings: Connection, *, stay: bool) -> AsyncIterator[
         connect(
             url_of(settings),
             client_id=settings.client_id,
-            username=settings.username,
-            password=settings.password,
+            username=None if settings.auth_method == SCRAM else settings.username,
+            auth=authentication_of(settings),
+            password=None if settings.password is None or settings.auth_method is not None else settings.password.newest,
             version=settings.version,
             keep_alive_s=settings.keep_alive_s,
             clean_start=settings.clean_start,

@@ -14,6 +14,7 @@ import click
 
 from broker.cli import properties, values
 from broker.cli.options import PROPERTY_SEPARATOR
+from broker.cli.secret import Secret, secret_of
 from broker.messages import Version
 from broker.wire.packets import Properties
 
@@ -41,7 +42,7 @@ class WillSettings:
 
 @dataclass(frozen=True)
 class Connection:
-    """How to reach the broker and as whom, checked. `password` is kept out of repr."""
+    """How to reach the broker and as whom, checked."""
 
     host: str
     port: int
@@ -52,7 +53,9 @@ class Connection:
     bind_address: str | None
     client_id: str
     username: str | None
-    password: bytes | None = field(repr=False)
+    password: Secret | None
+    auth_method: str | None
+    """Of enhanced authentication: what the password is shown by, instead of in CONNECT."""
     version: Version
     keep_alive_s: int
     clean_start: bool
@@ -75,6 +78,7 @@ class Connection:
         return f"{host}:{self.port}{self.ws_path or ''}"
 
 
+SCRAM: Final = "SCRAM-SHA-256"
 _PORTS: Final = {(False, False): 1883, (False, True): 8883, (True, False): 80, (True, True): 443}
 """(WebSocket, TLS)"""
 _USED_BY: Final = ("connect", "disconnect", "publish", "subscribe", "unsubscribe", "will")
@@ -91,9 +95,10 @@ def connection_of(params: Mapping[str, Any]) -> Connection:
     tls = _tls_of(params, url)
     ws_path = _ws_path_of(params, url)
     username = url.username if url.username is not None else params["username"]
-    password = url.password if url.password is not None else params["password"]
+    password = secret_of(url.password, params)
+    auth_method = None if params["auth"] is None else _auth_method_of(params["auth"], version, username, password, given)
     if password is not None and username is None and version != "5.0":
-        raise click.UsageError(f"-P needs -u: MQTT {version} has no password without a user name")
+        raise click.UsageError(f"{password.option} needs -u: MQTT {version} has no password without a user name")
     client_id, expiry = _session_of(params, version)
     _check_last_expiry(given, expiry)
     return Connection(
@@ -105,7 +110,8 @@ def connection_of(params: Mapping[str, Any]) -> Connection:
         bind_address=params["bind_address"],
         client_id=client_id,
         username=username,
-        password=None if password is None else os.fsencode(password),
+        password=password,
+        auth_method=auth_method,
         version=version,
         keep_alive_s=params["keepalive"],
         clean_start=not params["keep_session"],
@@ -126,6 +132,24 @@ def _properties_of(words: Iterable[str]) -> dict[str, Properties]:
         return properties.collect([given.split(PROPERTY_SEPARATOR) for given in words], _USED_BY)
     except properties.PropertyFault as fault:
         raise click.UsageError(f"-D: {values.printable(fault)}") from None
+
+
+def _auth_method_of(method: str, version: str, username: str | None, password: Secret | None, given: Mapping[str, Properties]) -> str:
+    """--auth, checked against the rest."""
+    if version != "5.0":
+        raise click.UsageError(f"--auth needs MQTT 5.0, and -V chose {version}")
+    connect = given.get("connect", Properties())
+    if connect.authentication_method is not None or connect.authentication_data is not None:
+        raise click.UsageError("--auth and -D connect authentication-... both say how to authenticate; give one of them")
+    if password is None:
+        raise click.UsageError(f"--auth {method} needs a password or a token (--pw-file, --pw-env or -P)")
+    if not method.upper().startswith("SCRAM-"):
+        return method
+    if method.upper() != SCRAM:
+        raise click.UsageError(f"--auth {method} is not available here: {SCRAM} is")
+    if username is None:
+        raise click.UsageError(f"--auth {SCRAM} needs a user name (-u)")
+    return SCRAM
 
 
 def _check_last_expiry(given: Mapping[str, Properties], expiry_s: float) -> None:

@@ -37,7 +37,7 @@ class ScramSHA256:
 
     def __init__(self, username: str, password: str) -> None:
         self._username = saslprep(username)
-        self._password = saslprep(password)
+        self._password = scram.SaltedPassword(password)
 
     def __repr__(self) -> str:
         return f"ScramSHA256({self._username!r}, ...)"

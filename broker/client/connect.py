@@ -17,7 +17,7 @@ from msgspec import structs
 
 from broker.client.authentication import Authentication
 from broker.client.client import Client
-from broker.client.connection import Connector, unwrap
+from broker.client.connection import Connector, password_bytes, unwrap
 from broker.client.driver import Driver
 from broker.client.reconnect import Reconnect
 from broker.core.client import ClientProtocol
@@ -95,7 +95,7 @@ def connect(
     *,
     client_id: str = "",
     username: str | None = None,
-    password: str | bytes | None = None,
+    password: str | bytes | Callable[[], str | bytes] | None = None,
     version: Version = "5.0",
     keep_alive_s: int = 60,
     clean_start: bool = True,
@@ -126,6 +126,7 @@ def connect(
     the str, int and float keywords above (client_id=, keep_alive_s=, ...); keywords win; a path on mqtt:// or an unknown key is
     a ValueError. A socket connected to itself counts as refused. headers: sent with a WebSocket's handshake, for proxies that want a
     token; ValueError with any other URL. auth: `ScramSHA256(user, password)`, `Token(...)` or another `Authentication`, over AUTH (MQTT 5.0).
+    password: itself, or what gives the newest one (a token that ends, say) for each connection.
 
     Entered after CONNACK; the first failure raises ConnectError or ConnectRefused (unless Reconnect(first=True)). Left normally:
     waits close_grace_s for what is under way, then DISCONNECT 0x00. Cancelled: DISCONNECT 0x00, no wait. Left by another
@@ -169,7 +170,7 @@ def connect(
         session_expiry_s=expiry_s,
         will=None if will is None else will.message,
         username=username,
-        password=password.encode("utf-8") if isinstance(password, str) else password,
+        password=None if callable(password) else password_bytes(password),
         receive_maximum=properties.receive_maximum or receive_maximum,
         packet_bytes_max=properties.maximum_packet_size or packet_bytes_max,
         topic_alias_maximum=topic_alias_maximum if properties.topic_alias_maximum is None else properties.topic_alias_maximum,
@@ -181,7 +182,8 @@ def connect(
     core.check_disconnect(options.disconnect_properties)
     address, dialler = _dialler(where, tls, bind_address, nodelay, headers)
     driver = Driver(core, address, outgoing_count_max=outgoing_count_max, unclaimed_grace_s=unclaimed_grace_s)
-    return _connected(driver, Client(driver, version), dialler, address, reconnect, connect_timeout_s, close_grace_s, auth)
+    newest = password if callable(password) else None
+    return _connected(driver, Client(driver, version), dialler, address, reconnect, connect_timeout_s, close_grace_s, auth, newest)
 
 
 def _authenticating(properties: Properties, auth: Authentication, level: int) -> Properties:
@@ -238,6 +240,7 @@ async def _connected(
     connect_timeout_s: float,
     close_grace_s: float,
     auth: Authentication | None,
+    password: Callable[[], str | bytes] | None,
 ) -> AsyncIterator[Client]:
     body = trio.CancelScope()
     connector = Connector(
@@ -253,6 +256,7 @@ async def _connected(
         due=(driver.due, driver.on_due),
         turns=driver.router,
         auth=auth,
+        password=password,
     )
     driver.attach_connector(connector, body.cancel)
     error: BaseException | None = None

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Final, Protocol
 
 import trio
+from msgspec import structs
 
 from broker.client.authentication import Authentication, Exchange
 from broker.client.reconnect import Reconnect, is_final
@@ -56,6 +57,7 @@ class Connector:
         due: tuple[Callable[[], float], Callable[[float], None]],
         turns: Turns,
         auth: Authentication | None = None,
+        password: Callable[[], str | bytes] | None = None,
     ) -> None:
         self._core = core
         self._dial = dial
@@ -70,6 +72,7 @@ class Connector:
         self._due = due
         self._turns = turns
         self.auth = auth
+        self._password = password
         self._exchange: Exchange | None = None
         self._challenged = trio.lowlevel.ParkingLot()
         self.refused: ConnectRefused | None = None
@@ -228,6 +231,8 @@ class Connector:
             if self._stopping.is_set():
                 return
             self.prepare_authentication()
+            if self._password is not None:
+                self._core.options = structs.replace(self._core.options, password=password_bytes(self._password()))
             self._core.begin_connection(trio.current_time(), connack_deadline)
             self._sending = False
             with direct_sending(stream) as self._send_nowait:
@@ -355,6 +360,11 @@ def _words(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return str(error) or type(error).__name__
+
+
+def password_bytes(password: str | bytes | None) -> bytes | None:
+    """As CONNECT has it."""
+    return password.encode("utf-8") if isinstance(password, str) else password
 
 
 def unwrap(error: BaseException) -> BaseException:

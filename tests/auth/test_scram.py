@@ -11,10 +11,11 @@ import scramp  # type: ignore[import-untyped]
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from broker.auth import scram
 from broker.auth.hashes import ScramHash, hash_password, parse_hash, salted_password
 from broker.auth.passwords import Passwords, load_passwords, parse_passwords, with_plain_hashed
 from broker.auth.saslprep import saslprep
-from broker.auth.scram import ClientExchange, ScramFault, ServerExchange, new_nonce
+from broker.auth.scram import ClientExchange, SaltedPassword, ScramFault, ServerExchange, new_nonce
 from broker.errors import ConfigError
 
 QUICK = 4096
@@ -47,7 +48,7 @@ def entry_of(password: bytes, salt: str) -> ScramHash:
 
 
 def test_the_example_of_the_rfc_from_both_sides() -> None:
-    client = ClientExchange("user", "pencil", "rOprNGfwEbeRWgbNEkqO")
+    client = ClientExchange("user", SaltedPassword("pencil"), "rOprNGfwEbeRWgbNEkqO")
     server = ServerExchange(Passwords({"user": entry_of(b"pencil", "W22ZaJ0SNY7soEsUEjb6gQ==")}), "%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0")
     assert client.first() == FIRST.encode()
     assert server.first(FIRST.encode()) == CHALLENGE.encode()
@@ -72,14 +73,29 @@ def test_scramp_comes_in_and_lets_in(name: str, password: str) -> None:
     mechanism = scramp.ScramMechanism("SCRAM-SHA-256")
     salt, stored_key, server_key, iterations = mechanism.make_auth_info(password, iteration_count=QUICK)
     their_server = mechanism.make_server(lambda user: (salt, stored_key, server_key, iterations))
-    client = ClientExchange(name, password, new_nonce(b"x" * 18))
+    client = ClientExchange(name, SaltedPassword(password), new_nonce(b"x" * 18))
     their_server.set_client_first(client.first().decode())
     their_server.set_client_final(client.final(their_server.get_server_first().encode()).decode())
     assert client.accepts(their_server.get_server_final().encode())
 
 
+def test_the_slow_part_is_done_once_for_a_salt(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[bytes, int]] = []
+
+    def salted(password: bytes, salt: bytes, iterations: int) -> bytes:
+        asked.append((salt, iterations))
+        return password + salt
+
+    monkeypatch.setattr(scram, "salted_password", salted)
+    password = SaltedPassword("geheim")
+    assert [password.of(salt, count) for salt, count in [(b"a", 1), (b"a", 1), (b"b", 1), (b"b", 2), (b"a", 1)]] == [
+        b"geheima", b"geheima", b"geheimb", b"geheimb", b"geheima",
+    ]  # fmt: skip
+    assert asked == [(b"a", 1), (b"b", 1), (b"b", 2), (b"a", 1)]
+
+
 def dialogue(known: Passwords, name: str, password: str) -> tuple[bytes, bytes | None]:
-    client, server = ClientExchange(name, password, NONCE), ServerExchange(known, "s" * 20)
+    client, server = ClientExchange(name, SaltedPassword(password), NONCE), ServerExchange(known, "s" * 20)
     challenge = server.first(client.first())
     return challenge, server.final(client.final(challenge))
 
@@ -176,7 +192,7 @@ def test_a_final_message_that_is_none(ann: Passwords, message: str, cause: str) 
     ],
 )
 def test_the_client_takes_no_weak_or_foreign_challenge(challenge: str, cause: str) -> None:
-    client = ClientExchange("ann", "geheim", NONCE)
+    client = ClientExchange("ann", SaltedPassword("geheim"), NONCE)
     client.first()
     with pytest.raises(ScramFault, match=cause):
         client.final(challenge.encode())

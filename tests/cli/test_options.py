@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import click
@@ -26,6 +28,10 @@ def params_of(name: str, *words: str) -> dict[str, Any]:
 
 def connection(*words: str) -> Connection:
     return connection_of(params_of("sub", *words))
+
+
+def secret(found: Connection) -> bytes | None:
+    return None if found.password is None else found.password.newest()
 
 
 def publication(*words: str) -> Publication:
@@ -96,7 +102,7 @@ def test_where(words: list[str], host: str, port: int, unix: str | None, tls: bo
 
 def test_a_url_says_everything_at_once() -> None:
     found = connection("-L", "mqtt://us%40er:p%3Aw@h:7/a/+/b?c%23")
-    assert (found.username, found.password, found.port, found.url_topic) == ("us@er", b"p:w", 7, "a/+/b?c#")
+    assert (found.username, secret(found), found.port, found.url_topic) == ("us@er", b"p:w", 7, "a/+/b?c#")
 
 
 def test_a_url_keeps_a_hash_that_a_shell_let_through() -> None:
@@ -154,12 +160,45 @@ def test_a_will() -> None:
 
 
 def test_words_that_are_not_utf8_are_sent_as_they_were() -> None:
-    assert connection("-u", "x", "-P", "\udcff").password == b"\xff"
+    assert secret(connection("-u", "x", "-P", "\udcff")) == b"\xff"
     assert publication("-t", "x", "-m", "\udcff").payload == b"\xff"
 
 
 def test_a_password_is_not_shown() -> None:
     assert "secret" not in repr(connection("-u", "x", "-P", "secret"))
+
+
+def test_a_password_from_a_file_is_its_first_line_as_it_is_by_then(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_bytes(b" one\xff \r\nand no more")
+    found = connection("--pw-file", str(file))
+    assert secret(found) == b" one\xff "
+    file.write_bytes(b"two")
+    assert secret(found) == b"two"
+    for gone in (lambda: file.write_bytes(b""), file.unlink):  # while it is replaced
+        gone()
+        assert secret(found) == b"two"
+
+
+def test_a_password_from_a_pipe_is_read_once() -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b"p\nmore\n")
+    with closing(os.fdopen(reading)), closing(os.fdopen(writing)):
+        found = connection("-u", "x", "--pw-file", f"/dev/fd/{reading}")
+        assert (secret(found), secret(found)) == (b"p", b"p")
+
+
+def test_a_password_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_PASSWORD", "geheim")
+    assert secret(connection("-u", "x", "--pw-env", "MY_PASSWORD")) == b"geheim"
+
+
+METHODS = [(["--auth", "scram-sha-256", "-u", "ann", "-P", "x"], "SCRAM-SHA-256"), (["--auth", "JWT", "-P", "x"], "JWT"), (["-P", "x"], None)]
+
+
+@pytest.mark.parametrize(("words", "method"), METHODS)
+def test_methods_of_authentication(words: list[str], method: str | None) -> None:
+    assert connection(*words).auth_method == method
 
 
 # ---- what ---------------------------------------------------------------------------------------------------------
@@ -232,6 +271,18 @@ REFUSED = [
     ("sub", "-t a -x -2", "0 to 4294967294"),
     ("sub", "-t a -V 311 -x 5", "needs MQTT 5.0"),
     ("sub", "-t a -V 311 -P pw", "-P needs -u"),
+    ("sub", "-t a -V 311 --pw-file /dev/null", "its first line is empty"),
+    ("sub", "-t a -V 311 --pw-file README.md", "--pw-file needs -u"),
+    ("sub", "-t a --pw-file /nowhere/at/all", "/nowhere/at/all: no such file"),
+    ("sub", "-t a --pw-file /dev/zero", "longer than 65,535 bytes"),
+    ("sub", "-t a --pw-env NO_SUCH_VARIABLE", "no environment variable NO_SUCH_VARIABLE"),
+    ("sub", "-t a -P x --pw-env PATH", "-P and --pw-env all say the password"),
+    ("sub", "-L mqtt://u:p@h/a --pw-file x", "-L and --pw-file all say the password"),
+    ("sub", "-t a --auth JWT", "--auth JWT needs a password or a token"),
+    ("sub", "-t a --auth SCRAM-SHA-256 -P x", "needs a user name (-u)"),
+    ("sub", "-t a --auth SCRAM-SHA-512 -P x -u y", "SCRAM-SHA-256 is"),
+    ("sub", "-t a --auth JWT -P x -V 311", "--auth needs MQTT 5.0"),
+    ("sub", "-t a --auth JWT -P x -D connect authentication-data y", "both say how"),
     ("sub", "-t a -V 311 -D connect receive-maximum 5", "needs MQTT 5.0"),
     ("sub", "-t a -V 311 --retain-as-published", "needs MQTT 5.0"),
     ("sub", "-t a -W 0", "more than 0"),

@@ -82,6 +82,14 @@ async def test_after_the_end_of_a_token_the_client_comes_again_with_the_newest(c
         await client.publish("x", qos=1)
 
 
+async def test_a_password_too_may_be_what_is_newest(config: Config, autojump_clock: MockClock) -> None:
+    lasting = iter((60, 1000))
+    async with open_broker(config) as hub, connect(hub, username="ann", password=lambda: token(next(lasting)), keep_alive_s=0) as client:
+        news = client.connections()
+        assert await anext(news) == "lost"
+        assert await anext(news) == "connected"
+
+
 async def test_a_newer_token_that_is_wrong_ends_it(config: Config) -> None:
     async with open_broker(config) as hub:
         with pytest.raises(ConnectionLost) as caught:
