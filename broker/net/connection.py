@@ -51,8 +51,9 @@ def bytes_underway(link: Link) -> int:
 
 class Connection:
     __slots__ = (
-        "_attached_at", "_drained", "_nursery", "_nursery_wanted", "_proxied", "_read_scope", "_shut", "_unpaused", "_writing", "address", "bound",
-        "cause", "certificate", "connected_at_s", "ended", "finished", "inquiry", "link", "listener", "peer", "refusal", "server", "transport",
+        "_attached_at", "_drained", "_held", "_nursery", "_nursery_wanted", "_proxied", "_read_scope", "_shut", "_unpaused", "_writing", "address",
+        "bound", "cause", "certificate", "connected_at_s", "ended", "finished", "inquiry", "link", "listener", "peer", "refusal", "server",
+        "transport",
     )  # fmt: skip
 
     def __init__(
@@ -93,6 +94,8 @@ class Connection:
         self._nursery_wanted = False
         self._read_scope: trio.CancelScope | None = None
         self._attached_at = 0.0
+        self._held = False
+        """What was read has not all been worked through. (While `_read` runs, it knows.)"""
         self._writing = False
         self._shut = False
         """Our sending side is closed, or the reading task is to close both."""
@@ -101,16 +104,32 @@ class Connection:
 
     # ---- its life ----
 
+    def hear(self, now: float) -> None:
+        """What came with the connection, which mostly is its CONNECT: before it has a task, so that those who come together are served
+        step by step and not one by one. Never raises. Does nothing where a handshake comes first."""
+        if self._proxied is not None or type(self.transport) is not SocketTransport:
+            return
+        try:
+            self._attached_at = now
+            link = self._attach()
+            data = self.transport.take()
+            if data:  # its end, and that nothing has come, is told again when `_read` asks
+                self._held = self.server.engine.receive(link, data, now)
+        except BROKEN as error:
+            self._broken(error)
+            self.ended = True
+        except Exception:
+            logger.exception("a fault of the broker ended the connection of %s", self.describe())
+            self.ended = True
+
     async def run(self) -> None:
         """To its end, whatever that is. Raises nothing but a cancellation from outside."""
         try:
             try:
                 # Each coroutine between here and the socket costs every idle client 250 bytes.
                 over = self.ended  # it was cancelled before it began
-                if not over and self._proxied is None and type(self.transport) is SocketTransport:
+                if not over and self.link is not None:
                     try:
-                        self._attached_at = self.server.clock()
-                        self._attach()
                         over = await self._read()
                     except BROKEN as error:
                         self._broken(error)
@@ -184,12 +203,12 @@ class Connection:
         self._nursery_wanted = True
         self.transport.wake()
 
-    def _attach(self) -> None:
+    def _attach(self) -> Link:
         # Counted from accept: a slow handshake leaves less for CONNECT.
         access = None if self.bound is None else self.bound.access
         allowance = None if self.bound is None else self.bound.allowance
         mount_point = "" if self.bound is None else self.bound.listener.mount_point
-        self.link = self.server.engine.attach(
+        link = self.link = self.server.engine.attach(
             self.peer,
             self._attached_at,
             listener=self.listener,
@@ -199,6 +218,7 @@ class Connection:
             refusal=self.refusal,
             mount_point=mount_point,
         )
+        return link
 
     def _detach(self) -> None:
         if self.link is not None:
@@ -224,16 +244,18 @@ class Connection:
         quick = False
         frame_bytes = 0  # of who streams large frames: reads end where a frame does, so that none is taken apart and joined
         transport = self.transport
-        first = alone = self._nursery is None
-        held = not alone and (link.paused or link.auth is not None)  # what was read has not all been worked through
+        alone = self._nursery is None
+        held = self._held or (not alone and (link.paused or link.auth is not None))
         data: bytes | None
         recipient: Link | None
         while True:
-            if alone and self._nursery_wanted:
+            if alone and (self._nursery_wanted or link.auth is not None):
+                self._held = held
                 # Mostly it leaves at once, when it has said DISCONNECT.
                 return self.ended or (self._shut and transport.take() == b"")
             if link.paused and not link.closing:
                 if alone:
+                    self._held = True
                     return False
                 if not await self._wait_unpaused():
                     return True
@@ -243,19 +265,14 @@ class Connection:
                 data = b""
             else:
                 data = recipient = None  # the last read is not kept alive for as long as nothing comes
-                if not first:
-                    try:
-                        await transport.arrival()
-                    except trio.ClosedResourceError:
-                        if not self._nursery_wanted:
-                            raise
-                    if alone and self._nursery_wanted:
-                        return self.ended
+                try:
+                    await transport.arrival()
+                except trio.ClosedResourceError:
+                    if not self._nursery_wanted:
+                        raise
+                if alone and self._nursery_wanted:
+                    return self.ended
                 data = transport.take()
-                if first:  # a CONNECT has often come by the time that its connection is accepted
-                    first = False
-                    if not data or link.closing:
-                        server.flush()  # for the timer, and for what it is told if there is no place for it
                 if data == b"":
                     break
                 if data is None or link.closing:
@@ -284,7 +301,7 @@ class Connection:
                     transport.read_more(min(READ_BYTES_MORE, missing + max(0, READ_BYTES_MORE - missing) // frame_bytes * frame_bytes))
             if link.auth is not None and (self.inquiry is None or self.inquiry.question is not link.auth):
                 if alone:
-                    return False
+                    continue
                 held = self._ask(link.auth) or held
         # The peer sends no more; it may still read, so it gets what was queued for it.
         engine.detach(link, clock(), still_reads=True)

@@ -165,9 +165,12 @@ class Server:
         if self._clients is None or self._stopping.is_set():
             return None
         connection = Connection(self, transport, peer, listener, bound, proxied)
-        self.connections.add(connection)
-        self._clients.start_soon(connection.run, name="client")  # else Trio makes a name of 85 bytes for each
+        self._begin(connection, self._clients)
         return connection
+
+    def _begin(self, connection: Connection, clients: trio.Nursery) -> None:
+        self.connections.add(connection)
+        clients.start_soon(connection.run, name="client")  # else Trio makes a name of 85 bytes for each
 
     def forget(self, connection: Connection) -> None:
         """Its `run` is over."""
@@ -225,39 +228,62 @@ class Server:
     # ---- accepting ----
 
     async def _accept(self, bound: BoundSocket) -> None:
-        listening = bound.socket
         pause_s = PAUSE_S_MIN
         while True:
-            await trio.lowlevel.wait_readable(listening)
-            for _ in range(ACCEPT_COUNT_MAX):
-                try:
-                    connected, address = listening.accept()
-                except (BlockingIOError, InterruptedError):
-                    break
-                except OSError as error:
-                    self.accept_errors_count += 1
-                    if error.errno in _FATAL:
-                        raise
-                    if error.errno not in _EXHAUSTED:
-                        continue  # it gave up before we came: ECONNABORTED, and on Linux any error of its network
-                    self._seldom.warn(
-                        "exhausted", "cannot accept connections on %s: %s; waiting for others to close (see ulimit -n)", bound.url, strerror(error)
-                    )
-                    self._freed = trio.Event()
-                    with trio.move_on_after(pause_s):
-                        await self._freed.wait()
-                    pause_s = min(PAUSE_S_MAX, pause_s * 2)
-                    break
+            await trio.lowlevel.wait_readable(bound.socket)
+            error = self._let_in(bound)
+            if error is None:
                 pause_s = PAUSE_S_MIN
-                self._admit_socket(bound, connected, address)
+                continue
+            if error.errno not in _EXHAUSTED:
+                raise error
+            self._seldom.warn(
+                "exhausted", "cannot accept connections on %s: %s; waiting for others to close (see ulimit -n)", bound.url, strerror(error)
+            )
+            self._freed = trio.Event()
+            with trio.move_on_after(pause_s):
+                await self._freed.wait()
+            pause_s = min(PAUSE_S_MAX, pause_s * 2)
 
-    def _admit_socket(self, bound: BoundSocket, connected: socket.socket, address: object) -> None:
+    def _let_in(self, bound: BoundSocket) -> OSError | None:
+        """Those who wait outside, ACCEPT_COUNT_MAX of them at most: each step for all of them, then the next one, so that its code and its data
+        are at hand, and their answers go one right after the other, to a peer that the first of them woke. The error that keeps the others out."""
+        clients = self._clients
+        if clients is None or self._stopping.is_set():
+            return None
+        listening = bound.socket
+        found: OSError | None = None
+        arrived: list[Connection] = []
+        for _ in range(ACCEPT_COUNT_MAX):
+            try:
+                connected, address = listening.accept()
+            except (BlockingIOError, InterruptedError):
+                break
+            except OSError as error:
+                self.accept_errors_count += 1
+                if error.errno in _FATAL or error.errno in _EXHAUSTED:
+                    found = error
+                    break
+                continue  # it gave up before we came: ECONNABORTED, and on Linux any error of its network
+            connection = self._connection_of(bound, connected, address)
+            if connection is not None:
+                arrived.append(connection)
+        now = self.clock()
+        for connection in arrived:
+            connection.hear(now)
+        self.flush(now)
+        for connection in arrived:
+            self._begin(connection, clients)
+        return found
+
+    def _connection_of(self, bound: BoundSocket, connected: socket.socket, address: object) -> Connection | None:
+        """Of a socket that was accepted; None, and it is closed, if there is no place for it."""
         listener = bound.listener
         if bound.connections_count >= listener.connections_count_max:
             self.refused_count += 1
             self._seldom.warn("full", "%s has %d connections, its connections_count_max; closing new ones", bound.url, bound.connections_count)
             connected.close()
-            return
+            return None
         family = bound.family
         peer = peer_name(address, family)
         proxied = connected if listener.proxy_protocol_from and is_trusted(listener.proxy_protocol_from, address, family) else None
@@ -266,19 +292,15 @@ class Server:
         if refusal is not None and self.refuses_silently(bound):
             self._refusing_count -= 1
             connected.close()
-            return
+            return None
         if bound.is_tcp:
             set_options(connected, nodelay=listener.nodelay, tcp_keepalive_s=listener.tcp_keepalive_s)
-        connection = self.admit(self._transport_of(bound, connected), peer, bound.url, bound, proxied)
-        if connection is None:
-            self.addresses.leave(counted)
-            self._refusing_count -= refusal is not None
-            connected.close()
-            return
+        connection = Connection(self, self._transport_of(bound, connected), peer, bound.url, bound, proxied)
         connection.address = counted
         connection.refusal = refusal
         self.accepted_count += 1
         bound.connections_count += 1
+        return connection
 
     def _transport_of(self, bound: BoundSocket, connected: socket.socket) -> Transport:
         """Its handshakes are made by `Connection`."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from broker.auth.hashes import hash_password
 from broker.auth.passwords import with_user
@@ -34,6 +35,24 @@ async def test_after_a_pause_that_its_own_flush_has_ended() -> None:
         for _ in range(3):
             await publisher.send(Publish("t", bytes(10_000)), PingReq())
             await pong(publisher)
+
+
+async def test_after_its_own_socket_was_full() -> None:
+    """One that hears itself, and had a task for it alone until its answers found no place."""
+    small = Listener(port=0, send_buffer_bytes=4096)
+    async with open_broker(listeners=[small], work_per_turn_max=4) as hub:
+        connected = trio.socket.socket()
+        connected.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVBUF, 4096)
+        await connected.connect(("127.0.0.1", int(hub.urls[0].rpartition(":")[2])))
+        client = Client(trio.SocketStream(connected))
+        await client.connect("c")
+        await client.subscribe("t/+")
+        await client.send(*[Publish(f"t/{number}", bytes(6000)) for number in range(10)])
+        await wait_all_tasks_blocked()
+        with trio.fail_after(5):
+            for _ in range(10):
+                assert isinstance(await client.receive(), Publish)
+        await client.stream.aclose()
 
 
 async def test_after_a_verdict_that_needs_no_waiting(tmp_path: Path) -> None:
