@@ -118,9 +118,10 @@ def commit(
             return False
         outbox.append(frame)
     else:
-        own = b""
+        own = aliased = b""
         topic_field = message.topic_field if not link.mount_point else own_topic_field(link.mount_point, message)
         new_alias = 0
+        named = topic_field
         if version >= MQTT_5:
             for identifier in identifiers:
                 own += b"\x0b" + encode_varint(identifier)
@@ -129,13 +130,17 @@ def commit(
             if link.aliases_out is not None:
                 alias = link.aliases_out.get(message.topic, 0)
                 if alias:
-                    own += b"\x23" + alias.to_bytes(2, "big")
-                    topic_field = b"\x00\x00"
+                    aliased = b"\x23" + alias.to_bytes(2, "big")
+                    named = b"\x00\x00"
                 elif len(link.aliases_out) < link.aliases_out_max:
                     new_alias = len(link.aliases_out) + 1  # [MQTT5-3.3.2-11]
-                    own += b"\x23" + new_alias.to_bytes(2, "big")
+                    aliased = b"\x23" + new_alias.to_bytes(2, "big")
         first_byte = 0x30 | (0x08 if dup else 0) | qos << 1 | (1 if retain else 0)
-        head, tail = message.frame(version, first_byte, packet_id.to_bytes(2, "big") if qos else b"", own, topic_field)
+        id_field = packet_id.to_bytes(2, "big") if qos else b""
+        head, tail = message.frame(version, first_byte, id_field, own + aliased, named)
+        if aliased and len(head) + len(tail) > link.packet_bytes_max:  # an alias takes three bytes, which may be those that are too many
+            new_alias = 0
+            head, tail = message.frame(version, first_byte, id_field, own, topic_field)
         if len(head) + len(tail) > link.packet_bytes_max:
             state.count_dropped(link.client_id, "too-large")
             return False
@@ -202,11 +207,8 @@ def _expired(state: State, link: Link, delivery: Delivery, now: float) -> bool:
 def _replay(state: State, link: Link, session: Session, now: float) -> bool:
     """One step of the oldest retained replay; False when it has to wait for acknowledgements."""
     filter, replay = next(iter(session.replays.items()))
-    # A subscription renewed meanwhile goes on with its newest options; one that is gone has nothing more to get.
-    subscription = replay.subscription if session.ended else session.subscriptions.get(filter)
-    if subscription is None:
-        del session.replays[filter]
-        return True
+    # A subscription renewed meanwhile goes on with its newest options.
+    subscription = replay.subscription if session.ended else session.subscriptions[filter]
     count = REPLAY_BATCH_COUNT
     if subscription.qos > 0:
         count = min(count, session.sender.quota)

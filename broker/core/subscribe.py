@@ -176,5 +176,8 @@ def on_unsubscribe(state: State, link: Link, packet: Unsubscribe, now: float) ->
         ReasonCode.SUCCESS if state.topics.remove(session, filter) else ReasonCode.NO_SUBSCRIPTION_EXISTED  # [MQTT5-3.10.4-1, -5]
         for filter in filters
     )
+    if session.replays:
+        for filter in filters:
+            session.replays.pop(filter, None)  # one that comes again begins anew, if it is owed anything [MQTT5-3.3.1-11]
     state.work += len(reasons)
     state.send(link, encode(UnsubAck(packet.packet_id, reasons), link.version))

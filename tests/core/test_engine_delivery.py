@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from broker.reasons import ReasonCode
+from broker.wire.codec import encode
 from broker.wire.packets import (
     MQTT_5,
     MQTT_311,
@@ -431,6 +432,24 @@ def test_a_frame_too_large_sets_no_alias() -> None:
     publisher.publish("t", b"x" * 100)
     publisher.publish("t", b"x")
     assert [(message.topic, message.properties.topic_alias) for message in receiver.messages()] == [("t", 1)]
+
+
+@pytest.mark.parametrize("qos", [0, 1])
+def test_a_message_that_has_no_room_for_an_alias_is_named_in_full(qos: int) -> None:
+    """[MQTT5-3.1.2-25] allows to leave out what is too large, and this is not."""
+    world = World()
+    frame = encode(Publish("long/topic", b"", qos, packet_id=qos), MQTT_5)
+    publisher, receiver = world.client("p"), world.client("r", topic_alias_maximum=5, maximum_packet_size=len(frame) + 4)
+    receiver.subscribe(("#", 1))
+    for topic in ("long/topic", "t"):
+        largest = b"x" * (4 + len("long/topic") - len(topic))
+        publisher.publish(topic, largest, qos, qos)  # no room for one that is new
+        publisher.publish(topic, b"", qos, qos)
+        publisher.publish(topic, largest, qos, qos)  # nor for one that is as long as its topic
+        got = receiver.take()
+        receiver.send(*[PubAck(message.packet_id) for message in got if isinstance(message, Publish) and qos])
+        assert [message.payload for message in got if isinstance(message, Publish)] == [largest, b"", largest]
+    assert world.dropped("too-large") == 0
 
 
 # ---- after the end ----

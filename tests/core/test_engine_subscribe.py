@@ -268,6 +268,20 @@ def test_a_replay_goes_on_after_a_return_and_ends_with_its_subscription(kept: Wo
     assert not kept.state.sessions["b"].replays
 
 
+def test_one_that_unsubscribed_and_comes_again_gets_what_it_asks_for_now() -> None:
+    """Retain Handling 2 is no word to go on with the replay of the subscription before [MQTT5-3.3.1-11]."""
+    world = World(outbox_bytes_high=100)
+    publisher, peer = world.client("p"), world.client("a")
+    for number in range(200):
+        publisher.publish(f"k/{number}", b"x" * 50, retain=True)
+    peer.takes = 0
+    peer.send(Subscribe(1, (SubscriptionRequest("k/#"),)), Unsubscribe(2, ("k/#",)), Subscribe(3, (SubscriptionRequest("k/#", retain_handling=2),)))
+    peer.read()
+    got = peer.take()
+    assert isinstance(got[-1], SubAck)
+    assert len(got) < 100
+
+
 def test_replays_under_way_are_bounded_and_a_renewed_one_takes_its_own_place() -> None:
     world = World(retained_replays_count_max=1, outbox_bytes_high=100)
     publisher, peer = world.client("p"), world.client("a")
