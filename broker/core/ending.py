@@ -57,7 +57,7 @@ def leave(state: State, link: Link, now: float, cause: str, *, error: bool, disc
     link.known_topics = {}
     link.passed = None
     pausing.release(state, link, now)
-    pausing.withdraw(state, link)
+    pausing.withdraw(state, link, now)
     if link.receiving_bytes:
         incoming.abandon(state, link)
     session = link.session

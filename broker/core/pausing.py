@@ -129,26 +129,34 @@ def release(state: State, link: Link, now: float) -> None:
         return
     state.deadlines.cancel(link.pause_deadline)
     link.pause_deadline = None
-    if link.charging:
-        link.credit_s = max(0.0, link.credit_s - (now - link.credit_at))
-        link.credit_at = now
-        link.charging = False
+    _stop_charging(link, now)
     link.stuck = False
     link.pausing = None
     for publisher in pausing:
         _let_go(state, publisher, link, now)
 
 
-def withdraw(state: State, publisher: Link) -> None:
+def withdraw(state: State, publisher: Link, now: float) -> None:
     """A paused publisher is gone: nobody needs to let go of it."""
     for link in publisher.paused_by or ():
-        if link.pausing is not None:
-            link.pausing.pop(publisher, None)
+        pausing = link.pausing
+        if pausing is not None:
+            pausing.pop(publisher, None)
+            if all(pausing.values()):
+                _stop_charging(link, now)
     publisher.paused_by = None
     publisher.paused = False
     if publisher.rate is not None:
         state.deadlines.cancel(publisher.rate.deadline)
         publisher.rate.deadline = None
+
+
+def _stop_charging(link: Link, now: float) -> None:
+    """Nobody waits on its credit any more."""
+    if link.charging:
+        link.credit_s = max(0.0, link.credit_s - (now - link.credit_at))
+        link.credit_at = now
+        link.charging = False
 
 
 def hold_up(state: State, link: Link, rate: Rate, wait_s: float, now: float) -> None:

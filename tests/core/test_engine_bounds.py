@@ -775,6 +775,29 @@ def test_a_paused_link_that_goes_away_is_forgotten() -> None:
     assert len(world.state.deadlines) == 0
 
 
+def test_the_credit_is_spent_no_longer_when_all_who_waited_on_it_have_gone() -> None:
+    world, publisher, receiver = slow()
+    receiver.takes = float("inf")
+    receiver.subscribe("u")
+    receiver.takes = 0
+    world.client("h").subscribe("u")
+    fill(publisher)
+    world.after(4.5)  # of the five that a sole one may wait
+    others = [world.client(name) for name in ("a", "b")]
+    others[0].publish("u", b"x")
+    assert others[0].link.paused
+    for gone in (others[0], publisher):
+        gone.detach()
+    world.after(1)
+    receiver.read()
+    world.after(20)
+    receiver.takes = 0
+    others[1].send(*(Publish("u", b"x" * 90) for _ in range(80)))
+    assert others[1].link.paused
+    receiver.detach()
+    assert not others[1].link.paused
+
+
 def test_a_link_that_owes_acknowledgements_is_never_paused() -> None:
     world, publisher, receiver = slow()
     publisher.subscribe(("own", 1))
