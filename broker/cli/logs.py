@@ -10,14 +10,19 @@ import os
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Final, TextIO
+from typing import Any, Final, TextIO
+
+import trio
 
 from broker.cli.running import Failure, os_error_line
 
 LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 _SYSLOG: Final = ("/dev/log", "/var/run/syslog")
 
+HELD_COUNT_MAX: Final = 256
+
 logger: Final = logging.getLogger("broker")
+clients = logging.getLogger("broker.clients")
 
 
 class Record(logging.LogRecord):
@@ -48,58 +53,134 @@ class Record(logging.LogRecord):
         self.msecs = int(self.created * 1000) % 1000
 
 
-class LineHandler(logging.StreamHandler[TextIO]):
-    """One write and one flush a line, and the lock taken once."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            self.stream.write(f"{self.format(record)}\n")
-            self.stream.flush()
-        except Exception:  # as the library does: says so on stderr, if that is open, and goes on
-            self.handleError(record)
-
-
 class JsonFormatter(logging.Formatter):
     """One object a line: time (Unix seconds), level, logger, message, and traceback if there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
-        members: dict[str, object] = {
-            "time": round(record.created, 6),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            members["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(members, ensure_ascii=False)
+        traceback = {"traceback": self.formatException(record.exc_info)} if record.exc_info else {}
+        return self.line(record.created, record.levelname, record.name, record.getMessage(), **traceback)
+
+    def line(self, created: float, level: str, name: str, message: str, **more: str) -> str:
+        return json.dumps({"time": round(created, 6), "level": level.lower(), "logger": name, "message": message, **more}, ensure_ascii=False)
 
 
 class TextFormatter(logging.Formatter):
     """2026-11-21T12:34:56.789+0100 info: message. A line stays one line, whatever a client called itself."""
 
-    _second = -1
-    _stamp = ("", "")
-    """Of that second: what stands before its thousandths, and behind."""
+    _thousandth = -1
+    _stamp = ""
+    """Of that thousandth of a second."""
 
     def format(self, record: logging.LogRecord) -> str:
-        second = int(record.created)
-        if second != self._second:
-            moment = time.localtime(second)
-            self._second = second
-            self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", moment), time.strftime("%z", moment)
-        before, behind = self._stamp
-        line = f"{before}.{int(record.msecs):03d}{behind} {record.levelname.lower()}: {_printable(record.getMessage())}"
+        line = self.line(record.created, record.levelname, record.name, record.getMessage())
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+    def line(self, created: float, level: str, name: str, message: str) -> str:
+        thousandth = int(created * 1000)
+        if thousandth != self._thousandth:
+            self._thousandth = thousandth
+            moment = time.localtime(thousandth // 1000)
+            self._stamp = f"{time.strftime('%Y-%m-%dT%H:%M:%S', moment)}.{thousandth % 1000:03d}{time.strftime('%z', moment)}"
+        return f"{self._stamp} {level.lower()}: {message if message.isprintable() else _printable(message)}"
 
 
 def _printable(text: str) -> str:
-    return text if text.isprintable() else "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
+class LineHandler(logging.StreamHandler[TextIO]):
+    """What is said of clients is held until the turn of the event loop is over, and all its lines are one write: a line costs a fifth, and
+    whoever reads a pipe is not woken by each. Every other line goes out at once, behind what is held."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        super().__init__(stream)
+        self._held: list[str] = []
+        self._wanted: trio.Event | None = None
+        """Set when something is held; None while nobody would write it later."""
+
+    def hold(self, level: str, name: str, message: str) -> None:
+        """Only in the thread of the event loop."""
+        formatter = self.formatter
+        assert isinstance(formatter, (TextFormatter, JsonFormatter))
+        held = self._held
+        held.append(formatter.line(time.time(), level, name, message))
+        if self._wanted is None or len(held) >= HELD_COUNT_MAX:
+            self.write_held()
+        elif len(held) == 1:
+            self._wanted.set()
+
+    def write_held(self) -> None:
+        held, self._held = self._held, []
+        if not held:
+            return
+        try:
+            self._write("\n".join(held))
+        except Exception:  # as the library does: says so on stderr, if that is open, and goes on
+            self.handleError(Record(logger.name, logging.INFO, "", 0, f"{len(held)} lines", None, None))
+
+    async def write_each_turn(self) -> None:
+        """Until it is cancelled."""
+        try:
+            while True:
+                self._wanted = trio.Event()
+                await self._wanted.wait()
+                self.write_held()
+        finally:
+            self._wanted = None
+            self.write_held()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.write_held()
+        try:
+            self._write(self.format(record))
+        except Exception:
+            self.handleError(record)
+
+    def _write(self, lines: str) -> None:
+        self.stream.write(f"{lines}\n")
+        self.stream.flush()
+
+
+class FileHandler(LineHandler):
+    """To a file, opened anew after `close`, which `reopen` calls when it may have been moved away."""
+
+    def __init__(self, path: str) -> None:
+        """OSError."""
+        self._path = os.path.abspath(path)
+        super().__init__(self._open())
+
+    def _open(self) -> TextIO:
+        return open(self._path, "a", encoding="utf-8")
+
+    def _write(self, lines: str) -> None:
+        if self.stream.closed:
+            self.stream = self._open()
+        super()._write(lines)
+
+    def close(self) -> None:
+        self.write_held()
+        self.stream.close()
+        super().close()
+
+
+class ClientLogger(logging.Logger):
+    """`broker.clients`, most of whose lines are one for a connect and one for a disconnect: those go to a LineHandler without a record."""
+
+    lines: LineHandler | None = None
+    """Where they go, if it is that and nothing else."""
+
+    def info(self, msg: object, *args: object, **kwargs: Any) -> None:
+        if self.lines is None or kwargs:
+            super().info(msg, *args, **kwargs)
+        elif self.isEnabledFor(logging.INFO):
+            self.lines.hold("INFO", self.name, str(msg) % args)
 
 
 def lighten() -> None:
     """For a process that is a broker and nothing else: a line a connect, with what its formatters read and no more."""
     logging._srcfile = None  # the manual's own way (logging HOWTO, Optimization): no search for the caller
     logging.setLogRecordFactory(Record)
+    clients.__class__ = ClientLogger  # it is there since its module was imported, too early for logging.setLoggerClass
 
 
 def configure(level: str, form: str, target: str) -> None:
@@ -111,6 +192,8 @@ def configure(level: str, form: str, target: str) -> None:
         old.close()
     logger.addHandler(handler)
     logger.propagate = False
+    if isinstance(clients, ClientLogger):
+        clients.lines = handler if isinstance(handler, LineHandler) else None
     set_level(level)
 
 
@@ -121,8 +204,15 @@ def set_level(level: str) -> None:
 def reopen() -> None:
     """After the log file was moved away: the next line opens a new one under the old name."""
     for handler in logger.handlers:
-        if isinstance(handler, logging.FileHandler):
+        if isinstance(handler, FileHandler):
             handler.close()
+
+
+async def write_each_turn() -> None:
+    """What is held: until it is cancelled, if anything ever is."""
+    for handler in logger.handlers:
+        if isinstance(handler, LineHandler):
+            await handler.write_each_turn()
 
 
 def _handler(target: str) -> logging.Handler:
@@ -134,6 +224,6 @@ def _handler(target: str) -> logging.Handler:
                 return logging.handlers.SysLogHandler(path)
         raise Failure(f"log.target: syslog, and there is none here ({' or '.join(_SYSLOG)})")
     try:
-        return logging.FileHandler(target, encoding="utf-8")
+        return FileHandler(target)
     except OSError as error:
         raise Failure(f"log.target: cannot write {os_error_line(error)}") from error

@@ -99,6 +99,7 @@ def raise_file_limit() -> None:
 async def _serve(order: Order, config: Config, sockets: Mapping[str, Sequence[int]], notifier: systemd.Notifier) -> int:
     # Signs of life to the very end: the goodbye to clients may take longer than the watchdog waits.
     async with notifier.living(), open_broker(config) as broker, trio.open_nursery() as nursery:
+        nursery.start_soon(logs.write_each_turn)
         # Signals first: whoever reads the address may send one at once.
         with trio.open_signal_receiver(*_endings(order)) as signals:
             if order.config is not None and hasattr(signal, "SIGHUP"):

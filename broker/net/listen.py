@@ -30,7 +30,7 @@ from broker.errors import ConfigError, ListenError
 from broker.net.origins import origin_fault
 from broker.net.proxy_protocol import trust_fault
 from broker.net.tls import TlsFiles
-from broker.net.transport import strerror
+from broker.net.transport import set_options, strerror
 from broker.net.unix import bind_unix, parse_mode, parse_owner, shown_name
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 PORT_ZERO_ATTEMPTS_MAX: Final = 50
 _HAS_UNIX: Final = hasattr(socket, "AF_UNIX")
+HANDS_DOWN: Final = sys.platform == "linux"
+"""Whether an accepted socket has the options of the one that listens, all of them. (Two system calls for each connection are saved.)"""
 
 
 class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -151,6 +153,8 @@ class BoundSocket:
         self.socket = ListeningSocket(listening)
         self.family: int = self.socket.family
         self.is_tcp = self.family in (socket.AF_INET, socket.AF_INET6)
+        if self.is_tcp and HANDS_DOWN:
+            set_options(self.socket, nodelay=listener.nodelay, tcp_keepalive_s=listener.tcp_keepalive_s)
         self.listener = listener
         self.url = url
         self.address = url.partition("://")[2]

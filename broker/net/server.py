@@ -22,6 +22,7 @@ from broker.core.allowance import Allowance, UserLimits
 from broker.net.addresses import Addresses
 from broker.net.authentication import QUESTIONS_COUNT_MAX
 from broker.net.connection import Connection
+from broker.net.listen import HANDS_DOWN, BoundSocket
 from broker.net.locks import Guard, Lock
 from broker.net.proxy_protocol import is_trusted
 from broker.net.seldom import Seldom
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from broker.core.engine import Engine
     from broker.core.limits import Limits
     from broker.core.link import Link
-    from broker.net.listen import BoundSocket
     from broker.reasons import ReasonCode
 
 FLUSH_COUNT_MAX: Final = 256
@@ -293,7 +293,7 @@ class Server:
             self._refusing_count -= 1
             connected.close()
             return None
-        if bound.is_tcp:
+        if bound.is_tcp and not HANDS_DOWN:
             set_options(connected, nodelay=listener.nodelay, tcp_keepalive_s=listener.tcp_keepalive_s)
         connection = Connection(self, self._transport_of(bound, connected), peer, bound.url, bound, proxied)
         connection.address = counted

@@ -296,20 +296,20 @@ def peer_name(address: object, family: int) -> str:
     return "unix"
 
 
-def set_options(connected: socket.socket, *, nodelay: bool, tcp_keepalive_s: float) -> None:
-    """TCP_NODELAY and keepalive on an accepted TCP socket; buffers were set on the listening one, which hands them down."""
+def set_options(on: socket.socket, *, nodelay: bool, tcp_keepalive_s: float) -> None:
+    """TCP_NODELAY and keepalive of a TCP socket."""
     try:
         if nodelay:
-            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            on.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if tcp_keepalive_s > 0:
             seconds = max(1, round(tcp_keepalive_s))
-            connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            on.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             for name in ("TCP_KEEPIDLE", "TCP_KEEPALIVE"):  # Linux, Windows; macOS
                 if hasattr(socket, name):
-                    connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), seconds)
+                    on.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), seconds)
                     break
             if hasattr(socket, "TCP_KEEPINTVL"):
-                connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, seconds // 3))
+                on.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, seconds // 3))
     except OSError:
         pass  # a peer that is gone already answers EINVAL on some systems; reading it will tell
 

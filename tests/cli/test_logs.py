@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
 
 from broker.cli import logs
 from broker.cli.running import Failure
@@ -100,3 +102,54 @@ def test_the_level_can_be_changed(tmp_path: Path) -> None:
     text = (tmp_path / "log").read_text()
     assert "unheard" not in text
     assert "heard" in text
+
+
+@pytest.fixture
+def clients() -> Iterator[logging.Logger]:
+    """The logger of the clients' lines, as it is in a process that is a broker and nothing else."""
+    logs.clients.__class__ = logs.ClientLogger
+    yield logs.clients
+    logs.clients.__class__ = logging.Logger
+    vars(logs.clients).pop("lines", None)
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+async def test_lines_of_clients_are_written_when_the_turn_is_over_and_before_any_other(tmp_path: Path, form: str, clients: logging.Logger) -> None:
+    log = tmp_path / "log"
+    logs.configure("info", form, str(log))
+    clients.info("before %s", "the loop")
+    assert len(log.read_text().splitlines()) == 1
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(logs.write_each_turn)
+        await wait_all_tasks_blocked()
+        clients.info("connected %r", "a")
+        clients.info("connected %r", "b\n")
+        assert len(log.read_text().splitlines()) == 1
+        await wait_all_tasks_blocked()
+        assert len(log.read_text().splitlines()) == 3
+        clients.info("connected %r", "c")
+        clients.warning("refused %r", "d")
+        lines = log.read_text().splitlines()
+        assert len(lines) == 5
+        logs.reopen()
+        clients.info("connected %r", "e")
+        nursery.cancel_scope.cancel()
+    clients.info("after the loop")
+    clients.debug("not at this level")
+    lines = log.read_text().splitlines()
+    said = ["before the loop", "connected 'a'", "connected 'b\\n'", "connected 'c'", "refused 'd'", "connected 'e'", "after the loop"]
+    if form == "json":
+        assert [json.loads(line)["message"] for line in lines] == said
+    else:
+        assert [line.partition(": ")[2] for line in lines] == said
+
+
+async def test_no_more_than_some_lines_are_held(tmp_path: Path, clients: logging.Logger) -> None:
+    logs.configure("info", "text", str(tmp_path / "log"))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(logs.write_each_turn)
+        await wait_all_tasks_blocked()
+        for number in range(logs.HELD_COUNT_MAX):
+            clients.info("connected %r", number)
+        assert len((tmp_path / "log").read_text().splitlines()) == logs.HELD_COUNT_MAX
+        nursery.cancel_scope.cancel()

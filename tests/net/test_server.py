@@ -18,6 +18,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from broker.net.authentication import ConnectRequest
 from broker.net.listen import Listener
+from broker.net.transport import SocketTransport
 from broker.reasons import ReasonCode
 from broker.wire.codec import encode
 from broker.wire.packets import Connect
@@ -351,3 +352,25 @@ async def test_a_client_that_leaves_cancels_its_question() -> None:
         await peer.aclose()
         await cancelled.wait()
     assert engine.verdicts == []
+
+
+async def test_a_connection_has_the_options_of_its_listener() -> None:
+    listener = Listener(port=0, tcp_keepalive_s=90)
+    async with running(RelayEngine(), listener, Listener(port=0, nodelay=False)) as server:
+        found = []
+        for one in server.bound:
+            stream = await trio.open_tcp_stream("127.0.0.1", one.socket.getsockname()[1])
+            await wait_all_tasks_blocked()
+            (connection,) = [connection for connection in server.connections if connection.bound is one]
+            assert isinstance(connection.transport, SocketTransport)
+            connected = connection.transport.socket
+            found.append(
+                (
+                    connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0,
+                    connected.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) != 0,
+                )
+            )
+            if one.listener is listener and hasattr(socket, "TCP_KEEPIDLE"):
+                assert connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 90
+            await stream.aclose()
+        assert found == [(True, True), (False, False)]
