@@ -11,7 +11,9 @@ class AuthRequest:
     method is None for a plain user name and password. `done` is set when an answer is no longer wanted.
     """
 
-    __slots__ = ("answers", "challenged", "client_id", "data", "done", "method", "password", "reauthentication", "username")
+    __slots__ = (
+        "answer_bytes", "answers", "asked_bytes", "challenged", "client_id", "data", "done", "method", "password", "reauthentication", "username",
+    )  # fmt: skip
 
     def __init__(
         self, client_id: str, username: str | None, password: bytes | None, method: str | None, data: bytes | None, reauthentication: bool = False
@@ -26,6 +28,10 @@ class AuthRequest:
         self.challenged = False
         """It is the client's turn to say something."""
         self.done = False
+        self.asked_bytes = 0
+        """Of the CONNECT, or the AUTH, that is kept until it is answered: Will and password may be most of it."""
+        self.answer_bytes = 0
+        """Of the client's last answer."""
 
     def __repr__(self) -> str:
         return f"AuthRequest(client_id={self.client_id!r}, username={self.username!r}, method={self.method!r})"

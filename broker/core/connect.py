@@ -159,10 +159,14 @@ def refuse(state: State, link: Link, reason: ReasonCode, cause: str, now: float)
     state.observer.refused(link, reason, cause)
 
 
+def waits_for_us(link: Link) -> bool:
+    """Is it asked of us, and not of the client, who that is?"""
+    return link.auth is not None and not link.auth.done and not link.auth.challenged
+
+
 def time_out(state: State, link: Link, now: float) -> None:
     """It is not connected, and should be by now. Where it waits for an answer of ours it may well come again, which 0x87 would tell it not to."""
-    waits_for_us = link.auth is not None and not link.auth.challenged
-    refuse(state, link, ReasonCode.SERVER_UNAVAILABLE if waits_for_us else ReasonCode.NOT_AUTHORIZED, "it was not connected in time", now)
+    refuse(state, link, ReasonCode.SERVER_UNAVAILABLE if waits_for_us(link) else ReasonCode.NOT_AUTHORIZED, "it was not connected in time", now)
 
 
 def accept(state: State, link: Link, now: float, final_data: bytes | None = None) -> None:
@@ -378,14 +382,19 @@ def on_auth(state: State, link: Link, packet: Auth, now: float) -> None:
     if packet.reason == ReasonCode.CONTINUE_AUTHENTICATION:  # [MQTT5-4.12.0-3]
         if request is None or request.done or request.answers:
             raise ProtocolError("an AUTH that nobody asked for")
-        request.answers.append(properties.authentication_data or b"")
+        answer = properties.authentication_data or b""
+        request.answers.append(answer)
+        request.answer_bytes = len(answer)
         request.challenged = False
     elif packet.reason == ReasonCode.REAUTHENTICATE and link.phase == CONNECTED:  # [MQTT5-4.12.1-1]
         if request is not None and not request.done:
             raise ProtocolError("AUTH asks to re-authenticate while that is under way")
-        link.auth = AuthRequest(link.client_id, link.username, None, link.auth_method, properties.authentication_data, reauthentication=True)
+        request = AuthRequest(link.client_id, link.username, None, link.auth_method, properties.authentication_data, reauthentication=True)
+        request.asked_bytes = len(request.data or b"")
+        link.auth = request
     else:
         raise ProtocolError(f"AUTH with {packet.reason.describe()} from a client")
+    incoming.count(state, link)
     state.mark_ready(link)
 
 
@@ -426,6 +435,8 @@ def authenticated(
         return
     request.done = True
     link.auth = None
+    if link.receiving_bytes:
+        incoming.count(state, link)
     if request.reauthentication:
         if refused is not None:
             close_link(state, link, refused, "re-authentication failed", now)  # [MQTT5-4.12.1-2]

@@ -1,5 +1,5 @@
 """What has been read and not worked through, counted for all clients: a packet that has not come in full, what a rate or a pause holds
-back, what is sent ahead of CONNACK.
+back, a CONNECT while it is asked who its client is, what is sent ahead of CONNACK.
 
 Together that may take the last eighth of `memory_bytes_max`, of which only Wills take a part; so those who begin large packets and never
 end them cost nobody a queued message or a small packet. Who gives way is `receiving.make_room`'s to say; one large packet at a time always
@@ -23,12 +23,20 @@ def count(state: State, link: Link) -> bool:
     if link.closing:
         abandon(state, link)
         link.decoder.abandon()
+    _set(state, link, held_bytes(link))
+    account = state.waiting
+    return account.large_count > 1 and account.receiving_bytes > state.receiving_bytes_max
+
+
+def held_bytes(link: Link) -> int:
+    """What it comes to, for one link that is served."""
     held = link.decoder.held_bytes
     if link.rate is not None:
         held += link.rate.held_bytes
-    _set(state, link, held)
-    account = state.waiting
-    return account.large_count > 1 and account.receiving_bytes > state.receiving_bytes_max
+    question = link.auth
+    if question is not None and not question.done:
+        held += question.asked_bytes + question.answer_bytes
+    return held
 
 
 def abandon(state: State, link: Link) -> None:

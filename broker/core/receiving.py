@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from broker.core import incoming, pausing
-from broker.core.connect import on_auth, on_connect, on_disconnect, refuse
+from broker.core.connect import on_auth, on_connect, on_disconnect, refuse, waits_for_us
 from broker.core.ending import close_link, leave
 from broker.core.exchange import exchange
 from broker.core.link import AUTHENTICATING, AWAITING_CONNECT, CONNECTED, ENDED
@@ -114,6 +114,9 @@ def _begin(state: State, link: Link, now: float) -> bool:
     packet = decode(first_byte, body, 0)
     assert isinstance(packet, Connect)
     on_connect(state, link, packet, now)
+    if link.auth is not None:
+        link.auth.asked_bytes = len(body)
+        incoming.count(state, link)  # and who gives way is seen to at the end of the verb
     return not decoder.is_drained()
 
 
@@ -183,13 +186,13 @@ def make_room(state: State, now: float) -> None:
     account = state.waiting
     room_at = state.receiving_bytes_max // 8 * 7
     large = [link for link in state.links if link.receiving_bytes > incoming.FREE_BYTES and not link.closing]
-    large.sort(key=lambda link: (link.paused or link.last_received_at + SILENT_S > now, -link.receiving_bytes))
+    large.sort(key=lambda link: (link.paused or waits_for_us(link) or link.last_received_at + SILENT_S > now, -link.receiving_bytes))
     for link in large[:-1]:
         if account.receiving_bytes <= room_at:
             break
         cause = (
-            f"it holds {link.receiving_bytes} bytes of a packet that has not come in full, and all such packets together "
-            f"{account.receiving_bytes}: more than their share of memory_bytes_max"
+            f"it holds {link.receiving_bytes} bytes that are not worked through, and all such together {account.receiving_bytes}: "
+            "more than their share of memory_bytes_max"
         )
         incoming.leave_account(state, link)
         if link.phase == CONNECTED:

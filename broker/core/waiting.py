@@ -172,7 +172,7 @@ class Account:
         self.unsent_bytes = 0
         """Encoded and not taken by its socket, of all links whose socket was full, until their stream is gone."""
         self.receiving_bytes = 0
-        """Read, and not worked through: packets that have not come in full, and what a rate or a pause holds back."""
+        """Read, and not worked through: see `incoming`."""
         self.large_count = 0
         """How many links hold more of it than nobody is blamed for (`incoming.FREE_BYTES`)."""
         self.will_bytes = 0

@@ -25,6 +25,15 @@ ACCOUNT_CHECK_INTERVAL: Final = 64
 """So many steps between two looks at every queue."""
 
 
+def incoming_bytes(link: Link) -> int:
+    """Added up anew: what of the client's is held, from the objects that hold it."""
+    held = link.decoder.held_bytes + (link.rate.held_bytes if link.rate is not None else 0)
+    question = link.auth
+    if question is not None and not question.done:
+        held += question.asked_bytes + question.answer_bytes
+    return held
+
+
 class Audit:
     """fail: is told what is wrong, wherever in the engine's work it came up."""
 
@@ -104,7 +113,7 @@ class Audit:
         inflight = sum(unacknowledged.size for session in state.sessions.values() for unacknowledged in session.sender.unacknowledged.values())
         unsent = sum(link.outbox.counted_bytes for link in state.links)
         behind = 0 if flushing else sum(link.outbox.committed_bytes for link in state.links)
-        receiving = sum(link.decoder.held_bytes + (link.rate.held_bytes if link.rate is not None else 0) for link in state.links)
+        receiving = sum(map(incoming_bytes, state.links))
         if state.waiting.receiving_bytes != receiving:
             self._fail(f"the account says {state.waiting.receiving_bytes} bytes are coming in, the links hold {receiving}")
         wills = sum(will_size(session.will) for session in state.sessions.values() if session.will is not None) + sum(size for _, size in state.wills)

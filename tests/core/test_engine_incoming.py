@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from broker.core.incoming import FREE_BYTES
 from broker.reasons import ReasonCode
 from broker.wire.codec import encode
-from broker.wire.packets import MQTT_5, MQTT_311, Connect, Publish
+from broker.wire.packets import MQTT_5, MQTT_311, Auth, Connect, Disconnect, Properties, Publish, WillMessage
 from tests.core.harness import Peer, World
 
 LARGE = encode(Publish("t", bytes(10_000)), MQTT_5)
@@ -89,14 +91,98 @@ def test_what_a_rate_and_a_pause_hold_back_counts() -> None:
 def test_what_is_sent_ahead_of_connack_counts() -> None:
     world = World(asks_authentication=True)
     peer = world.peer("a")
-    peer.give(encode(Connect("a"), MQTT_5))
-    assert receiving(world) == 0
+    connect = encode(Connect("a"), MQTT_5)
+    peer.give(connect)
+    assert receiving(world) == len(connect) - 2
     peer.give(PART)
-    assert receiving(world) == len(PART)
+    assert receiving(world) == len(connect) - 2 + len(PART)
     world.engine.authenticated(peer.link, None, world.now)
     peer.give(LARGE[len(PART) :])
     assert receiving(world) == 0
     assert not peer.link.closing
+
+
+def asked(world: World, size: int, name: str = "a", **properties: Any) -> Peer:
+    """It has sent a CONNECT with a Will and a password of so many bytes together, and it is asked who it is."""
+    peer = world.peer(name)
+    will = WillMessage("w", bytes(size // 2), 0, False)
+    peer.give(encode(Connect(name, will=will, password=bytes(size - size // 2), properties=Properties(**properties)), MQTT_5))
+    assert peer.link.auth is not None
+    return peer
+
+
+@pytest.mark.parametrize("refused", [None, ReasonCode.NOT_AUTHORIZED])
+def test_a_connect_counts_until_it_is_decided(refused: ReasonCode | None) -> None:
+    world = World(asks_authentication=True)
+    peer = asked(world, 20_000)
+    assert 20_000 < receiving(world) < 20_100
+    world.engine.authenticated(peer.link, None, world.now, refused=refused)
+    assert receiving(world) == 0
+    assert peer.link.connected == (refused is None)
+    peer.detach()
+    assert receiving(world) == 0
+
+
+@pytest.mark.parametrize("ends", ["detach", "half_close", "timeout", "DISCONNECT", "malformed", "shutdown"])
+def test_a_connect_that_is_never_decided_counts_until_its_link_is_over(ends: str) -> None:
+    world = World(asks_authentication=True)
+    peer = asked(world, 20_000, authentication_method="m")
+    if ends == "timeout":
+        world.after(world.state.limits.connect_timeout_s)
+    elif ends == "DISCONNECT":
+        peer.give(encode(Disconnect(), MQTT_5))
+    elif ends == "malformed":
+        peer.give(LARGE)
+    elif ends == "shutdown":
+        world.engine.shutdown(world.now)
+    else:
+        getattr(peer, ends)()
+    assert receiving(world) == 0
+
+
+def test_what_auth_brings_counts_until_it_is_answered() -> None:
+    world = World(asks_authentication=True)
+    properties = Properties(authentication_method="m", authentication_data=bytes(5000))
+    peer = asked(world, 0, authentication_method="m")
+    before = receiving(world)
+    for _ in range(3):
+        world.engine.challenge(peer.link, b"?", world.now)
+        peer.give(encode(Auth(ReasonCode.CONTINUE_AUTHENTICATION, properties), MQTT_5))
+        assert receiving(world) == before + 5000
+        assert peer.link.auth is not None
+        peer.link.auth.answers.popleft()
+    world.engine.authenticated(peer.link, None, world.now)
+    assert receiving(world) == 0
+    peer.give(encode(Auth(ReasonCode.REAUTHENTICATE, properties), MQTT_5))
+    assert receiving(world) == 5000
+    world.engine.authenticated(peer.link, None, world.now)
+    assert receiving(world) == 0
+    assert peer.link.connected
+
+
+def test_connects_that_wait_are_bounded_and_small_ones_come_in() -> None:
+    world = World(asks_authentication=True, memory_bytes_max=800_000)
+    peers = []
+    for number in range(100):
+        peers.append(asked(world, 20_000, f"hostile{number}"))
+        assert receiving(world) <= 100_000
+        world.engine.authenticated(asked(world, 100, f"neighbour{number}").link, None, world.now)
+        assert f"neighbour{number}" in world.state.sessions
+    refused = [peer for peer in peers if peer.link.closing]
+    assert 95 <= len(refused) < 100
+    assert all(peer.ends_with(ReasonCode.QUOTA_EXCEEDED) for peer in refused)
+
+
+def test_who_waits_for_our_answer_does_not_give_way_to_who_waits_for_nothing() -> None:
+    world = World(asks_authentication=True, memory_bytes_max=800_000)
+    waiting = [asked(world, 20_000, f"waiting{number}") for number in range(3)]
+    challenged = asked(world, 10_000, "challenged", authentication_method="m")
+    world.engine.challenge(challenged.link, b"?", world.now)
+    world.after(2)
+    asked(world, 24_000, "more")
+    asked(world, 10_000, "still more")
+    assert challenged.link.closing
+    assert not any(peer.link.closing for peer in waiting)
 
 
 def test_a_hundred_that_stop_within_a_packet_are_bounded_and_their_neighbours_go_on() -> None:

@@ -201,6 +201,15 @@ def receiving_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(incoming, "count", lambda state, link: False)
 
 
+def questions_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CONNECT is in no account while it is asked who its client is."""
+
+    def held(link: Link) -> int:
+        return link.decoder.held_bytes + (link.rate.held_bytes if link.rate is not None else 0)
+
+    monkeypatch.setattr(incoming, "held_bytes", held)
+
+
 def wills_kept_in_the_account(monkeypatch: pytest.MonkeyPatch) -> None:
     """A Will that is dropped still counts."""
 
@@ -273,7 +282,8 @@ MUTATIONS: list[Mutation] = [
     resend_lost, pubrel_forgotten, quota_not_restored, order_swapped, waiting_bytes_leaked, will_published_twice, will_not_cancelled, qos_2_not_held,
     drop_not_counted, access_not_asked, receive_maximum_ignored, subscription_kept, retained_not_replaced, stale_routes, wildcards_forgotten,
     ids_reused,
-    whole_group_gets_it, bounds_ignored, expiry_ignored, inflight_leaked, unsent_not_counted, receiving_not_counted, wills_kept_in_the_account,
+    whole_group_gets_it, bounds_ignored, expiry_ignored, inflight_leaked, unsent_not_counted, receiving_not_counted, questions_not_counted,
+    wills_kept_in_the_account,
     half_packets_not_bounded, ended_not_discarded, pause_without_end, sole_recipient_always_believed,
     resumed_client_sends_nothing_again, client_takes_repetitions_for_new,
 ]  # fmt: skip
