@@ -167,7 +167,7 @@ class Connector:
     async def _connect_again_and_again(self) -> BrokerError | None:
         attempts = 0
         since = trio.current_time()
-        while True:
+        while not self._stopping.is_set():
             self._connected_now = False
             self.refused = None
             error = await self._one_connection()
@@ -186,8 +186,7 @@ class Connector:
                 return self._final(error, why_not)
             with trio.move_on_after(policy.delay(attempts)):
                 await self._stopping.wait()
-            if self._stopping.is_set():
-                return None
+        return None
 
     def _final(self, error: BrokerError, why_not: str | None) -> BrokerError:
         """ConnectError as it is while no connection has stood; ConnectionLost from then on."""
@@ -208,8 +207,10 @@ class Connector:
                 try:
                     stream = await self._dial(keeper)
                 except BrokerError as error:
+                    keeper.cancel_scope.cancel()
                     return error
             if stream is None:
+                keeper.cancel_scope.cancel()  # an in-process broker would wait for the CONNECT that will never come
                 return ConnectError(self._address, f"no connection within {self._connect_timeout_s:g} s")
             try:
                 await self._serve(stream, deadline)

@@ -9,6 +9,7 @@ import pytest
 import trio
 import trio.testing
 
+from broker import open_broker
 from broker.client import Client, Reconnect, Will, connect
 from broker.errors import ConnectError, ConnectionLost, ConnectRefused
 from broker.reasons import ReasonCode
@@ -88,6 +89,26 @@ async def test_cancelled_says_a_plain_goodbye_and_does_not_wait(autojump_clock: 
     assert scope.cancelled_caught
     assert goodbyes == [Disconnect(ReasonCode.SUCCESS), None]
     assert trio.current_time() < 1
+
+
+@pytest.mark.parametrize("turns", range(3))
+async def test_cancelled_before_it_is_connected_it_waits_for_nothing(autojump_clock: trio.testing.MockClock, turns: int) -> None:
+    """Which of the tasks comes first is chance, so it is tried often; the broker waits for a CONNECT that will not come."""
+    async with open_broker() as hub:
+        for _ in range(20):
+            began = trio.current_time()
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(cancel_after, turns, scope)
+                    async with connect(hub):
+                        await trio.sleep_forever()
+            assert trio.current_time() == began
+
+
+async def cancel_after(turns: int, scope: trio.CancelScope) -> None:
+    for _ in range(turns):
+        await trio.lowlevel.checkpoint()
+    scope.cancel()
 
 
 async def test_a_refusal_is_raised_bare(autojump_clock: trio.testing.MockClock) -> None:
