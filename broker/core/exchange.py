@@ -45,7 +45,7 @@ _PUBLISH_QOS_2: Final = 0x34
 
 
 def exchange(state: State, link: Link, session: Session, now: float) -> bool:
-    """Do what stands at the decoder's position and is ordinary; the rest stays there. False: paused, or the budget is used up."""
+    """Do what stands at the decoder's position and is ordinary; the rest stays there. False: paused, closed or the budget is used up."""
     decoder = link.decoder
     data = decoder.data
     end = len(data)
@@ -72,7 +72,7 @@ def exchange(state: State, link: Link, session: Session, now: float) -> bool:
             position = decoder.position
             received += count
             answers_count += count
-            if link.paused or state.work >= work_max:
+            if link.paused or link.closing or state.work >= work_max:
                 go_on = False
                 break
             continue

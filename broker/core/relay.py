@@ -88,7 +88,7 @@ def passed_on(state: State, link: Link, recipient: Link, data: bytes, count: int
 
 
 def relay(state: State, link: Link, now: float) -> bool:
-    """Relay what stands at the decoder's position and can be relayed; the rest stays there. False: paused, or the budget is used up."""
+    """Relay what stands at the decoder's position and can be relayed; the rest stays there. False: paused, closed or the budget is used up."""
     decoder = link.decoder
     known = link.known_topics
     data = decoder.data
@@ -169,7 +169,7 @@ def relay(state: State, link: Link, now: float) -> bool:
         state.counters.packets_received += count
         state.counters.publish_received += count
         _relay_run(state, link, route, data[start:stop], size, count, growth, topic_stop - start, key_stop - start, now)
-        if link.paused or state.work >= work_max:
+        if link.paused or link.closing or state.work >= work_max:
             return False
     return True
 

@@ -26,6 +26,7 @@ from broker.wire.packets import (
     MQTT_311,
     Connect,
     Packet,
+    PingReq,
     Properties,
     PubAck,
     PubComp,
@@ -375,6 +376,29 @@ def test_the_rule_disconnect_against_the_publisher_itself(qos: int, properties: 
     peer.read()
     assert peer.ends_with(ReasonCode.QUOTA_EXCEEDED)  # and nothing after it [MQTT5-3.14.4-1]
     peer.detach()
+    world.assert_empty()
+
+
+@pytest.mark.parametrize("behind", [[PingReq()], [Publish("u/2", packet_id=50, qos=1)], [Publish("u/1")] * 3], ids=["ping", "other", "run"])
+@pytest.mark.parametrize("qos", [0, 1, 2])
+def test_nothing_counts_behind_the_message_that_closed_its_publisher(qos: int, behind: list[Packet]) -> None:
+    world = World(overflow={"#": "disconnect"}, outbox_bytes_high=200, outbox_count_max=2, queue_count_max=2, inflight_count_max=1)
+    peer, other = world.client("p"), world.client("o")
+    peer.subscribe(("t", qos))
+    other.subscribe("u/+")
+    peer.send(Publish("t"), Publish("t"), Publish("u/1"), Publish("u/1"))  # known topics
+    assert len(other.messages()) == 2
+    peer.takes = 0
+    peer.send(Publish("t", bytes(300)))
+    # Two kinds in turn, so that the one which closes it is not the last of a run.
+    packets = [Publish("t", bytes(30 + number % 2), qos, packet_id=number if qos else 0) for number in range(1, 9)]
+    peer.send(*packets, *behind)
+    assert peer.link.closing
+    assert other.take() == []
+    peer.read()
+    assert peer.ends_with(ReasonCode.QUOTA_EXCEEDED)
+    peer.detach()
+    other.detach()
     world.assert_empty()
 
 
