@@ -114,7 +114,7 @@ class Requester:
     async def ask(self, publish: Publish, request: Request, *, own: bool) -> Message:
         """own: the response topic is ours, and is kept for the next request."""
         self._line.check_open()
-        waits_at = await self._subscribe(request.response_topic)
+        waits_at = await self._subscribe(request.response_topic, own)
         outgoing: Outgoing | None = None
         self._requests.begin(request)
         try:
@@ -133,7 +133,7 @@ class Requester:
             self._requests.end(request)
             self._leave(request.response_topic, waits_at, own)
 
-    async def _subscribe(self, response_topic: str) -> ResponseTopic | None:
+    async def _subscribe(self, response_topic: str, own: bool) -> ResponseTopic | None:
         """Make sure that answers come here; None if a subscription of the program's own brings them."""
         topics = self._requests.topics
         if self._router.is_open(response_topic):
@@ -157,7 +157,7 @@ class Requester:
                     del topics[response_topic]
                 raise SubscribeRefused(response_topic, reason)
         except BaseException:
-            waits_at.users -= 1
+            self._leave(response_topic, waits_at, own)
             raise
         return waits_at
 

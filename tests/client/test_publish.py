@@ -390,6 +390,21 @@ async def test_a_response_topic_of_ones_own_is_left_again(autojump_clock: trio.t
         await peer.cut()
 
 
+@pytest.mark.parametrize("answered", [False, True])
+async def test_a_request_given_up_before_its_suback_leaves_the_topic_that_the_program_chose(
+    autojump_clock: trio.testing.MockClock, answered: bool
+) -> None:
+    async with connected() as (client, peer, _):
+        with trio.move_on_after(1):
+            await client.request("ask", response_topic="here")
+        subscribe = await peer.expect(Subscribe)
+        if answered:
+            await answer_subscribe(peer, subscribe)
+        with trio.fail_after(60):
+            assert (await peer.expect(Unsubscribe)).filters == ("here",)
+        await peer.cut()
+
+
 # ---- cancelled at each await ------------------------------------------------------------------------------------------
 
 
