@@ -50,7 +50,7 @@ class ConnectRequest:
     """
 
     __slots__ = (
-        "_inquiry", "auth_data", "auth_method", "certificate", "client_id", "ends_at_s", "final_data", "listener", "password",
+        "_inquiry", "_rules", "auth_data", "auth_method", "certificate", "client_id", "ends_at_s", "final_data", "listener", "password",
         "peer", "reauthentication", "username",
     )  # fmt: skip
 
@@ -68,6 +68,8 @@ class ConnectRequest:
         self.reauthentication = question.reauthentication
         self.final_data: bytes | None = None
         self.ends_at_s = math.inf
+        self._rules: AccessRules | None = None
+        """Of a token."""
 
     def __repr__(self) -> str:
         hidden = None if self.password is None else "..."
@@ -118,4 +120,4 @@ async def ask(inquiry: Inquiry, authenticate: Authenticate, limiter: trio.Capaci
         if question.challenged:
             refused = ReasonCode.NOT_AUTHORIZED
     if not question.done:
-        await inquiry.answer(Verdict(username, refused, request.final_data, request.ends_at_s))
+        await inquiry.answer(Verdict(username, refused, request.final_data, request.ends_at_s, request._rules))

@@ -174,15 +174,16 @@ class Lock:
         anonymous = question.username is None and question.method is None
         if self.hook is not None:
             return _NOT_AUTHORIZED if anonymous and self.allow_anonymous is False else None
-        if question.method is not None:
-            if question.method not in self.methods:
-                return Verdict(None, ReasonCode.BAD_AUTHENTICATION_METHOD)
-            return self._by_token(question, question.data, peer) if question.method == tokens.METHOD else None
-        if self.identity != "none":
+        if question.method is not None and question.method not in self.methods:
+            return Verdict(None, ReasonCode.BAD_AUTHENTICATION_METHOD)
+        if question.method is None and self.identity != "none":
             name = identity_of(certificate, self.identity)
             return _NOT_AUTHORIZED if name is None else Verdict(name)
-        if self.tokens is not None and self.tokens.is_for(question.username, question.password):
-            return self._by_token(question, question.password, peer)
+        token = self._token_of(question.username, question.password, question.method, question.data)
+        if token is not None:
+            return self._by_token(question, token, peer)
+        if question.method is not None:
+            return None
         if anonymous:
             return _NOT_AUTHORIZED if self.allow_anonymous is False else Verdict(None)
         if self.passwords is not None:
@@ -191,20 +192,48 @@ class Lock:
             return Verdict(None, ReasonCode.BAD_USER_NAME_OR_PASSWORD)
         return _NOT_AUTHORIZED if self.allow_anonymous is False else Verdict(question.username)
 
-    def _by_token(self, question: AuthRequest, token: bytes | None, peer: str) -> Verdict:
+    def _token_of(self, username: str | None, password: bytes | None, method: str | None, data: bytes | None) -> bytes | None:
+        """What is to be judged as a token."""
+        if self.tokens is None:
+            return None
+        if method is not None:
+            return (data or b"") if method == tokens.METHOD else None
+        return password if self.tokens.is_for(username, password) else None
+
+    def _by_token(self, question: AuthRequest, token: bytes, peer: str) -> Verdict | None:
         """Not slowed: a signature cannot be guessed, and a thousand devices behind one address may all be late with a new token."""
         assert self.tokens is not None
+        if self.tokens.is_slow(token):
+            return None
         try:
-            claims = self.tokens.check(token or b"")
+            claims = self.tokens.check(token)
         except tokens.TokenFault as fault:
-            logger.info("the token of client %r at %s is not taken: %s", question.client_id, peer, fault)
+            _tell_token_fault(question.client_id, peer, fault)
             by_password = question.method is None
             return Verdict(None, ReasonCode.BAD_USER_NAME_OR_PASSWORD) if by_password else _NOT_AUTHORIZED
         return Verdict(claims.username, None, None, claims.ends_at_s, claims.rules)
 
     async def _check(self, request: ConnectRequest) -> str | None:
+        token = self._token_of(request.username, request.password, request.auth_method, request.auth_data)
+        if token is not None:
+            return await self._check_token(request, token)
         if self.passwords is None:
             return None
         if request.auth_method is not None:
             return await self._guard.exchange(self.passwords, request)
         return await self._guard.check(self.passwords, request)
+
+    async def _check_token(self, request: ConnectRequest, token: bytes) -> str | None:
+        """One whose key is slow."""
+        assert self.tokens is not None
+        try:
+            claims = await trio.to_thread.run_sync(self.tokens.check, token, limiter=self._guard.limiter)
+        except tokens.TokenFault as fault:
+            _tell_token_fault(request.client_id, request.peer, fault)
+            return None
+        request.ends_at_s, request._rules = claims.ends_at_s, claims.rules
+        return claims.username
+
+
+def _tell_token_fault(client_id: str, peer: str, fault: tokens.TokenFault) -> None:
+    logger.info("the token of client %r at %s is not taken: %s", client_id, peer, fault)

@@ -245,6 +245,23 @@ def test_a_set_of_keys_and_kid(tmp_path: Path) -> None:
     assert why_not(tokens, token(ISSUERS["RSA"], "RS256", {"kid": "gone"})) == "no key of ours has signed it"
 
 
+def test_which_tokens_are_not_for_the_event_loop(tmp_path: Path) -> None:
+    slow = [kind for kind, algorithms in RIGHT.items() if with_key(tmp_path, pem_of(kind)).is_slow(token(ISSUERS[kind], algorithms[0]))]
+    assert slow == ["P-384", "P-521"]
+    large = rsa.RSAPublicNumbers(65537, (1 << 4103) + 1).public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    assert with_key(tmp_path, large).is_slow(token(ISSUERS["RSA"], "RS256"))
+    several = with_set(tmp_path, jwk("P-256", kid="a"), jwk("P-256"), jwk("P-256"))
+    assert several.is_slow(token(ISSUERS["P-256"], "ES256"))
+    assert not several.is_slow(token(ISSUERS["P-256"], "ES256", {"kid": "a"}))
+    assert not several.is_slow(b"nonsense")
+
+
+def test_a_token_that_many_keys_may_have_signed_is_not_tried_with_all(tmp_path: Path) -> None:
+    many = with_set(tmp_path, *(jwk("P-256", kid=f"{number}") for number in range(9)))
+    assert "which of 9 keys" in why_not(many, token(ISSUERS["P-256"], "ES256"))
+    assert many.check(token(ISSUERS["P-256"], "ES256", {"kid": "8"})).username == "ann"
+
+
 def test_two_keys_while_one_takes_over_from_the_other(tmp_path: Path) -> None:
     new = ec.generate_private_key(ec.SECP256R1())
     tokens = with_set(tmp_path, jwk("P-256"), json.loads(ECAlgorithm.to_jwk(new.public_key())))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,10 +12,12 @@ from typing import Any
 import jwt
 import pytest
 import trio
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from trio.testing import MockClock
 
 from broker import Broker, Config, ConfigError, Listener, open_broker
-from broker.auth.tokens import Jwt
+from broker.auth.tokens import Jwt, Tokens
 from broker.net import doors
 from broker.reasons import ReasonCode
 from broker.wire.packets import Auth, ConnAck, Connect, Disconnect, PingReq, PingResp, Properties, PubAck, Publish, WillMessage
@@ -42,6 +45,12 @@ def settings(tmp_path: Path) -> Jwt:
 @pytest.fixture(autouse=True)
 def no_delay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("broker.auth.throttle.DELAY_S_MIN", 0.0)
+
+
+@pytest.fixture(params=[False, True], ids=["on the loop", "in a thread"])
+def where(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a token is checked, whatever its key is. (Not with a clock that jumps: it does not wait for threads.)"""
+    monkeypatch.setattr(Tokens, "is_slow", lambda self, token: request.param)
 
 
 def config_of(settings: Jwt, **more: Any) -> Config:
@@ -79,6 +88,7 @@ async def may_publish(client: Client, topic: str) -> bool:
 # ---- who comes in ------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("where")
 async def test_a_token_is_a_password_under_any_name_or_none(settings: Jwt, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "broker.auth")
     async with open_broker(config_of(settings)) as hub:
@@ -99,6 +109,7 @@ async def test_a_token_is_a_password_under_any_name_or_none(settings: Jwt, caplo
     assert bad[-20:] not in caplog.text
 
 
+@pytest.mark.usefixtures("where")
 async def test_who_claims_no_name_may_come_in_where_strangers_may_and_who_does_must_show_it(settings: Jwt) -> None:
     async with open_broker(config_of(settings, allow_anonymous=True)) as hub:
         assert await answer_to(hub, None, None) == YES
@@ -107,6 +118,7 @@ async def test_who_claims_no_name_may_come_in_where_strangers_may_and_who_does_m
         assert await answer_to(hub, "ann", token()) == YES
 
 
+@pytest.mark.usefixtures("where")
 async def test_passwords_and_tokens_stand_side_by_side(settings: Jwt, tmp_path: Path) -> None:
     async with open_broker(config_of(settings, password_file=write_users(tmp_path / "p", ben="1.2.3"))) as hub:
         assert await answer_to(hub, "ben", "1.2.3") == YES
@@ -119,6 +131,7 @@ async def test_tokens_are_enough_to_listen_for_others(settings: Jwt) -> None:
         pass
 
 
+@pytest.mark.usefixtures("where")
 async def test_a_listener_decides_for_itself(settings: Jwt, tmp_path: Path) -> None:
     (tmp_path / "other").write_text(OTHER)
     own = Listener(port=0, jwt=Jwt(key_file=str(tmp_path / "other")))
@@ -129,6 +142,19 @@ async def test_a_listener_decides_for_itself(settings: Jwt, tmp_path: Path) -> N
         assert [await answer_to(hub, "ben", "x", url) for url in hub.urls] == [BAD, BAD, YES]
 
 
+async def test_a_slow_key_is_used_in_a_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = ec.generate_private_key(ec.SECP521R1())
+    (tmp_path / "key").write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    seen: list[int] = []
+    check = Tokens.check
+    monkeypatch.setattr(Tokens, "check", lambda self, token: seen.append(threading.get_ident()) or check(self, token))  # type: ignore[func-returns-value]
+    async with open_broker(config_of(Jwt(key_file=str(tmp_path / "key")))) as hub:
+        assert await answer_to(hub, "ann", jwt.encode({"sub": "ann", "exp": int(time.time() + 60)}, key, "ES512")) == YES
+    assert len(seen) == 1
+    assert seen[0] != threading.get_ident()
+
+
+@pytest.mark.usefixtures("where")
 async def test_over_auth(settings: Jwt) -> None:
     async with open_broker(config_of(settings)) as hub:
         for text, reason in ((token(), YES), (token(secret=OTHER), NO), ("", NO), (None, NO)):
@@ -176,6 +202,7 @@ async def test_a_new_token_prolongs_it(settings: Jwt, autojump_clock: MockClock)
         assert hub.statistics()["deadlines_count"] == 0
 
 
+@pytest.mark.usefixtures("where")
 @pytest.mark.parametrize("claims", [{"sub": "ben"}, {"exp": 5}, {"acl": "nonsense"}])
 async def test_a_new_token_that_is_not_right_ends_it(settings: Jwt, claims: dict[str, Any]) -> None:
     async with open_broker(config_of(settings)) as hub, client_of(hub) as client:
@@ -197,6 +224,7 @@ async def test_a_hook_may_say_when_it_ends_too(autojump_clock: MockClock) -> Non
 # ---- what they may do --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("where")
 async def test_rules_of_a_token_stand_instead_of_the_files_and_change_with_a_new_one(settings: Jwt, tmp_path: Path) -> None:
     (tmp_path / "acl").write_text("topic readwrite file\nuser ann\ntopic readwrite file\n")
     config = config_of(settings, acl_file=str(tmp_path / "acl"))
