@@ -6,7 +6,6 @@ away is gone, which the live context could not forget, and nobody who is connect
 
 from __future__ import annotations
 
-import _ssl
 import contextlib
 import os
 import re
@@ -26,6 +25,8 @@ Fault = tuple[str, str]
 
 _SERVER_NAME: Final = re.compile(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _REHASHED: Final = re.compile(r"[0-9a-f]{8}\.\d+")
+_NO_CHECK_TIME: Final = 0x20_0000
+"""OpenSSL's X509_V_FLAG_NO_CHECK_TIME, for which Python has no name."""
 _SAN_ORDER: Final = ("DNS", "URI", "email", "IP Address")
 _REASONS: Final = {"WRONG_VERSION_NUMBER": "the other end does not speak TLS", "HTTP_REQUEST": "the other end speaks HTTP, not TLS"}
 
@@ -197,7 +198,7 @@ def names_of(files: TlsFiles) -> tuple[dict[str, int], list[Fault]]:
     for place, pair in enumerate(files.pairs):
         if isinstance(pair, TlsName) and pair.server_names:
             continue
-        found = dns_names_of(pair.certificate)
+        found = dns_names_of(pair)
         for name in found or ():
             named.setdefault(name.lower(), place)
         if found == [] and place:
@@ -205,14 +206,33 @@ def names_of(files: TlsFiles) -> tuple[dict[str, int], list[Fault]]:
     return named, problems
 
 
-def dns_names_of(path: str) -> list[str] | None:
-    """Of the first certificate in a PEM file; None if it cannot be read as one, which loading it tells better."""
+def dns_names_of(pair: TlsFiles | TlsName) -> list[str] | None:
+    """Of its certificate; None if that and its key cannot be loaded, which loading them tells better.
+
+    By a handshake in memory, between it and a client that trusts it as it is, expired or not: the standard library has no other public way to
+    read what a certificate says.
+    """
+    shown = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    looking = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
-        # Private, and in every CPython since 2.6: the only way in the standard library to look into a certificate that nobody has shown yet.
-        certificate = _ssl._test_decode_cert(path)  # type: ignore[attr-defined]
+        shown.load_cert_chain(pair.certificate, pair.key, password="")
+        looking.load_verify_locations(pair.certificate)
     except (OSError, ssl.SSLError):
         return None
-    return [str(value) for kind, value in certificate.get("subjectAltName", ()) if kind == "DNS"]
+    looking.check_hostname = False
+    looking.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN | _NO_CHECK_TIME
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server = shown.wrap_bio(to_server, to_client, server_side=True)
+    client = looking.wrap_bio(to_client, to_server)
+    for side in (client, server, client):
+        try:
+            side.do_handshake()
+        except ssl.SSLWantReadError:
+            continue
+        except ssl.SSLError:
+            return []  # one that no client would take from a server
+    found: Mapping[str, Any] = client.getpeercert() or {}
+    return [str(value) for kind, value in found.get("subjectAltName", ()) if kind == "DNS"]
 
 
 def choose_by_name(main: ssl.SSLContext, contexts: Mapping[str, ssl.SSLContext]) -> None:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import paho.mqtt.client as paho
@@ -21,13 +21,14 @@ import trio
 import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ed448, ed25519, rsa
 from paho.mqtt.enums import CallbackAPIVersion
 
 from broker import Broker, Config, ConfigError, open_broker
 from broker import connect as connect_client
 from broker.net.doors import WATCH_INTERVAL_S
 from broker.net.listen import Listener
-from broker.net.tls import TlsFiles, TlsName, identity_of
+from broker.net.tls import TlsFiles, TlsName, dns_names_of, identity_of
 from broker.reasons import ReasonCode
 from broker.wire.codec import encode
 from broker.wire.packets import ConnAck, Connect
@@ -458,6 +459,45 @@ async def test_all_else_is_the_same_for_every_name(pki: Pki, several: TlsFiles) 
             await stranger.send_all(encode(Connect("d"), 5))
             assert await stranger.receive_some() == b""
         await trio.aclose_forcefully(stranger)
+
+
+NAMES = ("a.example", "*.b.example", "127.0.0.1", "someone@c.example", "xn--bcher-kva.example")
+LONG_AGO, LATER = (datetime.datetime(year, 1, 1, tzinfo=datetime.UTC) for year in (2001, 2002))
+KINDS: dict[str, Callable[[trustme.CA], trustme.LeafCert]] = {
+    "EC": lambda ca: ca.issue_cert(*NAMES, key_type=trustme.KeyType.ECDSA),
+    "RSA": lambda ca: ca.issue_cert(*NAMES, key_type=trustme.KeyType.RSA),
+    "expired": lambda ca: ca.issue_cert(*NAMES, not_before=LONG_AGO, not_after=LATER),
+    "below another authority": lambda ca: ca.create_child_ca().issue_cert(*NAMES),
+    "without an intermediate": lambda ca: trustme.CA().create_child_ca().issue_cert(*NAMES),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_names_in_a_certificate_are_read(kind: str, pki: Pki) -> None:
+    assert dns_names_of(pki.issue("it", KINDS[kind](pki.ca))) == ["a.example", "*.b.example", "xn--bcher-kva.example"]
+
+
+@pytest.mark.parametrize("authority", [False, True])
+@pytest.mark.parametrize("key", [rsa.generate_private_key(65537, 2048), ed25519.Ed25519PrivateKey.generate(), ed448.Ed448PrivateKey.generate()])
+def test_the_names_in_a_certificate_that_has_signed_itself_are_read(key: Any, authority: bool, tmp_path: Path) -> None:
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "not a name")])
+    made = x509.CertificateBuilder(name, name, key.public_key(), 5, LONG_AGO, LATER)
+    made = made.add_extension(x509.SubjectAlternativeName([x509.DNSName("*.a.example"), x509.UniformResourceIdentifier("urn:b")]), critical=True)
+    made = made.add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
+    signed = made.sign(key, hashes.SHA256() if isinstance(key, rsa.RSAPrivateKey) else None)
+    path = tmp_path / "one.pem"
+    path.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        + signed.public_bytes(serialization.Encoding.PEM)
+    )
+    assert dns_names_of(TlsName(certificate=str(path))) == ["*.a.example"]
+
+
+def test_what_is_no_certificate_has_no_names(pki: Pki, tmp_path: Path) -> None:
+    (tmp_path / "garbage").write_text("garbage")
+    assert dns_names_of(TlsName(certificate=str(tmp_path / "garbage"))) is None
+    assert dns_names_of(TlsName(certificate=str(tmp_path / "none"))) is None
+    assert dns_names_of(pki.issue("nameless", pki.ca.issue_cert("someone@example.org"))) == []
 
 
 async def test_a_name_may_be_added_to_a_listener_that_is_open(pki: Pki, several: TlsFiles) -> None:
