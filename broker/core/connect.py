@@ -82,8 +82,6 @@ def _check(state: State, link: Link, packet: Connect) -> tuple[ReasonCode, str] 
     bytes_max = link.limits.client_id_bytes_max
     if len(packet.client_id) * UTF8_BYTES_MAX > bytes_max and len(packet.client_id.encode()) > bytes_max:
         return ReasonCode.CLIENT_IDENTIFIER_NOT_VALID, "the Client Identifier is too long"
-    if len(state.sessions) >= state.limits.sessions_count_max and packet.client_id not in state.sessions:
-        return ReasonCode.QUOTA_EXCEEDED, "there are too many sessions"
     return None
 
 
@@ -174,7 +172,12 @@ def accept(state: State, link: Link, now: float, final_data: bytes | None = None
     assert packet is not None
     link.limits = link.allowance.of(link.username)
     will = packet.will
-    refusal = None if will is None else _check_will(state, link, will)
+    refusal = None
+    # Here, not when CONNECT came: others may have been let in while it was asked who this one is, and under which identifier it is served.
+    if len(state.sessions) >= state.limits.sessions_count_max and link.client_id not in state.sessions:
+        refusal = ReasonCode.QUOTA_EXCEEDED, "there are too many sessions"
+    elif will is not None:
+        refusal = _check_will(state, link, will)
     if refusal is None and link.username is not None:
         refusal = _check_user(state, link)
     if refusal is None and link.limits.connects_per_client_id_per_s_max:

@@ -327,6 +327,7 @@ class Engine:
         """
         state = self.state
         state.limits = limits
+        state.topics.keep_routes(limits.routes_count_max)
         state.allowance.use(limits, users)
         for link in state.links:
             link.limits = link.allowance.of(link.username if link.phase == CONNECTED else None)

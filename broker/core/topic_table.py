@@ -80,8 +80,7 @@ class Route:
 
 class TopicTable:
     def __init__(self, routes_count_max: int) -> None:
-        self._routes_count_max = routes_count_max
-        self._targets_count_max = routes_count_max * TARGETS_PER_ROUTE_COUNT
+        self.keep_routes(routes_count_max)
         self._targets_count = 0
         """Of all routes that are kept: a thousand subscribers of everything would else stand on every one of them."""
         self.literals: dict[str, Entry] = {}
@@ -95,6 +94,11 @@ class TopicTable:
         self._version = 0
         self.subscriptions_count = 0
         self.shared_count = 0
+
+    def keep_routes(self, count_max: int) -> None:
+        """From now on at most so many."""
+        self._routes_count_max = count_max
+        self._targets_count_max = count_max * TARGETS_PER_ROUTE_COUNT
 
     # ---- changes ----
 

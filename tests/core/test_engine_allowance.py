@@ -97,6 +97,22 @@ def test_a_reload_keeps_what_was_promised() -> None:
     assert (late.maximum_packet_size, late.maximum_qos) == (128, 0)
 
 
+def test_a_reload_changes_how_many_topics_are_kept_resolved() -> None:
+    world = World()
+    world.client("r").subscribe("#")
+    publisher = world.client("p")
+
+    def publish() -> int:
+        for number in range(20):
+            publisher.send(Publish(f"t/{number}"), Publish(f"t/{number}"))
+        return len(world.state.topics._routes)
+
+    assert publish() == 20
+    world.engine.set_limits(Limits(routes_count_max=5), world.now)
+    publisher.send(Publish("new"), Publish("new"))
+    assert publish() == 5
+
+
 def test_a_session_goes_over_to_the_listener_it_comes_back_by() -> None:
     world = World()
     small = Allowance(Limits(queue_count_max=1))

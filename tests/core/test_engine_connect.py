@@ -146,6 +146,19 @@ def test_an_existing_session_is_served_although_there_are_too_many() -> None:
     assert connack.session_present
 
 
+def test_there_are_no_more_sessions_however_many_are_asked_about_at_a_time() -> None:
+    world = World(sessions_count_max=2, asks_authentication=True)
+    peers = [world.peer(name) for name in ("a", "b", "c", "d")]
+    for peer in peers:
+        peer.send(Connect(peer.link.peer))
+    for peer, served_as in zip(peers, ("a", "b", "c", "a"), strict=True):
+        world.engine.authenticated(peer.link, "ann", world.now, client_id=served_as)
+        world.settle()
+    connacks = [next(packet for packet in peer.take() if isinstance(packet, ConnAck)) for peer in peers]
+    assert [connack.reason for connack in connacks] == [ReasonCode.SUCCESS, ReasonCode.SUCCESS, ReasonCode.QUOTA_EXCEEDED, ReasonCode.SUCCESS]
+    assert sorted(world.state.sessions) == ["a", "b"]
+
+
 def test_nothing_after_a_refused_connect_counts() -> None:
     world = World(client_id_bytes_max=3)
     watcher = world.client("w")
