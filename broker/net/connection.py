@@ -340,7 +340,9 @@ class Connection:
 
     async def _wait_unpaused(self) -> bool:
         """Nothing is read meanwhile, so all that can be seen is a connection that broke: then it is False, and what it had sent is lost."""
-        unpaused = self._unpaused = self._unpaused or trio.Event()
+        unpaused = self._unpaused
+        if unpaused is None:  # else the reading task waits already, or the one that works off what came ahead
+            unpaused = self._unpaused = trio.Event()
         try:
             while not unpaused.is_set():
                 with trio.move_on_after(PAUSED_LOOK_S):

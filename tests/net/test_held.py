@@ -55,6 +55,36 @@ async def test_after_its_own_socket_was_full() -> None:
         await client.stream.aclose()
 
 
+async def test_after_a_pause_that_two_tasks_wait_for() -> None:
+    """The one that works off what came ahead of the verdict, and the one that read more meanwhile."""
+    verdict = trio.Event()
+
+    async def authenticate(request: ConnectRequest) -> str | None:
+        if request.client_id == "publisher":
+            await verdict.wait()
+        return request.client_id
+
+    small = Listener(port=0, send_buffer_bytes=4096)
+    async with open_broker(listeners=[small], authenticate=authenticate, outbox_bytes_high=1024, slow_subscriber_grace_s=100) as hub, Phone(hub) as phone:
+        with trio.socket.socket() as dialled:
+            dialled.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVBUF, 4096)
+            await dialled.connect(("127.0.0.1", int(hub.urls[0].rpartition(":")[2])))
+            slow = Client(trio.SocketStream(dialled))
+            await slow.connect("slow")
+            await slow.subscribe("t")
+            publisher = await phone.dial()
+            await publisher.send(Connect("publisher"), *[Publish("t", bytes(10_000)) for _ in range(6)])
+            await wait_all_tasks_blocked()
+            verdict.set()
+            await wait_all_tasks_blocked()
+            await publisher.send(PingReq())
+            await wait_all_tasks_blocked()
+            with trio.fail_after(5):
+                for _ in range(6):
+                    assert isinstance(await slow.receive(), Publish)
+            await pong(publisher)
+
+
 async def test_after_a_verdict_that_needs_no_waiting(tmp_path: Path) -> None:
     (tmp_path / "passwords").write_text(with_user("", "ann", hash_password(b"secret"))[0])
     locked = Listener(port=0, password_file=str(tmp_path / "passwords"))
