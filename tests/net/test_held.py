@@ -65,7 +65,10 @@ async def test_after_a_pause_that_two_tasks_wait_for() -> None:
         return request.client_id
 
     small = Listener(port=0, send_buffer_bytes=4096)
-    async with open_broker(listeners=[small], authenticate=authenticate, outbox_bytes_high=1024, slow_subscriber_grace_s=100) as hub, Phone(hub) as phone:
+    async with (
+        open_broker(listeners=[small], authenticate=authenticate, outbox_bytes_high=1024, slow_subscriber_grace_s=100) as hub,
+        Phone(hub) as phone,
+    ):
         with trio.socket.socket() as dialled:
             dialled.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVBUF, 4096)
             await dialled.connect(("127.0.0.1", int(hub.urls[0].rpartition(":")[2])))
