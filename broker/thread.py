@@ -150,7 +150,9 @@ class BrokerThread:
         return trio.from_thread.run(publish, trio_token=token)
 
     def wait_for(self, filter: str, *, timeout_s: float = 5, count: int = 1) -> list[Message]:
-        """The first `count` messages that match, of those seen since `start` or `clear`. TimeoutError lists what came instead."""
+        """The first `count` messages that match, of those seen since `start` or `clear`. TimeoutError lists what came instead.
+        RuntimeError if the broker fails meanwhile.
+        """
         fault = topic_filter_fault(filter)
         if fault is not None:
             raise ValueError(f"{shown(filter)} is not a topic filter: {fault}")
@@ -160,6 +162,8 @@ class BrokerThread:
                 found = [message for message in self._seen if matches(filter, message.topic)]
                 if len(found) >= count:
                     return found[:count]
+                if self._failure is not None:  # `stop` raises it
+                    raise RuntimeError("this broker has failed, so no message will come") from self._failure
                 left = None if deadline is None else deadline - time.monotonic()
                 if (left is not None and left <= 0) or self._thread is None:
                     raise TimeoutError(f"{len(found)} of {count} messages for {filter!r} came in {timeout_s:g} s; {self._what_came()}")

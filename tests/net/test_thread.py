@@ -6,9 +6,10 @@ import socket
 import threading
 
 import pytest
+import trio
 
 from broker.errors import InvalidTopic, ListenError
-from broker.thread import broker_thread
+from broker.thread import BrokerThread, broker_thread
 from broker.wire.codec import encode
 from broker.wire.packets import Connect, Publish
 
@@ -42,6 +43,20 @@ def test_timeout_lists_what_came() -> None:
             broker.wait_for("x", timeout_s=0.01)
         with pytest.raises(ValueError, match="not a topic filter"):
             broker.wait_for("a/#/b")
+
+
+def test_a_broker_that_fails_is_not_waited_for() -> None:
+    def fail() -> None:
+        raise ValueError("a fault on purpose")
+
+    broker = BrokerThread(None, ["mqtt://127.0.0.1:0"], {})
+    broker.start()
+    assert broker._token is not None
+    broker._token.run_sync_soon(fail)
+    with pytest.raises(RuntimeError, match="has failed"):
+        broker.wait_for("x", timeout_s=20)
+    with pytest.raises(trio.TrioInternalError):
+        broker.stop()
 
 
 def test_clear_forgets_messages_and_retained_ones() -> None:
