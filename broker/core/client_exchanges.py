@@ -60,6 +60,9 @@ class ClientExchanges:
         self._check_properties(user_properties)
         for filter in filters:
             self.standing.pop(filter, None)
+        for earlier in (*self._pending.values(), *self._waiting):
+            if earlier.requests:
+                earlier.left.update(set(filters).intersection(earlier.filters))  # its SUBACK may come yet
         exchange = Exchange(filters, user_properties=user_properties)
         self._begin_or_wait(exchange, connected)
         return exchange
@@ -107,7 +110,10 @@ class ClientExchanges:
         self._remade = []
         subscribes = list(dict.fromkeys(self.standing.values()))
         self._remaking = len(subscribes)
-        self._waiting = [exchange for exchange in self._waiting if not self._is_void(exchange)]
+        waiting, self._waiting = self._waiting, []
+        for exchange in waiting:
+            if not self._is_void(exchange):
+                self._waiting.append(exchange)
         for exchange in subscribes:
             requests = tuple(request for request in exchange.requests if self.standing.get(request.filter) is exchange)
             exchange.requests = requests
@@ -123,8 +129,8 @@ class ClientExchanges:
             self._begin(exchange)
 
     def _is_void(self, exchange: Exchange) -> bool:
-        """An UNSUBSCRIBE that waited for a Session which is no more."""
-        if exchange.requests:
+        """An UNSUBSCRIBE that waited for a Session which is no more, and not one behind a SUBSCRIBE that waits as well."""
+        if exchange.requests or any(not earlier.left.isdisjoint(exchange.filters) for earlier in self._waiting):
             return False
         exchange.reasons = (ReasonCode.NO_SUBSCRIPTION_EXISTED,) * len(exchange.filters)
         exchange.done = True
@@ -173,7 +179,8 @@ class ClientExchanges:
         exchange.reasons = reasons
         exchange.done = True
         for request, reason in zip(exchange.requests, exchange.reasons, strict=False):
-            if reason < 0x80 and not (exchange.remade and self.standing.get(request.filter) is not exchange):
+            gone = request.filter in exchange.left or (exchange.remade and self.standing.get(request.filter) is not exchange)
+            if reason < 0x80 and not gone:
                 self.standing[request.filter] = exchange
             elif self.standing.get(request.filter) is exchange:
                 del self.standing[request.filter]

@@ -100,7 +100,7 @@ class Delivery:
 class Exchange:
     """One SUBSCRIBE or UNSUBSCRIBE under way; `requests` is empty for the latter."""
 
-    __slots__ = ("abandoned", "done", "filters", "identifier", "owner", "packet_id", "reasons", "remade", "requests", "user_properties")
+    __slots__ = ("abandoned", "done", "filters", "identifier", "left", "owner", "packet_id", "reasons", "remade", "requests", "user_properties")
 
     def __init__(
         self,
@@ -113,6 +113,8 @@ class Exchange:
         self.requests = requests
         self.identifier = identifier
         self.user_properties = user_properties
+        self.left: set[str] = set()
+        """Filters that an UNSUBSCRIBE has followed with before its SUBACK came (of a SUBSCRIBE)."""
         self.packet_id = 0
         self.reasons: tuple[ReasonCode, ...] = ()
         self.done = False

@@ -36,6 +36,7 @@ from broker.wire.packets import (
     Subscribe,
     SubscriptionRequest,
     UnsubAck,
+    Unsubscribe,
 )
 
 
@@ -368,6 +369,39 @@ def test_subscriptions_are_remade_until_they_stand() -> None:
 
 
 VERBS = ["publish", "subscribe", "unsubscribe", "settle", "cut", "tick"]
+
+
+def test_what_was_left_before_its_suback_is_not_made_again() -> None:
+    made = bench(session_expiry_s=60)
+    subscription = made.core.subscribe((SubscriptionRequest("a"), SubscriptionRequest("b")))
+    (subscribe,) = made.sent()
+    assert isinstance(subscribe, Subscribe)
+    made.core.unsubscribe(("a",))
+    (unsubscribe,) = made.sent()
+    assert isinstance(unsubscribe, Unsubscribe)
+    made.hear(SubAck(subscribe.packet_id, (ReasonCode.SUCCESS,) * 2), UnsubAck(unsubscribe.packet_id, (ReasonCode.SUCCESS,)))
+    assert made.core.subscriptions == {"b": subscription}
+    made.core.connection_lost(made.now)
+    assert [packet.subscriptions for packet in made.connect() if isinstance(packet, Subscribe)] == [(SubscriptionRequest("b"),)]
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_an_unsubscribe_that_waits_behind_its_subscribe_is_sent_to_a_new_session_too(again: bool) -> None:
+    made = bench(session_expiry_s=60)
+    made.core.subscribe((SubscriptionRequest("a"),))
+    made.core.unsubscribe(("a",))
+    made.core.unsubscribe(("b",))
+    if again:
+        made.core.subscribe((SubscriptionRequest("a", 1),))
+    made.sent()
+    made.core.connection_lost(made.now)
+    sent = made.connect()
+    kinds = [type(packet) for packet in sent]
+    assert kinds == [Subscribe, Unsubscribe, Subscribe] if again else kinds == [Subscribe, Unsubscribe]
+    for packet in sent:
+        assert isinstance(packet, (Subscribe, Unsubscribe))
+        made.hear((SubAck if isinstance(packet, Subscribe) else UnsubAck)(packet.packet_id, (ReasonCode.SUCCESS,)))
+    assert list(made.core.subscriptions) == (["a"] if again else [])
 
 
 def _publish(qos: int, packet_id: int, dup: bool) -> Publish:
