@@ -96,6 +96,9 @@ class ClientProtocol:
         """Said with the DISCONNECT that ends it all in good order (0x00 or 0x04); put there after `check_disconnect`."""
         # The Session.
         self.has_session = False
+        self._connack_awaited = False
+        self._in_doubt = False
+        """A CONNECT was not answered since the last CONNACK: it may have begun another Session."""
         self.outbox = ClientOutbox(options.version, self._send, self._publish_done)
         self.sender = self.outbox.sender
         self.inbox = ClientInbox(options)
@@ -140,6 +143,7 @@ class ClientProtocol:
         self.inbox.begin(self.connection)
         self._ping_sent_at = None
         self._connack_deadline = connack_deadline
+        self._connack_awaited = True
         self._last_sent_at = self._last_received_at = now
         self.auth.begin()
         self._send(connect_packet(self.options, self.client_id, self._says_clean_start, self.auth.first))
@@ -198,6 +202,7 @@ class ClientProtocol:
         if self.state == "away":
             return
         self.state = "away"
+        self._in_doubt = self._in_doubt or self._connack_awaited
         self.outbox.lose_connection()
         self._parts, self._parts_bytes, self._batch = [], 0, b""
         self.exchanges.lose_connection()
@@ -432,6 +437,7 @@ class ClientProtocol:
         if not isinstance(packet, ConnAck):
             raise ProtocolError(f"{type(packet).__name__} before CONNACK")  # [MQTT5-3.2.0-1]
         self._connack_deadline = math.inf
+        self._connack_awaited = False
         properties = packet.properties
         if packet.reason >= 0x80:
             self.reason = packet.reason
@@ -458,13 +464,14 @@ class ClientProtocol:
         else:
             self._start_anew()
         self.has_session = True
+        self._in_doubt = False
         self.exchanges.send_waiting()
 
     def _resume(self) -> None:
         """Go on where we were; what is to be repeated as PUBLISH follows from the outbox."""
         for pubrel in self.outbox.begin(self.capabilities):
             self._send(pubrel)
-        self.exchanges.resume(self.capabilities)
+        self.exchanges.resume(self.capabilities, in_doubt=self._in_doubt)
 
     def _start_anew(self) -> None:
         """The Session is lost, and so is all that the broker knew of it [MQTT5-3.2.2-5]: make it again."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from msgspec import structs
+
 from broker.core.client_state import Capabilities, Event, Exchange, ExchangeDone, Resubscribed
 from broker.core.inflight import Sender
 from broker.errors import NotSupported, ProtocolError
@@ -96,9 +98,15 @@ class ClientExchanges:
         self._waiting = [exchange for exchange in pending if not exchange.remade] + self._waiting
         self._pending = {}
 
-    def resume(self, capabilities: Capabilities) -> None:
-        """A connection stands, and the Session with it; `send_waiting` follows."""
+    def resume(self, capabilities: Capabilities, *, in_doubt: bool = False) -> None:
+        """A connection stands, and the Session with it; `send_waiting` follows. in_doubt: it may be another one, which knows of no subscription."""
         self._capabilities = capabilities
+        if in_doubt:
+            if self._version >= MQTT_5:  # where they stand after all, retained messages do not come a second time
+                for exchange in self.standing.values():
+                    exchange.requests = tuple([structs.replace(one, retain_handling=one.retain_handling or 1) for one in exchange.requests])
+            self._make_again()
+            return
         remade, self._remade = self._remade, []
         self._remaking = len(remade)
         for exchange in remade:
@@ -107,21 +115,25 @@ class ClientExchanges:
     def start_anew(self, capabilities: Capabilities) -> None:
         """A connection stands, but the Session is lost: make all that stood again; `send_waiting` follows."""
         self._capabilities = capabilities
-        self._remade = []
-        subscribes = list(dict.fromkeys(self.standing.values()))
-        self._remaking = len(subscribes)
         waiting, self._waiting = self._waiting, []
         for exchange in waiting:
             if not self._is_void(exchange):
                 self._waiting.append(exchange)
+        if not self._make_again():
+            self._tell(Resubscribed())
+
+    def _make_again(self) -> bool:
+        """All that stood, each SUBSCRIBE less what was unsubscribed meanwhile. Was there anything?"""
+        self._remade = []
+        subscribes = list(dict.fromkeys(self.standing.values()))
+        self._remaking = len(subscribes)
         for exchange in subscribes:
             requests = tuple(request for request in exchange.requests if self.standing.get(request.filter) is exchange)
             exchange.requests = requests
             exchange.filters = tuple(request.filter for request in requests)
             exchange.remade = True
             self._begin(exchange)
-        if not subscribes:
-            self._tell(Resubscribed())
+        return bool(subscribes)
 
     def send_waiting(self) -> None:
         waiting, self._waiting = self._waiting, []

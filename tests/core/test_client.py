@@ -371,6 +371,30 @@ def test_subscriptions_are_remade_until_they_stand() -> None:
 VERBS = ["publish", "subscribe", "unsubscribe", "settle", "cut", "tick"]
 
 
+@pytest.mark.parametrize("version", [MQTT_5, MQTT_311])
+def test_a_session_that_may_be_another_one_is_subscribed_anew(version: int) -> None:
+    """A CONNACK was lost, which may have said that the session is new. The next one says that it is there, and nothing stands in it."""
+    handling: dict[str, Any] = {"retain_handling": 1} if version == MQTT_5 else {}
+    made = bench(version=version, clean_start=False, session_expiry_s=60 if version == MQTT_5 else 0)
+    made.core.subscribe((SubscriptionRequest("a", 1),))
+    (first,) = made.sent()
+    assert isinstance(first, Subscribe)
+    made.hear(SubAck(first.packet_id, (ReasonCode.GRANTED_QOS_1,)))
+    made.core.connection_lost(made.now)
+    made.core.begin_connection(made.now)
+    made.core.connection_lost(made.now)
+    (again,) = made.connect(session_present=True)
+    assert isinstance(again, Subscribe)
+    assert again.subscriptions == (SubscriptionRequest("a", 1, **handling),)
+    made.hear(SubAck(again.packet_id, (ReasonCode.GRANTED_QOS_1,)))
+    # No doubt any more; nor where the broker has said no.
+    made.core.connection_lost(made.now)
+    made.core.begin_connection(made.now)
+    made.hear(ConnAck(False, ReasonCode.SERVER_UNAVAILABLE))
+    made.core.connection_lost(made.now)
+    assert made.connect(session_present=True) == []
+
+
 def test_what_was_left_before_its_suback_is_not_made_again() -> None:
     made = bench(session_expiry_s=60)
     subscription = made.core.subscribe((SubscriptionRequest("a"), SubscriptionRequest("b")))
