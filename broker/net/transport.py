@@ -284,7 +284,10 @@ def is_gone(connected: socket.socket) -> bool:
         return False
     poll = select.poll()
     poll.register(connected, 0)  # POLLHUP and POLLERR come unasked
-    return bool(poll.poll(0))
+    seen = sum(event for _, event in poll.poll(0))
+    # A Unix socket says POLLHUP as soon as its peer has closed, though its last messages are still to be read; POLLERR too if that was no
+    # orderly end.
+    return bool(seen & ~select.POLLHUP if connected.family == socket.AF_UNIX else seen)
 
 
 def peer_name(address: object, family: int) -> str:

@@ -279,6 +279,29 @@ async def test_what_came_before_the_end_of_a_paused_link_is_not_lost(monkeypatch
         assert engine.received == b"later"
 
 
+async def test_what_came_before_the_end_of_a_paused_unix_socket_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There the end is to be seen at once, though the last messages have not been read."""
+    monkeypatch.setattr("broker.net.connection.PAUSED_LOOK_S", 0.001)
+    engine = RelayEngine(relays=False)
+    ours, theirs = socket.socketpair()
+    async with running(engine) as server:
+        assert server.admit(SocketTransport(theirs), "unix") is not None
+        ours.send(b"!pause")
+        while not (engine.links and engine.links[0].paused):
+            await trio.lowlevel.checkpoint()
+        link = engine.links[0]
+        ours.send(b"later")
+        ours.close()
+        for _ in range(20):
+            await trio.sleep(0.001)
+        assert server.connections
+        engine.unpause(link)
+        server.flush()
+        while server.connections:
+            await trio.lowlevel.checkpoint()
+        assert engine.received == b"later"
+
+
 async def test_the_transport_knows_what_the_peer_has_not_taken() -> None:
     ours, theirs = socket.socketpair()
     with theirs:
@@ -290,7 +313,8 @@ async def test_the_transport_knows_what_the_peer_has_not_taken() -> None:
                 assert transport.bytes_underway() >= 1000
             theirs.recv(1000)
             assert transport.bytes_underway() == 0
-    assert transport.is_gone()
+        ours.send(b"x")
+    assert transport.is_gone()  # for it has not read that
     ours.close()
     assert not transport.is_gone()
     assert transport.bytes_underway() == 0
