@@ -12,6 +12,7 @@ from broker.net import proxy_protocol
 from broker.net.tls import fault_of
 from broker.net.tls_transport import TlsTransport
 from broker.net.transport import BROKEN, StreamTransport
+from broker.net.transport_stream import TransportStream
 
 if TYPE_CHECKING:
     from broker.net.connection import Connection
@@ -24,8 +25,7 @@ async def shake_hands(connection: Connection, nursery: trio.Nursery, proxied: so
     """Is the connection ready for MQTT? Otherwise the log says why not. proxied: the socket from which a PROXY header must come first."""
     transport = connection.transport
     bound = connection.bound
-    stream = transport.stream if isinstance(transport, StreamTransport) else None
-    secured = transport if isinstance(transport, TlsTransport) else stream if isinstance(stream, trio.SSLStream) else None
+    secured = transport if isinstance(transport, TlsTransport) else None
     over_websocket = bound is not None and bound.listener.protocol == "websocket"
     if secured is None and not over_websocket and proxied is None:
         return True
@@ -41,9 +41,8 @@ async def shake_hands(connection: Connection, nursery: trio.Nursery, proxied: so
                 return False
         if over_websocket:
             kind = "WebSocket"
-            assert stream is not None
             assert bound is not None
-            if not await _upgrade(connection, nursery, stream, bound):
+            if not await _upgrade(connection, nursery, bound):
                 return False
     if scope.cancelled_caught:
         logger.info("%s handshake timed out with %s", kind, connection.peer)
@@ -65,7 +64,7 @@ async def _take_proxy_header(connection: Connection, proxied: socket.socket) -> 
     return True
 
 
-async def _secure(connection: Connection, secured: TlsTransport | trio.SSLStream[trio.abc.Stream]) -> bool:
+async def _secure(connection: Connection, secured: TlsTransport) -> bool:
     try:
         await secured.do_handshake()
     except BROKEN as error:
@@ -75,15 +74,22 @@ async def _secure(connection: Connection, secured: TlsTransport | trio.SSLStream
     return True
 
 
-async def _upgrade(connection: Connection, nursery: trio.Nursery, stream: trio.abc.Stream, bound: BoundSocket) -> bool:
+async def _upgrade(connection: Connection, nursery: trio.Nursery, bound: BoundSocket) -> bool:
     from broker.net import websocket  # late: see there
 
+    stream: trio.abc.Stream
+    below: socket.socket | None
+    transport = connection.transport
+    if isinstance(transport, TlsTransport):
+        stream, below = TransportStream(transport), transport.socket
+    else:
+        assert isinstance(transport, StreamTransport)
+        stream, below = transport.stream, transport.below
     try:
         path, close_timeout_s = bound.listener.path, connection.limits.close_timeout_s
         upgraded = await websocket.accept(nursery, stream, path, bound.origins, close_timeout_s=close_timeout_s)
     except websocket.HandshakeFailed as error:
         logger.info("WebSocket handshake failed with %s: %s", connection.peer, error)
         return False
-    assert isinstance(connection.transport, StreamTransport)
-    connection.transport = StreamTransport(upgraded, connection.transport.below)
+    connection.transport = StreamTransport(upgraded, below)
     return True

@@ -28,6 +28,7 @@ from broker.net.proxy_protocol import is_trusted
 from broker.net.seldom import Seldom
 from broker.net.tls_transport import TlsTransport
 from broker.net.transport import ReadSizes, SocketTransport, StreamTransport, Transport, peer_name, set_options, strerror
+from broker.net.transport_stream import TransportStream
 from broker.net.vigil import Vigil
 
 if TYPE_CHECKING:
@@ -304,13 +305,10 @@ class Server:
 
     def _transport_of(self, bound: BoundSocket, connected: socket.socket) -> Transport:
         """Its handshakes are made by `Connection`."""
-        if bound.listener.protocol != "websocket":
-            return SocketTransport(connected, self._sizes) if bound.tls is None else TlsTransport(connected, bound.tls, self._sizes)
-        stream: trio.abc.Stream = trio.SocketStream(trio.socket.from_stdlib_socket(connected))
         if bound.tls is not None:
-            # https_compatible: many clients leave without close_notify, and MQTT frames need no mark of their end.
-            stream = trio.SSLStream(stream, bound.tls, server_side=True, https_compatible=True)
-        return StreamTransport(stream, connected)
+            return TlsTransport(connected, bound.tls, self._sizes)
+        plain = SocketTransport(connected, self._sizes)
+        return plain if bound.listener.protocol == "mqtt" else StreamTransport(TransportStream(plain), connected)
 
     # ---- sending ----
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import ssl
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -20,6 +22,8 @@ from broker.net.listen import Listener, bind_all
 from broker.net.memory import memory_stream_pair
 from broker.net.server import Server
 from broker.net.transport import StreamTransport
+from broker.wire.codec import encode
+from broker.wire.packets import Connect
 from tests.net.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Peer, frame, request, response
 from tests.net.relay import RelayEngine, admit, port_of, receive_all, running, wait_until_gone
 
@@ -385,6 +389,36 @@ async def test_our_client_and_our_broker(secure: bool) -> None:
             await one.publish("t", data, qos=qos)
             message = await subscription.receive()
             assert (message.qos, message.payload) == (qos, data)
+
+
+@pytest.mark.parametrize("ends", ["close", "TLS", "TCP", "reset"])
+async def test_every_end_of_a_client_by_tls(ends: str, caplog: pytest.LogCaptureFixture) -> None:
+    authority = trustme.CA()
+    server, client = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
+    authority.issue_cert("127.0.0.1").configure_cert(server)
+    authority.configure_trust(client)
+    async with open_broker(listeners=[Listener(port=0, protocol="websocket", tls=server)]) as broker:
+        port = int(broker.urls[0].split(":")[2].partition("/")[0])
+        plain = await trio.open_tcp_stream("127.0.0.1", port)
+        peer = Peer(trio.SSLStream(plain, client, server_hostname="127.0.0.1", https_compatible=True))
+        await peer.handshake()
+        await peer.send(encode(Connect("c"), 5))
+        assert (await peer.receive()) is not None
+        assert broker.statistics()["clients_connected"] == 1
+        if ends == "close":
+            await peer.send(b"\x03\xe8", CLOSE)
+            answer = await peer.receive()
+            assert answer is not None
+            assert answer[0] == CLOSE
+        elif ends == "reset":
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if ends == "TLS":
+            await peer.stream.aclose()
+        else:
+            await plain.aclose()
+        while broker._server.connections:
+            await trio.lowlevel.checkpoint()
+    assert not [record for record in caplog.records if record.levelno > logging.INFO]
 
 
 async def test_a_unix_socket_behind_a_proxy(tmp_path: os.PathLike[str]) -> None:
