@@ -218,11 +218,13 @@ def accept(state: State, link: Link, now: float, final_data: bytes | None = None
         state.mark_ready(link)
         return
     state.send(link, encoded)  # [MQTT5-3.2.0-1]
-    state.deadlines.cancel(link.deadline)
-    link.deadline = None
     link.keep_alive_s = keep_alive_s
+    assert link.deadline is not None  # until now for CONNECT to come
     if keep_alive_s:
-        link.deadline = state.deadlines.add(now + keep_alive_s * 1.5, KEEP_ALIVE, link)
+        link.deadline = state.deadlines.move(link.deadline, now + keep_alive_s * 1.5, KEEP_ALIVE)
+    else:
+        state.deadlines.cancel(link.deadline)
+        link.deadline = None
     if state.connected_count > state.counters.clients_maximum:
         state.counters.clients_maximum = state.connected_count
     state.observer.connected(link)
@@ -299,10 +301,11 @@ def limit_rate(link: Link, now: float) -> None:
 
 def _adopt_capabilities(link: Link, packet: Connect, now: float) -> None:
     limits = link.limits
-    link.promised = limits
-    link.decoder.packet_bytes_max = limits.packet_bytes_max
-    link.outbox_bytes_high = outbox_mark(limits)
-    link.credit_s = limits.slow_subscriber_grace_s
+    if link.promised is not limits:
+        link.promised = limits
+        link.decoder.packet_bytes_max = limits.packet_bytes_max
+        link.outbox_bytes_high = outbox_mark(limits)
+        link.credit_s = limits.slow_subscriber_grace_s
     limit_rate(link, now)
     wanted = packet.properties.topic_alias_maximum
     if wanted:

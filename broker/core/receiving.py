@@ -106,13 +106,16 @@ def _begin(state: State, link: Link, now: float) -> bool:
     first_byte, body = frame
     state.counters.packets_received += 1
     state.work += 1
-    link.version = _announced_version(body)  # for the refusal, should there be one
-    if decoder.overlong and link.version >= MQTT_5:
-        raise MalformedPacket(_OVERLONG)
-    if len(body) > link.limits.control_bytes_max:
-        raise ProtocolError(f"a packet of {len(body)} bytes that is no PUBLISH", ReasonCode.PACKET_TOO_LARGE)
-    packet = decode(first_byte, body, 0)
-    assert isinstance(packet, Connect)
+    try:
+        if len(body) > link.limits.control_bytes_max:
+            raise ProtocolError(f"a packet of {len(body)} bytes that is no PUBLISH", ReasonCode.PACKET_TOO_LARGE)
+        packet = decode(first_byte, body, 0)
+        assert isinstance(packet, Connect)
+        if decoder.overlong and packet.version >= MQTT_5:
+            raise MalformedPacket(_OVERLONG)
+    except PeerError:
+        link.version = _announced_version(body)  # for the refusal
+        raise
     on_connect(state, link, packet, now)
     if link.auth is not None:
         link.auth.asked_bytes = len(body)

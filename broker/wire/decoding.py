@@ -101,6 +101,8 @@ def _decode_connect(first_byte: int, body: bytes, version: int) -> Connect:
     if version >= MQTT_5:
         properties, position = decode_properties(body, position, CONNECT)
     client_id, position = read_string(body, position)
+    if flags & ~_CLEAN_START == 0 and position == len(body):
+        return Connect(client_id, version, flags != 0, keep_alive_s, properties=properties)
     will: WillMessage | None = None
     if flags & 0x04:
         if version >= MQTT_5:
