@@ -9,6 +9,8 @@ from collections import OrderedDict
 from typing import Final
 
 COUNT_MAX: Final = 10_000
+NAME_LENGTH_MAX: Final = 256
+"""Longer ones are known by their hash, or ten thousand Client Identifiers of 64 KiB would be kept."""
 
 
 class Buckets:
@@ -26,6 +28,8 @@ class Buckets:
 
     def take(self, name: str, per_s: float, burst: float, now: float) -> bool:
         """One more of this name; False: it has come too often, and this one does not count."""
+        if len(name) > NAME_LENGTH_MAX:
+            name = f"{hash(name):x}"
         tokens, at = self._tokens.get(name, (burst, now))
         tokens = min(burst, tokens + (now - at) * per_s)
         taken = tokens >= 1

@@ -20,3 +20,10 @@ def test_the_quietest_is_forgotten_first() -> None:
         assert len(buckets) <= 100
     assert not buckets.take("999", 0.001, 1.0, 1000.0)
     assert buckets.take("1", 0.001, 1.0, 1000.0)
+
+
+def test_long_names_are_not_kept_and_are_told_apart() -> None:
+    buckets = Buckets()
+    names = ["x" * 60_000 + end for end in "ab"]
+    assert [buckets.take(name, 0.001, 1.0, 0.0) for name in (*names, *names)] == [True, True, False, False]
+    assert max(map(len, buckets._tokens)) < 300
