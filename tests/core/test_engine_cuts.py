@@ -183,8 +183,8 @@ def outcome(seed: int, cut: str) -> dict[str, Any]:
     sessions = []
     for session in world.engine.clients():
         assert session.inflight_bytes == sum(waiting.size for waiting in session.sender.unacknowledged.values())
-        sender = session.sender
-        sessions.append((session.client_id, sender.quota, sender.released, list(session.receiver.held), session.queue.count, session.dropped))
+        exchanges = session.sender.quota, session.sender.released, list(session.receiver.held)
+        sessions.append((session.client_id, exchanges, session.queue.count, session.dropped))
     assert world.state.waiting.bytes == sum(session.queue.bytes for session in world.engine.clients())
     kept = [
         (message.topic, message.payload, message.qos, message.properties)
