@@ -51,9 +51,9 @@ def bytes_underway(link: Link) -> int:
 
 class Connection:
     __slots__ = (
-        "_attached_at", "_drained", "_held", "_nursery", "_nursery_wanted", "_proxied", "_read_scope", "_shut", "_unpaused", "_writing", "address",
-        "bound", "cause", "certificate", "connected_at_s", "ended", "finished", "inquiry", "link", "listener", "peer", "refusal", "server",
-        "transport",
+        "_asks", "_attached_at", "_drained", "_held", "_nursery", "_nursery_wanted", "_proxied", "_read_scope", "_shut", "_unpaused", "_writing",
+        "address", "bound", "cause", "certificate", "connected_at_s", "ended", "finished", "inquiry", "link", "listener", "peer", "refusal",
+        "server", "transport",
     )  # fmt: skip
 
     def __init__(
@@ -92,6 +92,8 @@ class Connection:
         self._nursery: trio.Nursery | None = None
         """None while the reading task is alone."""
         self._nursery_wanted = False
+        self._asks = False
+        """It has a nursery only because somebody has to be asked who it is."""
         self._read_scope: trio.CancelScope | None = None
         self._attached_at = 0.0
         self._held = False
@@ -128,14 +130,15 @@ class Connection:
             try:
                 # Each coroutine between here and the socket costs every idle client 250 bytes.
                 over = self.ended  # it was cancelled before it began
-                if not over and self.link is not None:
-                    try:
-                        over = await self._read()
-                    except BROKEN as error:
-                        self._broken(error)
-                        over = True
-                if not over:
-                    await self._run_in_nursery()
+                while not over:
+                    if self.link is not None:
+                        try:
+                            over = await self._read()
+                        except BROKEN as error:
+                            self._broken(error)
+                            over = True
+                    if not over:
+                        over = await self._run_in_nursery()
             finally:
                 self.ended = True
                 self._detach()
@@ -157,8 +160,9 @@ class Connection:
             if self.finished is not None:
                 self.finished.set()
 
-    async def _run_in_nursery(self) -> None:
-        """From the beginning, or from where the reading task alone did not suffice."""
+    async def _run_in_nursery(self) -> bool:
+        """From the beginning, or from where the reading task alone did not suffice. False: it suffices again."""
+        over = True
         async with trio.open_nursery() as nursery:
             try:
                 self._nursery = nursery
@@ -167,21 +171,27 @@ class Connection:
                     self._attached_at = now = self.server.clock()
                     proxied, self._proxied = self._proxied, None
                     if not await shake_hands(self, nursery, proxied, now + self.limits.connect_timeout_s):
-                        return
+                        return True
                     self._attach()
                     self.server.flush()
                 else:
+                    self._asks = link.auth is not None
                     if link.closing:
                         self._hurry()
                     if self._writing:
                         nursery.start_soon(self._write, link)
-                await (self._read() if self.transport.half_closes else self._read_until_shut())
+                over = await (self._read() if self.transport.half_closes else self._read_until_shut())
             except BROKEN as error:
                 self._broken(error)
             finally:
                 # Before the nursery closes, or a flush might start a writer in a closed one.
-                self.ended = True
-                nursery.cancel_scope.cancel()
+                if over:
+                    self.ended = True
+                    nursery.cancel_scope.cancel()
+                else:
+                    self._nursery = None
+                    self._nursery_wanted = False
+        return over
 
     def describe(self) -> str:
         return f"({self.peer})" if self.link is None else self.link.describe()
@@ -234,7 +244,8 @@ class Connection:
     # ---- reading ----
 
     async def _read(self) -> bool:
-        """Until the peer sends no more, and has got what was queued for it. False: it was alone, and needs a nursery to go on."""
+        """Until the peer sends no more, and has got what was queued for it. False: it was alone, and needs a nursery to go on; or it has one that it
+        needs no longer."""
         link = self.link
         assert link is not None
         server = self.server
@@ -245,7 +256,7 @@ class Connection:
         frame_bytes = 0  # of who streams large frames: reads end where a frame does, so that none is taken apart and joined
         transport = self.transport
         alone = self._nursery is None
-        held = self._held or (not alone and (link.paused or link.auth is not None))
+        held, self._held = self._held or (not alone and (link.paused or link.auth is not None)), False
         data: bytes | None
         recipient: Link | None
         while True:
@@ -253,6 +264,9 @@ class Connection:
                 self._held = held
                 # Mostly it leaves at once, when it has said DISCONNECT.
                 return self.ended or (self._shut and transport.take() == b"")
+            if self._asks and not held and self._may_be_alone(link):
+                self._asks = False
+                return False
             if link.paused and not link.closing:
                 if alone:
                     self._held = True
@@ -311,12 +325,18 @@ class Connection:
         await self._drain()
         return True
 
-    async def _read_until_shut(self) -> None:
+    def _may_be_alone(self, link: Link) -> bool:
+        """Has it been told who it is, and is there nothing to do beside reading?"""
+        assert self._nursery is not None
+        return link.connected and link.auth is None and not (link.paused or link.closing or self._nursery.child_tasks)
+
+    async def _read_until_shut(self) -> bool:
         """Over a stream that closes both ways at once: reading stops when the writer has said goodbye."""
         with trio.CancelScope() as self._read_scope:
             await self._read()
         if self._shut:
             await self.transport.end()
+        return True
 
     def _ask(self, question: AuthRequest) -> bool:
         assert self._nursery is not None

@@ -99,6 +99,32 @@ async def test_after_a_verdict_that_needs_no_waiting(tmp_path: Path) -> None:
             assert isinstance(await client.receive(), SubAck)
 
 
+async def test_who_was_asked_is_alone_again_when_it_has_answered(tmp_path: Path) -> None:
+    (tmp_path / "passwords").write_text(with_user("", "ann", hash_password(b"secret"))[0])
+    small = Listener(port=0, password_file=str(tmp_path / "passwords"), send_buffer_bytes=4096)
+    async with open_broker(listeners=[small], work_per_turn_max=4) as hub:
+        connected = trio.socket.socket()
+        connected.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVBUF, 4096)
+        await connected.connect(("127.0.0.1", int(hub.urls[0].rpartition(":")[2])))
+        client = Client(trio.SocketStream(connected))
+        await client.send(Connect("c", username="ann", password=b"secret"), PingReq())  # the second one ahead of the answer
+        assert isinstance(await client.receive(), ConnAck)
+        await pong(client)
+        (connection,) = hub._server.connections
+        await client.send(PingReq())
+        await pong(client)
+        await wait_all_tasks_blocked()
+        assert connection._nursery is None
+        await client.subscribe("t/+")
+        await client.send(*[Publish(f"t/{number}", bytes(6000)) for number in range(10)])  # for which it needs one again
+        await wait_all_tasks_blocked()
+        assert connection._nursery is not None
+        with trio.fail_after(5):
+            for _ in range(10):
+                assert isinstance(await client.receive(), Publish)
+        await client.stream.aclose()
+
+
 @pytest.mark.parametrize("asks", [False, True])
 async def test_after_a_wait_for_its_rate_that_began_with_connect(asks: bool) -> None:
     async def authenticate(request: ConnectRequest) -> str | None:
