@@ -116,7 +116,7 @@ class Connection:
             link = self._attach()
             data = self.transport.take()
             if data:  # its end, and that nothing has come, is told again when `_read` asks
-                self._held = self.server.engine.receive(link, data, now)
+                self._held = self.server.engine.receive(link, data, now) or link.paused  # the flush that follows may end that
         except BROKEN as error:
             self._broken(error)
             self.ended = True

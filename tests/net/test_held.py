@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from broker.auth.passwords import with_user
 from broker.hub import Broker, open_broker
 from broker.net.authentication import ConnectRequest
 from broker.net.listen import Listener
+from broker.wire.codec import encode
 from broker.wire.packets import ConnAck, Connect, PingReq, PingResp, Publish, SubAck, Subscribe, SubscriptionRequest
 from tests.net.mqtt import Client
 from tests.net.test_limits import Phone
@@ -35,6 +37,21 @@ async def test_after_a_pause_that_its_own_flush_has_ended() -> None:
         for _ in range(3):
             await publisher.send(Publish("t", bytes(10_000)), PingReq())
             await pong(publisher)
+
+
+async def test_after_a_pause_that_began_and_ended_before_it_had_a_task() -> None:
+    """What comes with the connection is heard before its task begins, and the flush that follows ends the pause."""
+    async with open_broker(listeners=["mqtt://127.0.0.1:0"], outbox_bytes_high=1024) as hub, Phone(hub) as phone:
+        for name in ("a", "b"):
+            subscriber = await phone.dial()
+            await subscriber.connect(name)
+            await subscriber.subscribe("t")
+        # At once, so that the broker does not come between.
+        with socket.create_connection(("127.0.0.1", int(hub.urls[0].rpartition(":")[2]))) as dialled:
+            dialled.sendall(b"".join(encode(packet, 5) for packet in (Connect("p"), Publish("t", bytes(10_000)), Publish("t"), PingReq())))
+            stream = trio.SocketStream(trio.socket.from_stdlib_socket(dialled.dup()))
+            async with stream:
+                await pong(Client(stream))
 
 
 async def test_after_its_own_socket_was_full() -> None:
