@@ -254,7 +254,7 @@ class Doorkeeper:
         """From the next handshake, CONNECT and message on."""
         changed = dict(zip(self._listeners, plan.listeners, strict=True))
         for one in self._bound:
-            one.listener = changed.get(one.listener, one.listener)
+            one.use(changed.get(one.listener, one.listener))
         self._settings = plan.settings
         self._listeners = plan.listeners
         self._seen = self._signatures()

@@ -171,6 +171,14 @@ class BoundSocket:
         self.allowance: Allowance | None = None
         """Likewise."""
 
+    def use(self, listener: Listener) -> None:
+        """What it says anew, for those who come from now on."""
+        before, self.listener = self.listener, listener
+        if self.is_tcp and HANDS_DOWN and (before.nodelay, before.tcp_keepalive_s) != (listener.nodelay, listener.tcp_keepalive_s):
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 0)
+            set_options(self.socket, nodelay=listener.nodelay, tcp_keepalive_s=listener.tcp_keepalive_s)
+
     def close(self) -> None:
         """Stop listening; a Unix path goes too, unless somebody has put another there since."""
         if self.socket.fileno() >= 0:

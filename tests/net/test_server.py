@@ -16,6 +16,8 @@ import trio
 import trustme
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from broker.config import Config
+from broker.hub import open_broker
 from broker.net.authentication import ConnectRequest
 from broker.net.listen import Listener
 from broker.net.transport import SocketTransport
@@ -374,3 +376,23 @@ async def test_a_connection_has_the_options_of_its_listener() -> None:
                 assert connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 90
             await stream.aclose()
         assert found == [(True, True), (False, False)]
+
+
+async def test_a_reload_changes_the_options_of_those_who_come_from_now_on() -> None:
+    def config(nodelay: bool, tcp_keepalive_s: float) -> Config:
+        return Config(listeners=(Listener(port=0, nodelay=nodelay, tcp_keepalive_s=tcp_keepalive_s),), sys_interval_s=0)
+
+    found = []
+    async with open_broker(config(True, 0)) as hub:
+        for again in (config(False, 90), config(True, 0), config(True, 0)):
+            async with await trio.open_tcp_stream("127.0.0.1", int(hub.urls[0].rpartition(":")[2])):
+                await wait_all_tasks_blocked()
+                (connection,) = hub._server.connections
+                assert isinstance(connection.transport, SocketTransport)
+                connected = connection.transport.socket
+                options = (socket.IPPROTO_TCP, socket.TCP_NODELAY), (socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+                found.append(tuple(connected.getsockopt(*option) != 0 for option in options))
+            while hub._server.connections:
+                await trio.lowlevel.checkpoint()
+            assert hub.reload(again) == []
+    assert found == [(True, False), (False, True), (True, False)]
