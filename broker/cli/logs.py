@@ -58,10 +58,10 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         traceback = {"traceback": self.formatException(record.exc_info)} if record.exc_info else {}
-        return self.line(record.created, record.levelname, record.name, record.getMessage(), **traceback)
+        return self.line(record.created, record.levelname.lower(), record.name, record.getMessage(), **traceback)
 
     def line(self, created: float, level: str, name: str, message: str, **more: str) -> str:
-        return json.dumps({"time": round(created, 6), "level": level.lower(), "logger": name, "message": message, **more}, ensure_ascii=False)
+        return json.dumps({"time": round(created, 6), "level": level, "logger": name, "message": message, **more}, ensure_ascii=False)
 
 
 class TextFormatter(logging.Formatter):
@@ -72,7 +72,7 @@ class TextFormatter(logging.Formatter):
     """Of that thousandth of a second."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line = self.line(record.created, record.levelname, record.name, record.getMessage())
+        line = self.line(record.created, record.levelname.lower(), record.name, record.getMessage())
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
     def line(self, created: float, level: str, name: str, message: str) -> str:
@@ -81,7 +81,7 @@ class TextFormatter(logging.Formatter):
             self._thousandth = thousandth
             moment = time.localtime(thousandth // 1000)
             self._stamp = f"{time.strftime('%Y-%m-%dT%H:%M:%S', moment)}.{thousandth % 1000:03d}{time.strftime('%z', moment)}"
-        return f"{self._stamp} {level.lower()}: {message if message.isprintable() else _printable(message)}"
+        return f"{self._stamp} {level}: {message if message.isprintable() else _printable(message)}"
 
 
 def _printable(text: str) -> str:
@@ -98,12 +98,15 @@ class LineHandler(logging.StreamHandler[TextIO]):
         self._wanted: trio.Event | None = None
         """Set when something is held; None while nobody would write it later."""
 
+    def setFormatter(self, formatter: logging.Formatter | None) -> None:
+        assert isinstance(formatter, (TextFormatter, JsonFormatter))
+        super().setFormatter(formatter)
+        self._line = formatter.line
+
     def hold(self, level: str, name: str, message: str) -> None:
         """Only in the thread of the event loop."""
-        formatter = self.formatter
-        assert isinstance(formatter, (TextFormatter, JsonFormatter))
         held = self._held
-        held.append(formatter.line(time.time(), level, name, message))
+        held.append(self._line(time.time(), level, name, message))
         if self._wanted is None or len(held) >= HELD_COUNT_MAX:
             self.write_held()
         elif len(held) == 1:
@@ -173,7 +176,7 @@ class ClientLogger(logging.Logger):
         if self.lines is None or kwargs:
             super().info(msg, *args, **kwargs)
         elif self.isEnabledFor(logging.INFO):
-            self.lines.hold("INFO", self.name, str(msg) % args)
+            self.lines.hold("info", self.name, str(msg) % args)
 
 
 def lighten() -> None:

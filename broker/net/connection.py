@@ -215,19 +215,21 @@ class Connection:
 
     def _attach(self) -> Link:
         # Counted from accept: a slow handshake leaves less for CONNECT.
-        access = None if self.bound is None else self.bound.access
-        allowance = None if self.bound is None else self.bound.allowance
-        mount_point = "" if self.bound is None else self.bound.listener.mount_point
-        link = self.link = self.server.engine.attach(
-            self.peer,
-            self._attached_at,
-            listener=self.listener,
-            transport=self,
-            access=access,
-            allowance=allowance,
-            refusal=self.refusal,
-            mount_point=mount_point,
-        )
+        engine, bound, at = self.server.engine, self.bound, self._attached_at
+        if bound is None:
+            link = engine.attach(self.peer, at, listener=self.listener, transport=self, refusal=self.refusal)
+        else:
+            link = engine.attach(
+                self.peer,
+                at,
+                listener=self.listener,
+                transport=self,
+                access=bound.access,
+                allowance=bound.allowance,
+                refusal=self.refusal,
+                mount_point=bound.listener.mount_point,
+            )
+        self.link = link
         return link
 
     def _detach(self) -> None:
