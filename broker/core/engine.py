@@ -1,9 +1,10 @@
 """The broker as a function from bytes and time to bytes: the verbs that the surroundings call.
 
 The caller's duties. `now` is a clock that never goes back, in seconds. After every verb that may have produced output,
-drain `take_ready()`: send what `data_to_send` gives and say with `bytes_sent` how much of it the socket took, if only nothing; a link that
-is `closing` is closed once it has nothing left; one that is `paused` is not read until it is named again. Sleep until
-`next_deadline()` and call `tick`. No verb calls back into another, and none raises for what a peer did.
+drain `take_ready()`: send what `data_to_send` gives and say with `bytes_sent` how much of it the socket took, if only nothing (or send
+what `take_to_send` gives, and `give_back` what the socket did not take); a link that is `closing` is closed once it has nothing left; one
+that is `paused` is not read until it is named again. Sleep until `next_deadline()` and call `tick`. No verb calls back into another, and
+none raises for what a peer did.
 """
 
 from __future__ import annotations
@@ -176,6 +177,31 @@ class Engine:
     def data_to_send(self, link: Link, limit: int = 262_144) -> bytes | memoryview:
         """What is next for that link's socket, about `limit` at most; the same until `bytes_sent`."""
         return link.outbox.data_to_send(limit)
+
+    def take_to_send(self, link: Link, limit: int) -> bytes:
+        """All that is next for that link's socket, at once and as if it were sent, where nothing else waits for that; else b"", and
+        `data_to_send` is to be asked. What the socket does not take is to be given back before anything else is sent."""
+        outbox = link.outbox
+        session = link.session
+        if (
+            session is None
+            or outbox.counted_bytes
+            or outbox.waiting.count
+            or session.queue.count
+            or session.replays
+            or session.sender.resend
+            or link.pausing is not None
+        ):
+            return b""
+        data = outbox.take_all(limit)
+        self.state.counters.bytes_sent += len(data)
+        return data
+
+    def give_back(self, link: Link, data: bytes, count: int) -> None:
+        """The socket took only `count` bytes of what `take_to_send` returned."""
+        link.outbox.give_back(data, count)
+        link.outbox.count()
+        self.state.counters.bytes_sent -= len(data) - count
 
     def bytes_sent(self, link: Link, count: int, now: float) -> bool:
         """The socket took `count` bytes, or none; is there more? Messages that waited are encoded in their place, publishers that waited go on."""

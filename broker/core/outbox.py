@@ -11,10 +11,11 @@ from broker.core.waiting import Account, WaitingQueue
 
 
 class Outbox:
-    __slots__ = ("_chunks", "_head", "_head_position", "account", "committed_bytes", "counted_bytes", "sent_bytes_total", "waiting")
+    __slots__ = ("_head", "_head_position", "account", "chunks", "committed_bytes", "counted_bytes", "sent_bytes_total", "waiting")
 
     def __init__(self, account: Account) -> None:
-        self._chunks: list[bytes] = []
+        self.chunks: list[bytes] = []
+        """Whole frames. Who appends to it counts them in `committed_bytes`, as `append` does."""
         self._head = b""
         self._head_position = 0
         self.committed_bytes = 0
@@ -28,7 +29,7 @@ class Outbox:
 
     def append(self, frames: bytes) -> None:
         """Commit whole frames."""
-        self._chunks.append(frames)
+        self.chunks.append(frames)
         self.committed_bytes += len(frames)
 
     def count(self) -> None:
@@ -52,7 +53,7 @@ class Outbox:
         head = self._head
         if head:
             return memoryview(head)[self._head_position :] if self._head_position else head
-        chunks = self._chunks
+        chunks = self.chunks
         if len(chunks) == 1:
             head = self._head = chunks.pop()
             return head
@@ -70,6 +71,29 @@ class Outbox:
         self._head = chunks[0] if count == 1 else b"".join(chunks[:count])
         del chunks[:count]
         return self._head
+
+    def take_all(self, limit: int) -> bytes:
+        """All that is committed, as if it had been sent; b"" if that is nothing, more than `limit`, or begun already."""
+        size = self.committed_bytes
+        if self._head or size > limit:
+            return b""
+        chunks = self.chunks
+        if len(chunks) == 1:
+            data = chunks.pop()
+        else:
+            data = b"".join(chunks)
+            chunks.clear()
+        self.committed_bytes = 0
+        self.sent_bytes_total += size
+        return data
+
+    def give_back(self, data: bytes, count: int) -> None:
+        """Only the first `count` bytes of what `take_all` returned were sent."""
+        left = len(data) - count
+        self._head = data
+        self._head_position = count
+        self.committed_bytes += left
+        self.sent_bytes_total -= left
 
     def bytes_sent(self, count: int) -> None:
         """The socket took the first `count` of what `data_to_send` returned."""

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 SEND_BYTES: Final = 262_144
 LARGE_FRAME_MISSING: Final = 4_096
 """Where a full read leaves a frame lacking more than this, frames are large, and a larger read costs nobody a longer turn."""
+TAKE_BYTES: Final = 16_384
+"""Taken for one send, with others': of a flush to many, not all may lie there joined."""
 DIRECT_SENDS_MAX: Final = 4
 """Of SEND_BYTES each; a link with more goes on in its writer, so that one flush stays short."""
 
@@ -398,6 +400,38 @@ class Connection:
 
     # ---- writing ----
 
+    def take(self, now: float) -> bytes:
+        """What is to be sent, if one `offer` may do; b"" if that is nothing, or has been done. Never raises, as `flush`."""
+        link = self.link
+        if self.ended or link is None:
+            return b""
+        data = b""
+        try:
+            if not (self._writing or link.closing or self._unpaused is not None or self.inquiry is not None):
+                data = self.server.engine.take_to_send(link, TAKE_BYTES)
+        except Exception as error:
+            self._failed(error)
+            return b""
+        if not data:
+            self.flush(now)
+        return data
+
+    def offer(self, data: bytes) -> int:
+        """How many of the first bytes the socket takes; -1 if it is broken. Never raises, as `flush`."""
+        try:
+            return self.transport.send_nowait(data)
+        except Exception as error:
+            self._failed(error)
+            return -1
+
+    def keep(self, data: bytes, count: int) -> None:
+        """The socket took only `count` bytes of what `take` gave, or is broken."""
+        link = self.link
+        assert link is not None
+        self.server.engine.give_back(link, data, max(0, count))
+        if not self.ended:
+            self._begin_writing(link)
+
     def flush(self, now: float) -> None:
         """Send what the socket takes, and do what the link asks for. Never raises, whoever calls it: the fault is this client's."""
         link = self.link
@@ -407,33 +441,34 @@ class Connection:
             if link.closing or self._unpaused is not None or self.inquiry is not None:
                 self._attend(link)
             if not self._writing and not self._send(link, now):
-                self._writing = True
-                self.server.writing.add(self)
-                if self._nursery is None:
-                    self._want_nursery()
-                else:
-                    self._nursery.start_soon(self._write, link)
-        except BROKEN as error:
+                self._begin_writing(link)
+        except Exception as error:
+            self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        """It ends by that, which is being handled."""
+        if isinstance(error, BROKEN):
             self._broken(error)
-            self.cancel()
-        except Exception:
+        else:
             logger.exception("a fault of the broker ended the connection of %s", self.describe())
-            self.cancel()
+        self.cancel()
+
+    def _begin_writing(self, link: Link) -> None:
+        """The rest is the writer's."""
+        self._writing = True
+        self.server.writing.add(self)
+        if self._nursery is None:
+            self._want_nursery()
+        else:
+            self._nursery.start_soon(self._write, link)
 
     def pass_on(self, publisher: Link, data: bytes, now: float) -> bool:
         """Send what was read from a publisher, whose `sole_recipient` this is. False: not sent. Never raises, as `flush`."""
         link = self.link
         if self.ended or self._writing or link is None:
             return False
-        try:
-            count = self.transport.send_nowait(data)
-        except BROKEN as error:
-            self._broken(error)
-            self.cancel()
-            return False
-        except Exception:
-            logger.exception("a fault of the broker ended the connection of %s", self.describe())
-            self.cancel()
+        count = self.offer(data)
+        if count < 0:
             return False
         self.server.engine.passed_on(publisher, link, data, count, now)
         if count < len(data):

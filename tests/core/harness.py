@@ -283,6 +283,12 @@ class Peer:
     def flush(self) -> None:
         """Take what the socket takes."""
         engine = self.world.engine
+        taken = engine.take_to_send(self.link, 65_536)
+        if taken:
+            count = self._took(taken)
+            if count < len(taken):
+                engine.give_back(self.link, taken, count)
+            self.world._worked()
         if self.takes <= 0 and engine.data_to_send(self.link):
             engine.bytes_sent(self.link, 0, self.world.now)
         while self.takes > 0:

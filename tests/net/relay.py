@@ -123,6 +123,14 @@ class RelayEngine:
             link.ready = False
         return ready
 
+    def take_to_send(self, link: RelayLink, limit: int) -> bytes:
+        data = bytes(link.out) if len(link.out) <= limit else b""
+        del link.out[: len(data)]
+        return data
+
+    def give_back(self, link: RelayLink, data: bytes, count: int) -> None:
+        link.out[:0] = data[count:]
+
     def data_to_send(self, link: RelayLink, limit: int = 262_144) -> bytes:
         return bytes(link.out[:limit])
 

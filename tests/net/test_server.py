@@ -203,6 +203,40 @@ async def test_the_timer_wakes_when_the_core_wants_it_even_if_that_changes(autoj
         assert engine.ticks == [5.0, 50.0]
 
 
+# ---- sending -------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_flush_inside_a_flush_is_put_off(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """As when an embedder's log handler publishes: what was made ready before goes first."""
+    engine = RelayEngine()
+    async with running(engine) as server:
+        one, other = await attach(server), await attach(server)
+        broken, sound = engine.links[1], engine.links[0]
+        original = engine.take_to_send
+
+        def take_to_send(link: object, limit: int) -> bytes:
+            if link is broken:
+                raise KeyError("a fault on purpose")
+            return original(link, limit)  # type: ignore[arg-type]  # the same link
+
+        class Publishes(logging.Handler):
+            def emit(self, record: logging.LogRecord) -> None:
+                engine.send(sound, b"second")
+                server.flush()
+
+        monkeypatch.setattr(engine, "take_to_send", take_to_send)
+        handler = Publishes(logging.ERROR)
+        logging.getLogger("broker").addHandler(handler)
+        try:
+            engine.send(sound, b"first ")
+            engine.send(broken, b"lost")
+            server.flush()
+        finally:
+            logging.getLogger("broker").removeHandler(handler)
+        assert await receive_exactly(one, 12) == b"first second"
+        assert await receive_all(other) == b""
+
+
 # ---- ending --------------------------------------------------------------------------------------------------------------
 
 
