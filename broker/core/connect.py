@@ -21,6 +21,7 @@ from broker.core.limits import outbox_mark
 from broker.core.link import AUTHENTICATING, CONNECTED, ENDED, PACKET_BYTES_LARGEST
 from broker.core.mount import mounted_will
 from broker.core.rate import Rate
+from broker.core.runs import OTHER_FORM_BYTES_MAX
 from broker.core.session import Session
 from broker.errors import ProtocolError
 from broker.reasons import CONNACK_CODES, ReasonCode, to_connack_return_code
@@ -312,6 +313,8 @@ def _adopt_capabilities(link: Link, packet: Connect, now: float) -> None:
         aliases_max = min(wanted, limits.topic_alias_maximum)
         link.aliases_out_max = aliases_max  # [MQTT5-3.1.2-26, -27]
         link.aliases_out = {} if aliases_max else None
+    if link.aliases_out is None:
+        link.passing_bytes_max = min(link.outbox_bytes_high, link.packet_bytes_max + 1) - OTHER_FORM_BYTES_MAX
 
 
 def _connack(

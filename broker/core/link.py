@@ -40,8 +40,9 @@ class Link:
         "access", "aliases_in", "aliases_out", "aliases_out_max", "allowance", "attached", "auth", "auth_deadline", "auth_method", "cause",
         "charging", "client_id", "closing", "connect", "credit_at", "credit_s", "deadline", "decoder", "error", "keep_alive_s", "known_topics",
         "last_received_at", "leaving", "limits", "listener", "mount_point", "outbox", "outbox_bytes_high", "packet_bytes_max", "passed",
-        "passed_last", "passed_to", "pause_deadline", "paused", "paused_by", "pausing", "peer", "phase", "problem_information", "progress_at",
-        "progress_mark", "promised", "rate", "ready", "receiving_bytes", "refusal", "session", "stuck", "transport", "username", "version",
+        "passed_count", "passed_last", "passed_to", "passing_bytes_max", "pause_deadline", "paused", "paused_by", "pausing", "peer", "phase",
+        "problem_information", "progress_at", "progress_mark", "promised", "rate", "ready", "receiving_bytes", "refusal", "session", "stuck",
+        "transport", "username", "version",
     )  # fmt: skip
 
     def __init__(self, peer: str, listener: str, transport: object, allowance: Allowance, account: Account, access: Access, now: float) -> None:
@@ -100,13 +101,18 @@ class Link:
         """The limits that its CONNACK told of: what they allow stays allowed, though the broker's own change."""
         self.packet_bytes_max = PACKET_BYTES_LARGEST
         """The client's Maximum Packet Size."""
+        self.passing_bytes_max = 0
+        """Its outbox has to stay below this with a QoS 0 frame that is passed to it as it came: below the high mark, and what its client
+        takes. 0 if it is sent aliases."""
         self.aliases_in: dict[int, str] | None = None
         self.aliases_out: dict[str, int] | None = None
         self.aliases_out_max = 0
         self.known_topics: dict[bytes, Route] = {}
         """Topic bytes, as they stand in a PUBLISH, to the route; that it stands here says: valid, permitted."""
         self.passed: set[bytes] | None = None
-        """Topics, as they stand in a PUBLISH, that came lately and are not known, alone or with a wildcard to be searched: see `core.first`."""
+        """Topics that came lately by themselves and are not known: see `core.first`."""
+        self.passed_count = 0
+        """So many messages on unknown topics were passed on in a row the last time, or in one block of them."""
         self.passed_last = ""
         """The last topic that came and was not known."""
         self.passed_to: str | None = None

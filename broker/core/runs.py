@@ -19,6 +19,8 @@ _SINGLY_COUNT: Final = 12
 """Fewer frames are looked at one by one: a column has its cost too."""
 _BLOCK_COUNT_MAX: Final = 512
 """Rows looked at together; with usual sizes they stay in the processor's cache."""
+_CELLS_COUNT_MAX: Final = 128
+"""Taken out together."""
 _COLUMNS_MAX: Final = 24
 """Longer heads are compared whole."""
 _NUMBERS: Final = pack(">65536H", *range(65_536))
@@ -86,14 +88,18 @@ def _rows_with_head(data: bytes, at: int, size: int, wanted: bytes, rows: int) -
 
 def tails(data: bytes, size: int, start: int) -> list[bytes]:
     """What stands from `start` to the end of each frame; `data` is frames of `size` bytes and nothing else."""
+    return cells(data, 0, size, start, size - start, len(data) // size)
+
+
+def cells(data: bytes, position: int, size: int, start: int, length: int, count: int) -> list[bytes]:
+    """What stands in each of `count` frames of `size` bytes, the first of which is at `position`: `length` bytes from `start` on."""
+    row = f"{start}x{length}s{size - start - length}x"
     found: list[bytes] = []
-    at = 0
-    while len(data) - at >= 64 * size:
-        found.extend(unpack(f"{start}x{size - start}s" * 64, data[at : at + 64 * size]))
-        at += 64 * size
-    while at < len(data):
-        found.append(data[at + start : at + size])
-        at += size
+    while count > 0:
+        rows = min(count, _CELLS_COUNT_MAX)
+        found += unpack(row * rows, data[position : position + rows * size])
+        position += rows * size
+        count -= rows
     return found
 
 

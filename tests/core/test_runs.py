@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.core.runs import acknowledgements, alike, are_different, as_bytes, packet_ids, tails
+from broker.core.runs import acknowledgements, alike, are_different, as_bytes, cells, packet_ids, tails
 
 
 def one_by_one(data: bytes, position: int, size: int, columns: list[int], count_max: int) -> int:
@@ -61,3 +61,12 @@ def test_tails(size: int, start: int, count: int) -> None:
     start = min(start, size)
     frames = [bytes([number] * size) for number in range(count)]
     assert tails(b"".join(frames), size, start) == [frame[start:] for frame in frames]
+
+
+@given(st.integers(0, 5), st.integers(1, 9), st.integers(0, 8), st.integers(1, 9), st.integers(1, 300))
+def test_cells(position: int, size: int, start: int, length: int, count: int) -> None:
+    start = min(start, size - 1)
+    length = min(length, size - start)
+    frames = [bytes(range(number % 200, number % 200 + size)) for number in range(count)]
+    data = bytes(position) + b"".join(frames) + b"more"
+    assert cells(data, position, size, start, length, count) == [frame[start : start + length] for frame in frames]
