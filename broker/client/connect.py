@@ -126,6 +126,7 @@ def connect(
     the str, int and float keywords above (client_id=, keep_alive_s=, ...); keywords win; a path on mqtt:// or an unknown key is
     a ValueError. A socket connected to itself counts as refused. headers: sent with a WebSocket's handshake, for proxies that want a
     token; ValueError with any other URL. auth: `ScramSHA256(user, password)`, `Token(...)` or another `Authentication`, over AUTH (MQTT 5.0).
+    tls: for mqtts and wss, and for mqtt and ws, which are then TLS too; None trusts whom the system trusts.
     password: itself, or what gives the newest one (a token that ends, say) for each connection.
 
     Entered after CONNACK; the first failure raises ConnectError or ConnectRefused (unless Reconnect(first=True)). Left normally:

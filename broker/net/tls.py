@@ -28,6 +28,8 @@ _REHASHED: Final = re.compile(r"[0-9a-f]{8}\.\d+")
 _NO_CHECK_TIME: Final = 0x20_0000
 """OpenSSL's X509_V_FLAG_NO_CHECK_TIME, for which Python has no name."""
 _SAN_ORDER: Final = ("DNS", "URI", "email", "IP Address")
+_STRICT_CODES: Final = range(80, 95)
+"""X509_V_ERR_PATHLEN_INVALID_FOR_NON_CA to X509_V_ERR_EC_KEY_EXPLICIT_PARAMS, found only with X509_V_FLAG_X509_STRICT."""
 _REASONS: Final = {"WRONG_VERSION_NUMBER": "the other end does not speak TLS", "HTTP_REQUEST": "the other end speaks HTTP, not TLS"}
 
 
@@ -264,9 +266,16 @@ def identity_of(certificate: Mapping[str, Any] | None, identity: Identity) -> st
 def reason_of(error: ssl.SSLError) -> str:
     """OpenSSL's reason, for people."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"the certificate was not accepted: {error.verify_message}"
+        return f"the certificate was not accepted: {verify_fault(error)}"
     reason = error.reason or str(error)
     return _REASONS.get(reason) or reason.lower().replace("_", " ")
+
+
+def verify_fault(error: ssl.SSLCertVerificationError) -> str:
+    """Why OpenSSL refused a certificate; and what to do where only a context that a program made could."""
+    if error.verify_code in _STRICT_CODES:
+        return f"{error.verify_message} (asked for by create_default_context() of Python 3.13; verify_flags &= ~ssl.VERIFY_X509_STRICT takes it back)"
+    return error.verify_message
 
 
 def cause_of(error: BaseException) -> BaseException:
