@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from functools import partial
 from typing import Any, Final
 
@@ -68,13 +69,13 @@ async def _publish_repeatedly(client: Client, publication: Publication, meter: M
 async def _publish_lines(client: Client, publication: Publication, window_count: int, meter: Meter) -> None:
     """A line a message, in order, at most `window_count` of them under way. The first one refused ends it all."""
     keywords = message_keywords(publication)
-    async with client.pipeline(count_max=window_count) as pipeline:
-        async for line in _lines():
+    async with client.pipeline(count_max=window_count) as pipeline, aclosing(_lines()) as lines:
+        async for line in lines:
             await pipeline.publish(publication.topic, line, **keywords)
             meter.count(len(line))
 
 
-async def _lines() -> AsyncIterator[bytes]:
+async def _lines() -> AsyncGenerator[bytes]:
     """stdin, line by line as it comes, without line ends; what stands after the last one is a line too."""
     descriptor = sys.stdin.fileno()
     held: list[bytes] = []

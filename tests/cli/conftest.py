@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -16,10 +15,10 @@ from typing import Any
 import pytest
 
 from broker.cli.running import run_command_line
+from tests.e2e.tools import BROKER as BROKER
 from tests.e2e.tools import ROOT, Program
 
 SECONDS_MAX = 20.0
-BROKER = [sys.executable, "-m", "broker"]
 Start = Callable[..., Program]
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import find_program
-from tests.e2e.tools import ROOT, Client, CommandClient, DrivenClient, Options, Program
+from tests.e2e.tools import BROKER, ROOT, Client, CommandClient, DrivenClient, Options, Program
 
 DRIVERS = Path(__file__).parent / "drivers"
 Open = Callable[..., Client]
@@ -36,7 +36,7 @@ def address() -> Iterator[tuple[str, int]]:
         host, port = url.removeprefix("mqtt://").split(":")
         yield host, int(port)
         return
-    program = Program([sys.executable, "-m", "broker", "serve", "--host", "127.0.0.1", "-p", "0"], listening)
+    program = Program([*BROKER, "serve", "--host", "127.0.0.1", "-p", "0"], listening)
     try:
         yield "127.0.0.1", program.wait("listening")["port"]
     finally:
@@ -73,5 +73,5 @@ def make(name: str, options: Options, request: pytest.FixtureRequest) -> Client:
         subscriber = [find_program("stdbuf", "coreutils"), "-oL", request.getfixturevalue("mosquitto_sub")]
         return CommandClient([request.getfixturevalue("mosquitto_pub")], subscriber, options)
     if name == "broker":
-        return CommandClient([sys.executable, "-m", "broker", "pub"], [sys.executable, "-m", "broker", "sub"], options)
+        return CommandClient([*BROKER, "pub"], [*BROKER, "sub"], options)
     return DrivenClient([sys.executable, "-m", f"tests.e2e.drivers.{name}_driver"], options)

@@ -13,7 +13,6 @@ import queue
 import re
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -25,7 +24,7 @@ from urllib.parse import urlencode
 import pytest
 
 from tests.conftest import SECONDS_MAX, find_program
-from tests.e2e.tools import Program
+from tests.e2e.tools import BROKER, Program
 
 HERE = Path(__file__).parent
 PAGE = HERE / "browser" / "page.html"
@@ -100,7 +99,7 @@ def broker(pages: PageServer, tmp_path_factory: pytest.TempPathFactory) -> Itera
     listener = '[[listeners]]\nport = 0\nprotocol = "websocket"\n'
     allowed = f'origins = ["http://dashboard.example:{pages.server_address[1]}"]\n'
     file.write_text(f'{listener}path = "/plain"\n{listener}path = "/allowed"\n{allowed}')
-    program = Program([sys.executable, "-m", "broker", "serve", "-c", str(file)], broker_event)
+    program = Program([*BROKER, "serve", "-c", str(file)], broker_event)
     try:
         yield program
     finally:

@@ -6,13 +6,12 @@ paho is at the other end of each scenario, so that a fault names one client or a
 from __future__ import annotations
 
 import subprocess
-import sys
 from typing import Any
 
 import pytest
 
 from tests.e2e.conftest import Open
-from tests.e2e.tools import ROOT, SECONDS_MAX, Received, Will
+from tests.e2e.tools import BROKER, ROOT, SECONDS_MAX, Received, Will
 
 pytestmark = pytest.mark.parametrize("name", ["paho", "aiomqtt", "mosquitto", "mqttjs", "broker"])
 both_versions = pytest.mark.parametrize("version", ["5.0", "3.1.1"])
@@ -119,7 +118,7 @@ def test_request_and_response(name: str, open_client: Open, topic: str, address:
     answering.subscribe(f"{topic}/ask", 1)
     asked = {"response_topic": f"{topic}/answer"}
     if name in ("mosquitto", "broker"):
-        program = [request.getfixturevalue("mosquitto_rr")] if name == "mosquitto" else [sys.executable, "-m", "broker", "rr"]
+        program = [request.getfixturevalue("mosquitto_rr")] if name == "mosquitto" else [*BROKER, "rr"]
         flags = ["-h", address[0], "-p", str(address[1]), "-V", "5", "-t", f"{topic}/ask", "-e", f"{topic}/answer", "-m", "how warm?", "-W", "10"]
         asking = subprocess.Popen([*program, *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     else:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import listening
-from tests.e2e.tools import DrivenClient, Options, Program, Received
+from tests.e2e.tools import BROKER, DrivenClient, Options, Program, Received
 
-SERVE = [sys.executable, "-m", "broker", "serve"]
+SERVE = [*BROKER, "serve"]
 SERVER_SHUTTING_DOWN = 0x8B
 
 

@@ -6,7 +6,6 @@ import re
 import signal
 import socket
 import ssl
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,7 +16,7 @@ import trustme
 from cryptography import x509
 
 from tests.e2e.conftest import Open, make
-from tests.e2e.tools import SECONDS_MAX, Client, Options, Program, Received
+from tests.e2e.tools import BROKER, SECONDS_MAX, Client, Options, Program, Received
 
 CONFIG = """
 [[listeners]]
@@ -73,7 +72,7 @@ def folder(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="module")
 def program(folder: Path) -> Iterator[Program]:
-    program = Program([sys.executable, "-m", "broker", "serve", "-c", str(folder / "broker.toml")], listening)
+    program = Program([*BROKER, "serve", "-c", str(folder / "broker.toml")], listening)
     try:
         yield program
     finally:

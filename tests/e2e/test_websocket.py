@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import Open, make
-from tests.e2e.tools import SECONDS_MAX, Client, Options, Program, Received, Will
+from tests.e2e.tools import BROKER, SECONDS_MAX, Client, Options, Program, Received, Will
 
 CONFIG = """
 [[listeners]]
@@ -40,7 +39,7 @@ def ports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, int]]:
     """{"websockets": its port, "tcp": its port}."""
     file = tmp_path_factory.mktemp("websocket") / "broker.toml"
     file.write_text(CONFIG)
-    program = Program([sys.executable, "-m", "broker", "serve", "-c", str(file)], listening)
+    program = Program([*BROKER, "serve", "-c", str(file)], listening)
     try:
         yield {"websockets": program.wait("ws")["port"], "tcp": program.wait("mqtt")["port"]}
     finally:

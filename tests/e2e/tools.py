@@ -11,6 +11,7 @@ import json
 import queue
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
+BROKER = [sys.executable, "-W", "error", "-m", "broker"]
+"""A warning, also of what was not closed, is then a fault, or lines on stderr."""
 SECONDS_MAX = 20.0
 
 
