@@ -8,6 +8,7 @@
 # make fuzz          atheris on the decoder and the engine, SECONDS=60 each
 # make wheel         the compiled wheel, in dist/ (needs cc and Python's headers)
 # make test-compiled every test against that wheel, installed
+# make test-pythons  the core, the wire, the net and the client on each other Python from 3.11 on that is found
 # make compare       this broker beside mosquitto and nats-server (needs them, and cc)
 # make growth        how cost grows with clients, subscriptions, payload ..., and the plots of it in docs/
 #
@@ -17,6 +18,13 @@
 # The first of these that runs and is new enough.
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
+
+# Each other version that runs: from PATH, or the newest that pyenv keeps. (pyenv's own python3.13 on PATH fails unless it is chosen.)
+# `:` since make throws away what a shell said that ended with "not found".
+PYTHONS ?= $(shell own=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	for v in 3.11 3.12 3.13 3.14; do if [ "$$v" != "$$own" ]; then \
+	for p in python$$v $$(ls "$$(pyenv root 2>/dev/null)"/versions/$$v.*/bin/python$$v 2>/dev/null | sort -rV); do \
+	$$p -c 'import venv, ensurepip, ssl' >/dev/null 2>&1 && { echo $$p; break; }; done; fi; done; :)
 
 VENV := .venv
 LINT := .venv-lint
@@ -30,6 +38,8 @@ BESIDE := benchmarks config docs examples tests CHANGELOG.md LICENSE Makefile RE
 SERVE_ARGS ?=
 # Two workers a core of a small machine: the suite waits for sockets and subprocesses a good part of its time.
 TEST_ARGS ?= -n 4
+# Where versions of Python differ: structs, sockets, TLS, Trio, logging, and what starts it all.
+PYTHONS_TESTS ?= tests/wire tests/core tests/net tests/client tests/cli/test_logs.py tests/cli/test_serve.py
 COMPARE_ARGS ?=
 GROWTH_ARGS ?=
 SEEDS ?= 10000
@@ -37,7 +47,7 @@ SECONDS ?= 60
 SIMULATE_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-compiled conformance lint format bench bench-check simulate fuzz compare growth wheel clean
+.PHONY: help serve test test-compiled test-pythons conformance lint format bench bench-check simulate fuzz compare growth wheel clean
 .DELETE_ON_ERROR:
 
 help:
@@ -87,6 +97,15 @@ test-compiled: $(COMPILED)/.stamp
 	@cd $(COMPILED) && ln -s "$$(bin/python -P -c 'import broker; print(broker.__path__[0])')" tree/broker
 	cd $(COMPILED)/tree && BROKER_TEST_COMPILED=1 ../bin/python -m pytest $(TEST_ARGS)
 
+test-pythons:
+	@set -e; pythons="$(PYTHONS)"; test -n "$$pythons" || echo "no other Python from 3.11 on was found, so none is tested"; \
+	for python in $$pythons; do \
+		version=$$($$python -c 'import platform; print(platform.python_version())'); own=.venv-$${version%.*}; \
+		$(MAKE) --no-print-directory PYTHON=$$python VENV=$$own $$own/.stamp-dev; \
+		$$own/bin/python -m pytest -q $(TEST_ARGS) $(PYTHONS_TESTS) >$$own/log 2>&1 || { cat $$own/log; echo "Python $$version: failed"; exit 1; }; \
+		echo "Python $$version: $$(tail -n 1 $$own/log)"; \
+	done
+
 compare: $(VENV)/.stamp-serve
 	@$(VENV)/bin/python -m benchmarks.compare --ours $(VENV)/bin/broker $(COMPARE_ARGS)
 
@@ -96,7 +115,7 @@ growth: $(VENV)/.stamp-serve
 	@$(VENV)/bin/python -m benchmarks.plots
 
 clean:
-	rm -rf $(VENV) $(LINT) $(FUZZ) $(WHEEL) $(COMPILED) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(LINT) $(FUZZ) $(WHEEL) $(COMPILED) .venv-3.* build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # The check comes before the environment, so that nothing half made is left behind.
 define make_environment
