@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from broker.core.subscription import Entry
 
 PASSED_COUNT_MAX: Final = 4096
+PASSED_BYTES_MAX: Final = 1024
+"""Longer topics are never learned, and not noted: four thousand of 16 KiB would be 64 MB, for each client."""
 _BLOCK_COUNT_MIN: Final = 4
 _BLOCK_COUNT_MAX: Final = 128
 """Messages looked at together. Blocks grow, so that what was looked at in vain is never much more than what was not."""
@@ -124,6 +126,8 @@ def _block(link: Link, count_max: int) -> tuple[list[bytes], list[bytes]]:
 
 def _came_before(link: Link, name: bytes) -> bool:
     """Did this topic come by itself lately?"""
+    if len(name) > PASSED_BYTES_MAX:
+        return False
     passed = link.passed
     if passed is None:
         passed = link.passed = set()

@@ -142,6 +142,17 @@ def test_a_topic_that_comes_alone_is_learned_when_it_comes_again() -> None:
     assert len(one.messages()) == 3
 
 
+def test_long_topics_pass_and_are_not_noted() -> None:
+    world = World()
+    one, p = world.client("one"), world.client("p")
+    one.subscribe("#")
+    for number in (1, 2, 1, 1):
+        published(world, f"t/{number}/" + "x" * 10_000)
+    assert len(one.messages()) == 4
+    assert not p.link.passed
+    assert not p.link.known_topics
+
+
 def test_topics_that_passed_are_a_bounded_number(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World()
     one, p = world.client("one"), world.client("p")
