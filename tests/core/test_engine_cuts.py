@@ -183,7 +183,7 @@ def outcome(seed: int, cut: str) -> dict[str, Any]:
     sessions = []
     for session in world.engine.clients():
         assert session.inflight_bytes == sum(waiting.size for waiting in session.sender.unacknowledged.values())
-        exchanges = session.sender.quota, session.sender.released, list(session.receiver.held)
+        exchanges = session.sender.quota, sorted(session.sender.released), sorted(session.receiver.held)
         sessions.append((session.client_id, exchanges, session.queue.count, session.dropped))
     assert world.state.waiting.bytes == sum(session.queue.bytes for session in world.engine.clients())
     kept = [
