@@ -401,7 +401,7 @@ class Connection:
     # ---- writing ----
 
     def take(self, now: float) -> bytes:
-        """What is to be sent, if one `offer` may do; b"" if that is nothing, or has been done. Never raises, as `flush`."""
+        """What is to be sent, if one `send_nowait` may do; b"" if that is nothing, or has been done. Never raises, as `flush`."""
         link = self.link
         if self.ended or link is None:
             return b""
@@ -410,25 +410,17 @@ class Connection:
             if not (self._writing or link.closing or self._unpaused is not None or self.inquiry is not None):
                 data = self.server.engine.take_to_send(link, TAKE_BYTES)
         except Exception as error:
-            self._failed(error)
+            self.fail(error)
             return b""
         if not data:
             self.flush(now)
         return data
 
-    def offer(self, data: bytes) -> int:
-        """How many of the first bytes the socket takes; -1 if it is broken. Never raises, as `flush`."""
-        try:
-            return self.transport.send_nowait(data)
-        except Exception as error:
-            self._failed(error)
-            return -1
-
     def keep(self, data: bytes, count: int) -> None:
-        """The socket took only `count` bytes of what `take` gave, or is broken."""
+        """The socket took only `count` bytes of what `take` gave."""
         link = self.link
         assert link is not None
-        self.server.engine.give_back(link, data, max(0, count))
+        self.server.engine.give_back(link, data, count)
         if not self.ended:
             self._begin_writing(link)
 
@@ -443,9 +435,9 @@ class Connection:
             if not self._writing and not self._send(link, now):
                 self._begin_writing(link)
         except Exception as error:
-            self._failed(error)
+            self.fail(error)
 
-    def _failed(self, error: Exception) -> None:
+    def fail(self, error: Exception) -> None:
         """It ends by that, which is being handled."""
         if isinstance(error, BROKEN):
             self._broken(error)
@@ -467,8 +459,10 @@ class Connection:
         link = self.link
         if self.ended or self._writing or link is None:
             return False
-        count = self.offer(data)
-        if count < 0:
+        try:
+            count = self.transport.send_nowait(data)
+        except Exception as error:
+            self.fail(error)
             return False
         self.server.engine.passed_on(publisher, link, data, count, now)
         if count < len(data):

@@ -357,7 +357,11 @@ class Server:
                         connections.append(connection)
                         sends.append(data)
             for connection, data in zip(connections, sends, strict=True):
-                count = connection.offer(data)
+                try:
+                    count = connection.transport.send_nowait(data)
+                except Exception as error:  # whatever it is, it is this client's
+                    connection.fail(error)
+                    count = 0
                 if count < len(data):
                     connection.keep(data, count)
         finally:
