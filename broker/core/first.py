@@ -13,6 +13,7 @@ goes the general way: access rules, mount points, properties that belong to this
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
 from broker.core.plain_properties import plain_stop
@@ -148,8 +149,7 @@ def _give(state: State, link: Link, names: list[bytes], frames: list[bytes], alo
     topics = text.split("\0")
     if len(topics) != len(names):
         return 0  # U+0000 in one of them
-    # A topic that equals a filter without wildcards is valid.
-    entries: list[Entry | None] = list(map(state.topics.literals.get, topics))
+    entries = _literal_entries(state.topics.literals, topics)
     wildcards = state.topics.wildcards
     if wildcards.filters_count:
         if "+" in text or "#" in text:
@@ -192,6 +192,17 @@ def _give(state: State, link: Link, names: list[bytes], frames: list[bytes], alo
         count += 1
     link.passed_last = last
     return count
+
+
+def _literal_entries(literals: dict[str, Entry], topics: list[str]) -> list[Entry | None]:
+    """What topics find that equal a filter without wildcards, and so are valid. All are looked up at once, if all are there: then so little
+    lies between two look-ups that the processor waits for the memory of several at a time."""
+    if len(topics) > 1 and literals:
+        try:
+            return list(itemgetter(*topics)(literals))
+        except KeyError:
+            pass
+    return [literals.get(topic) for topic in topics]
 
 
 def _other_form(link: Link, frame: bytes, topic: str, topic_bytes: int) -> bytes:
