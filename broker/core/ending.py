@@ -184,8 +184,9 @@ def end_session(state: State, session: Session, now: float, *, keep_waiting: boo
         state.topics.remove(session, filter)
     session.asked = None
     # A shared group's messages go to another member, but never one whose QoS 2 delivery had begun [MQTT5-4.8.2-5].
-    lost_count = len(session.sender.unacknowledged)
-    for packet_id, unacknowledged in session.sender.unacknowledged.items():
+    unsettled = session.sender.unacknowledged.items()
+    lost_count = len(unsettled)
+    for packet_id, unacknowledged in unsettled:
         if unacknowledged.group is not None and unacknowledged.qos == 1:
             lost_count -= 1
             state.orphans.append((unacknowledged.group, unacknowledged.at(packet_id).message, session.client_id))

@@ -1,45 +1,23 @@
 """The hot path of QoS 1 and 2: acknowledgements of four bytes, and runs of PUBLISH on known topics, straight from what was read.
 
 The tables are those of `inflight`, the rules those of `publish`; this is what they come to when nothing is out of the
-ordinary: known topic, plain route, room at the recipient, no properties, a reason code of 0x00. Anything else stays at the
-decoder's position and goes the general way. Where the publisher's packet ids are free in the recipient's session they are
-used there too, so that a run goes on as one slice, and no message needs an object of its own.
-
+ordinary. Anything else stays at the decoder's position and goes the general way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
-from broker.core import pausing
-from broker.core.delivery import deliver, pump
-from broker.core.inflight import PACKET_ID_MAX
+from broker.core.acknowledging import PUBACK, PUBCOMP, PUBREC, PUBREL, complete, release, settle
+from broker.core.delivery import pump
 from broker.core.link import CONNECTED
-from broker.core.plain_properties import plain_stop
-from broker.core.publish import recognise
-from broker.core.runs import OTHER_FORM_BYTES_MAX, acknowledgements, alike, are_different, packet_ids
-from broker.core.waiting import PublishRun
-from broker.wire.packets import MQTT_5
+from broker.core.publish_run import publish_run
 
 if TYPE_CHECKING:
     from broker.core.link import Link
     from broker.core.session import Session
     from broker.core.state import State
-    from broker.core.topic_table import Route
 
-RUN_BYTES_MAX: Final = 8_192
-"""A run is kept as long as one of its messages is unacknowledged."""
-
-_RUN_BYTES_MIN: Final = 24
-"""Fewer than six acknowledgements of one kind in a row are cheaper one by one."""
-
-V = TypeVar("V")
-
-_PUBACK: Final = 0x40
-_PUBREC: Final = 0x50
-_PUBREL: Final = 0x62
-_PUBCOMP: Final = 0x70
 _PUBLISH_QOS_1: Final = 0x32
 _PUBLISH_QOS_2: Final = 0x34
 
@@ -50,23 +28,18 @@ def exchange(state: State, link: Link, session: Session, now: float) -> bool:
     data = decoder.data
     end = len(data)
     position = decoder.position
-    if position >= end or data[position] not in (_PUBACK, _PUBREC, _PUBREL, _PUBCOMP, _PUBLISH_QOS_1, _PUBLISH_QOS_2):
+    if position >= end or data[position] not in (PUBACK, PUBREC, PUBREL, PUBCOMP, _PUBLISH_QOS_1, _PUBLISH_QOS_2):
         return True
-    sender = session.sender
-    unacknowledged = sender.unacknowledged
-    held = session.receiver.held
     answers: list[bytes] = []
     answers_count = 0
     acknowledged = 0
-    settled_bytes = 0
     received = 0
-    singly_until = 0
     go_on = True
     work_max = state.limits.work_per_turn_max
     while end - position >= 4:
         first = data[position]
         if first in (_PUBLISH_QOS_1, _PUBLISH_QOS_2):
-            count = _publish_run(state, link, session, data, position, first, answers, now)
+            count = publish_run(state, link, session, data, position, first, answers, now)
             if count == 0:
                 break
             position = decoder.position
@@ -78,58 +51,27 @@ def exchange(state: State, link: Link, session: Session, now: float) -> bool:
             continue
         if data[position + 1] != 2:
             break
-        # Acknowledgements with reason 0x00, as `inflight` has them; unknown ids go the general way.
-        if position >= singly_until and end - position >= _RUN_BYTES_MIN and data[position + _RUN_BYTES_MIN - 4] == first:
-            count = alike(data, position, 4, 2, 0, 0, end)
-            if _acknowledge_run(session, data, position, first, count, answers):
-                position += 4 * count
-                acknowledged += count
-                if first in (_PUBREC, _PUBREL):
-                    answers_count += count
-                continue
-            singly_until = position + 4 * count
-        packet_id = data[position + 2] << 8 | data[position + 3]
-        if first == _PUBACK:
-            waiting = unacknowledged.get(packet_id)
-            if waiting is None or waiting.qos != 1:
-                break
-            del unacknowledged[packet_id]
-            settled_bytes += waiting.size
-            if sender.quota < sender.quota_max:
-                sender.quota += 1
-        elif first == _PUBREC:
-            waiting = unacknowledged.get(packet_id)
-            if waiting is None or waiting.qos != 2:
-                break
-            del unacknowledged[packet_id]
-            settled_bytes += waiting.size
-            sender.released[packet_id] = True
-            answers.append(b"\x62\x02" + data[position + 2 : position + 4])
-            answers_count += 1
-        elif first == _PUBREL:
-            if packet_id not in held:
-                break
-            del held[packet_id]
-            answers.append(b"\x70\x02" + data[position + 2 : position + 4])
-            answers_count += 1
-        elif first == _PUBCOMP:
-            took_quota = sender.released.get(packet_id)
-            if took_quota is None:
-                break
-            del sender.released[packet_id]
-            if took_quota and sender.quota < sender.quota_max:
-                sender.quota += 1
+        if first == PUBACK:
+            count = settle(session, data, position, first, answers)
+        elif first == PUBREC:
+            count = settle(session, data, position, first, answers)
+            answers_count += count
+        elif first == PUBREL:
+            count = release(session, data, position, answers)
+            answers_count += count
+        elif first == PUBCOMP:
+            count = complete(session, data, position)
         else:
             break
-        position += 4
-        acknowledged += 1
+        if count == 0:
+            break
+        position += 4 * count
+        acknowledged += count
     decoder.position = position
     counters = state.counters
     counters.packets_received += acknowledged + received
     counters.publish_received += received
     state.work += acknowledged // 8
-    if settled_bytes:
-        session.let_go(settled_bytes)
     if answers and link.phase == CONNECTED:  # nothing after a DISCONNECT [MQTT5-3.14.4-1]
         counters.packets_sent += answers_count
         link.outbox.append(answers[0] if len(answers) == 1 else b"".join(answers))
@@ -137,236 +79,3 @@ def exchange(state: State, link: Link, session: Session, now: float) -> bool:
     if acknowledged and (session.queue.count or session.replays or session.sender.resend):
         pump(state, link, now)
     return go_on
-
-
-def _acknowledge_run(session: Session, data: bytes, position: int, first: int, count: int, answers: list[bytes]) -> bool:
-    """Do at once what a run of acknowledgements of one kind comes to, if all of it is ordinary; if not, nothing was done."""
-    sender = session.sender
-    ids = packet_ids(data, position + 2, 4, count)
-    if not are_different(ids):
-        return False
-    if first in (_PUBACK, _PUBREC):
-        unacknowledged = sender.unacknowledged
-        qos = 1 if first == _PUBACK else 2
-        found = list(map(unacknowledged.get, ids))
-        run = found[0]
-        if run is not None and found.count(run) == count:  # mostly one `PublishRun` for all
-            if run.qos != qos:
-                return False
-            settled_bytes = run.size * count
-        else:
-            different = set(found)
-            for waiting in different:
-                if waiting is None or waiting.qos != qos:
-                    return False
-            settled_bytes = 0
-            if len(different) <= 4:
-                for waiting in different:
-                    if waiting is not None:
-                        settled_bytes += waiting.size * found.count(waiting)
-            else:
-                for waiting in found:
-                    if waiting is not None:
-                        settled_bytes += waiting.size
-        _remove(unacknowledged, ids)
-        session.let_go(settled_bytes)
-        if qos == 1:
-            sender.quota = max(sender.quota, min(sender.quota_max, sender.quota + count))
-        else:
-            sender.released.update(dict.fromkeys(ids, True))
-            answers.append(acknowledgements(_PUBREL, data, position + 2, 4, count))
-    elif first == _PUBREL:
-        held = session.receiver.held
-        if not all(map(held.__contains__, ids)):
-            return False
-        _remove(held, ids)
-        answers.append(acknowledgements(_PUBCOMP, data, position + 2, 4, count))
-    elif first == _PUBCOMP:
-        released = sender.released
-        took_quota = list(map(released.get, ids))
-        if None in took_quota:
-            return False
-        _remove(released, ids)
-        sender.quota = max(sender.quota, min(sender.quota_max, sender.quota + took_quota.count(True)))
-    else:
-        return False
-    return True
-
-
-def _remove(table: dict[int, V], ids: Sequence[int]) -> None:
-    """Take out ids that are all there, and different."""
-    if len(ids) == len(table):
-        table.clear()
-        return
-    for packet_id in ids:
-        del table[packet_id]
-
-
-def _publish_run(state: State, link: Link, session: Session, data: bytes, position: int, first: int, answers: list[bytes], now: float) -> int:
-    """Take a run of PUBLISH at QoS 1 or 2 on one known topic; how many they are, or 0 if it is not the ordinary case."""
-    end = len(data)
-    if end - position < 8:
-        return 0
-    limits = link.promised
-    is_mqtt_5 = link.version >= MQTT_5
-    # The frame at hand, and its route, as in `relay`.
-    body = position + 2
-    length = data[position + 1]
-    if length >= 0x80:
-        second = data[position + 2]
-        length = (length & 0x7F) | (second & 0x7F) << 7
-        body += 1
-        if second >= 0x80:
-            third = data[position + 3]
-            if third >= 0x80 or third == 0:
-                return 0
-            length |= third << 14
-            body += 1
-        elif second == 0:
-            return 0
-    size = body + length - position
-    topic_stop = body + 2 + (data[body] << 8 | data[body + 1])
-    id_at = topic_stop - position
-    payload_at = id_at + 2
-    if position + size > end or payload_at > size or size > limits.packet_bytes_max:
-        return 0
-    if is_mqtt_5:
-        if payload_at == size:
-            return 0
-        if data[position + payload_at] == 0:
-            payload_at += 1
-        else:
-            properties_stop = plain_stop(data, position + payload_at, position + size, link.limits.properties_bytes_max)
-            if properties_stop == 0:
-                return 0
-            payload_at = properties_stop - position
-    route = link.known_topics.get(data[body:topic_stop])
-    if route is None:
-        route = recognise(state, link, data[body:topic_stop])
-        if route is None:
-            return 0
-    if not state.topics.is_fresh(route):
-        route = state.topics.route(route.topic)
-        link.known_topics[data[body:topic_stop]] = route
-    qos = (first & 0x06) >> 1
-    targets = route.targets
-    if not route.plain or not targets or qos > limits.maximum_qos:
-        return 0
-    # The run: frames that begin with the very same bytes, no longer than what one message may keep alive, nor than the budget.
-    count_max = min(RUN_BYTES_MAX // size, (state.limits.work_per_turn_max - state.work) // len(targets))
-    held_count_max = session.receiver.held_count_max if is_mqtt_5 else PACKET_ID_MAX
-    if qos == 2:
-        count_max = min(count_max, held_count_max - len(session.receiver.held))
-    count = alike(data, position, size, id_at, id_at + 2, payload_at, count_max) if position + 2 * size <= end else 1
-    ids = packet_ids(data, position + id_at, size, count)
-    if not _are_new(session, ids, qos, held_count_max):
-        ids = ids[:1]
-        if not _are_new(session, ids, qos, held_count_max):
-            return 0
-        count = 1
-    run = PublishRun(data[position : position + size * count], size, qos, route.topic, id_at, payload_at, link.client_id)
-    refused = _give(state, link, route, run, ids, now)
-    kind = _PUBACK if qos == 1 else _PUBREC
-    if refused is None or not is_mqtt_5:
-        answers.append(acknowledgements(kind, data, position + id_at, size, count))
-        if qos == 2:
-            session.receiver.held.update(dict.fromkeys(ids))
-    else:
-        for packet_id in ids:
-            if packet_id in refused:
-                answers.append(bytes((kind, 3, packet_id >> 8, packet_id & 0xFF, 0x97)))  # Quota exceeded
-            else:
-                answers.append(bytes((kind, 2, packet_id >> 8, packet_id & 0xFF)))
-                if qos == 2:
-                    session.receiver.held[packet_id] = None
-    link.decoder.position = position + size * count
-    return count
-
-
-def _are_new(session: Session, ids: Sequence[int], qos: int, held_count_max: int) -> bool:
-    """Are these packet ids valid, different and, at QoS 2, none that is held, nor more than may be?"""
-    if 0 in ids or not are_different(ids):
-        return False
-    if qos == 1:
-        return True
-    held = session.receiver.held
-    return len(held) + len(ids) <= held_count_max and held.keys().isdisjoint(ids)
-
-
-def _give(state: State, link: Link, route: Route, run: PublishRun, ids: Sequence[int], now: float) -> set[int] | None:
-    """Give a run to all targets of a plain route; the ids of messages that were refused a place, if any were."""
-    count = len(ids)
-    targets = route.targets
-    is_mqtt_5 = link.version >= MQTT_5
-    forms: list[PublishRun | None] | None = None
-    at_most_once: list[bytes | None] | None = None
-    refused_counts: dict[int, int] | None = None
-    full = state.over_memory(0)
-    inflight_bytes_max = state.limits.inflight_bytes_max
-    held_bytes = 0
-    sent_count = 0
-    for target in targets:
-        session = target.session
-        recipient = session.link
-        sender = session.sender
-        qos = run.qos if run.qos < target.qos else target.qos  # [MQTT5-3.8.4-8]
-        if (
-            recipient is None
-            or (count == 1 and recipient.aliases_out is not None)
-            or recipient.packet_bytes_max < run.frame_size + OTHER_FORM_BYTES_MAX
-            or recipient.outbox.committed_bytes >= recipient.outbox_bytes_high
-            or (full and (recipient.outbox.counted_bytes or (qos > 0 and session.inflight_bytes)))
-            or (recipient.outbox.waiting.count if qos == 0 else sender.quota < count or session.queue.count or sender.resend)
-            or (qos > 0 and session.inflight_bytes >= inflight_bytes_max)
-        ):
-            for packet_id, message in zip(ids, run.all_messages(), strict=True):
-                state.refused = False
-                taken = deliver(state, session, message, qos, False, (), None, link, route, now)
-                if state.refused or not taken:
-                    refused_counts = refused_counts or {}
-                    refused_counts[packet_id] = refused_counts.get(packet_id, 0) + (len(targets) if state.refused else 1)
-            continue
-        # Room for all of it: what `Sender.send` and `delivery.commit` would do, in one step. A form is made once for all who need it.
-        is_5 = recipient.version >= MQTT_5
-        outbox = recipient.outbox
-        if qos == 0:
-            if at_most_once is None:
-                at_most_once = [None, None]
-            frames = at_most_once[is_5]
-            if frames is None:
-                frames = at_most_once[is_5] = run.at_qos_0(is_5)
-            outbox.append(frames)
-        else:
-            form = run
-            if qos != run.qos or is_5 != is_mqtt_5:
-                if forms is None:
-                    forms = [None, None, None, None]
-                place = 2 * qos - 2 + is_5
-                other = forms[place]
-                if other is None:
-                    other = forms[place] = run.form(is_5, qos)
-                form = other
-            used = ids
-            unacknowledged, released = sender.unacknowledged, sender.released
-            if (unacknowledged and not unacknowledged.keys().isdisjoint(ids)) or (released and not released.keys().isdisjoint(ids)):
-                used = sender.take_ids(count)
-                form = form.with_ids(used)
-            unacknowledged.update(dict.fromkeys(used, form))
-            sender.quota -= count
-            session.inflight_bytes += run.size * count  # `Session.hold`
-            held_bytes += run.size * count
-            outbox.append(form.frames)
-        sent_count += count
-        if not recipient.ready:
-            recipient.ready = True
-            state.ready.append(recipient)
-        if outbox.committed_bytes >= recipient.outbox_bytes_high and recipient is not link:
-            pausing.press(state, link, recipient, route, now)
-    state.work += sent_count + 1
-    state.waiting.inflight_bytes += held_bytes
-    state.counters.publish_sent += sent_count
-    state.counters.packets_sent += sent_count
-    if refused_counts is None:
-        return None
-    # Told only when nobody could take it, or the rule is `refuse`.
-    return {packet_id for packet_id, times in refused_counts.items() if times >= len(targets)}

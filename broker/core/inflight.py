@@ -18,9 +18,10 @@ Receiver: a QoS 2 id is held from its first PUBLISH to its PUBREL; a PUBLISH wit
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from typing import Final, Generic, Protocol, TypeVar
 
+from broker.core.id_table import IdTable
+from broker.core.packet_ids import PacketIds, any_of, in_turn, single
 from broker.errors import ProtocolError
 
 PACKET_ID_MAX: Final = 65_535
@@ -43,11 +44,11 @@ class Sender(Generic[M]):
     __slots__ = ("_last_id", "quota", "quota_max", "released", "reserved", "resend", "unacknowledged")
 
     def __init__(self) -> None:
-        self.unacknowledged: dict[int, M] = {}
+        self.unacknowledged: IdTable[M] = IdTable()
         """PUBLISH sent, PUBACK or PUBREC awaited; in the order of sending."""
-        self.released: dict[int, bool] = {}
+        self.released: IdTable[bool] = IdTable()
         """PUBREL sent, PUBCOMP awaited; in the order of the PUBRECs [MQTT5-4.6.0-4]. True: its PUBLISH took one of this connection's quota."""
-        self.reserved: dict[int, None] = {}  # a dict, like `held`: an empty set takes three times as much, in every session
+        self.reserved: dict[int, None] = {}  # an empty set takes three times as much, in every session
         """Ids of SUBSCRIBE and UNSUBSCRIBE, which share the pool [MQTT5-2.2.1-3]."""
         self.resend: deque[tuple[int, M]] | None = None
         """What this connection still has to repeat before anything new."""
@@ -61,10 +62,13 @@ class Sender(Generic[M]):
         The caller sends a PUBREL for each id in `released`, then drains `resend` while `quota` lasts [MQTT5-4.4.0-1].
         """
         # A released id takes no quota on a new connection; so that the two together never use up the ids [MQTT5-2.2.1-4], it lowers the limit there.
-        self.quota = self.quota_max = min(quota_max, PACKET_ID_MAX - len(self.released))
-        if self.released:
-            self.released = dict.fromkeys(self.released, False)
-        self.resend = deque(self.unacknowledged.items()) if self.unacknowledged else None
+        released_count = len(self.released)
+        self.quota = self.quota_max = min(quota_max, PACKET_ID_MAX - released_count)
+        if released_count:
+            for packet_id in self.released:
+                self.released[packet_id] = False
+        unacknowledged = self.unacknowledged.items()
+        self.resend = deque(unacknowledged) if unacknowledged else None
 
     def take_id(self) -> int:
         """An id that nothing here uses [MQTT5-2.2.1-4]. The caller keeps fewer than 65,535 under way."""
@@ -77,19 +81,24 @@ class Sender(Generic[M]):
             if packet_id == self._last_id:
                 raise RuntimeError("all 65,535 Packet Identifiers are in use")
 
-    def take_ids(self, count: int) -> Sequence[int]:
+    def take_ids(self, count: int) -> PacketIds:
         """Several, as if one by one; the caller uses all of them."""
+        if count == 1:
+            return single(self.take_id())
         first = self._last_id % PACKET_ID_MAX + 1
         if first + count <= PACKET_ID_MAX + 1:
-            wanted = range(first, first + count)
-            if (
-                self.unacknowledged.keys().isdisjoint(wanted)
-                and (not self.released or self.released.keys().isdisjoint(wanted))
-                and (not self.reserved or self.reserved.keys().isdisjoint(wanted))
-            ):
-                self._last_id = first + count - 1
+            wanted = in_turn(first, count)
+            if self.are_free(wanted) and (not self.reserved or self.reserved.keys().isdisjoint(wanted.numbers)):
+                self._last_id = wanted.largest
                 return wanted
-        return [self.take_id() for _ in range(count)]
+        return any_of([self.take_id() for _ in range(count)])
+
+    def are_free(self, ids: PacketIds) -> bool:
+        """Does no message use one of them?"""
+        unacknowledged, released = self.unacknowledged, self.released
+        if (unacknowledged.singles or unacknowledged.runs) and not unacknowledged.has_none_of(ids):
+            return False
+        return not (released.singles or released.runs) or released.has_none_of(ids)
 
     def reserve_id(self) -> int:
         """An id for a SUBSCRIBE or UNSUBSCRIBE, until `unreserve_id`."""
@@ -111,7 +120,7 @@ class Sender(Generic[M]):
     def abandon(self, packet_id: int) -> None:
         """The message taken for sending cannot be sent to this peer: free its id and quota as if it were done [MQTT5-3.1.2-25]."""
         del self.unacknowledged[packet_id]
-        self._restore_quota()
+        self.restore_quota(1)
 
     def next_resend(self) -> tuple[int, M] | None:
         """The oldest message still to be repeated, charged to the quota; None when there is none or the quota is used up."""
@@ -132,7 +141,7 @@ class Sender(Generic[M]):
         if message.qos != 1:
             raise ProtocolError(f"PUBACK for packet id {packet_id}, which is QoS 2")
         del self.unacknowledged[packet_id]
-        self._restore_quota()
+        self.restore_quota(1)
         return message
 
     def on_pubrec(self, packet_id: int, failed: bool) -> tuple[M | None, bool]:
@@ -144,22 +153,25 @@ class Sender(Generic[M]):
             raise ProtocolError(f"PUBREC for packet id {packet_id}, which is QoS 1")
         del self.unacknowledged[packet_id]
         if failed:
-            self._restore_quota()
+            self.restore_quota(1)
         else:
             self.released[packet_id] = True
         return message, True
 
     def on_pubcomp(self, packet_id: int) -> bool:
         """Was the id waiting for it? Whatever the code, the exchange is over."""
-        took_quota = self.released.pop(packet_id, None)
+        took_quota = self.released.get(packet_id)
+        if took_quota is None:
+            return False
+        del self.released[packet_id]
         if took_quota:
             # Not for a PUBREL repeated on resume: others may have that place by now, and one more would be above the Receive Maximum [MQTT5-3.3.4-9].
-            self._restore_quota()
-        return took_quota is not None
+            self.restore_quota(1)
+        return True
 
     def forget(self) -> list[M]:
         """The Session is lost: free every id and return what was not acknowledged, oldest first."""
-        lost = list(self.unacknowledged.values())
+        lost = self.unacknowledged.values()
         self.unacknowledged.clear()
         self.released.clear()
         self.resend = None
@@ -171,9 +183,10 @@ class Sender(Generic[M]):
         """Exchanges under way."""
         return len(self.unacknowledged) + len(self.released)
 
-    def _restore_quota(self) -> None:
-        if self.quota < self.quota_max:  # an acknowledgement of what was still to be repeated took none [MQTT5-4.9.0-1]
-            self.quota += 1
+    def restore_quota(self, count: int) -> None:
+        """So many exchanges are over that took one; but what was still to be repeated took none [MQTT5-4.9.0-1]."""
+        quota = self.quota + count
+        self.quota = quota if quota < self.quota_max else self.quota_max
 
 
 class Receiver:
@@ -182,7 +195,7 @@ class Receiver:
     __slots__ = ("held", "held_count_max")
 
     def __init__(self) -> None:
-        self.held: dict[int, None] = {}
+        self.held: IdTable[None] = IdTable()
         self.held_count_max = PACKET_ID_MAX
         """So many may be held at once on this connection; one more breaks the Receive Maximum."""
 

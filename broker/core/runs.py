@@ -7,8 +7,7 @@ With longer heads (a long topic, properties) it is cheaper to take the heads of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from struct import pack, unpack
+from struct import unpack
 from typing import Final
 
 from broker.wire.primitives import encode_string, encode_varint
@@ -23,8 +22,6 @@ _CELLS_COUNT_MAX: Final = 128
 """Taken out together."""
 _COLUMNS_MAX: Final = 24
 """Longer heads are compared whole."""
-_NUMBERS: Final = pack(">65536H", *range(65_536))
-"""All packet ids in turn, as they stand in packets."""
 
 
 def alike(data: bytes, position: int, size: int, head: int, tail: int, tail_stop: int, count_max: int) -> int:
@@ -109,39 +106,3 @@ def at_qos_0(frames: bytes, size: int, topic: str, properties: bytes, payload_at
     field = encode_string(topic)
     head = b"\x30" + encode_varint(len(field) + len(properties) + size - payload_at) + field + properties
     return head + head.join(tails(frames, size, payload_at))
-
-
-def packet_ids(data: bytes, position: int, step: int, count: int) -> Sequence[int]:
-    """The numbers of two bytes that stand at `position` and every `step` bytes from there: a `range` where each is the one after the last."""
-    first = data[position] << 8 | data[position + 1]
-    if count == 1:
-        return [first]
-    stop = position + step * (count - 1) + 2
-    pairs = bytearray(2 * count)
-    pairs[0::2] = data[position:stop:step]
-    pairs[1::2] = data[position + 1 : stop : step]
-    if _NUMBERS.startswith(pairs, 2 * first):
-        return range(first, first + count)
-    return unpack(f">{count}H", pairs)
-
-
-def as_bytes(numbers: Sequence[int]) -> bytes:
-    """Packet ids one after the other."""
-    if isinstance(numbers, range):  # of `packet_ids` and `Sender.take_ids`: one step at a time
-        return _NUMBERS[2 * numbers.start : 2 * numbers.stop]
-    return pack(f">{len(numbers)}H", *numbers)
-
-
-def are_different(numbers: Sequence[int]) -> bool:
-    return isinstance(numbers, range) or len(numbers) == 1 or len(set(numbers)) == len(numbers)
-
-
-def acknowledgements(kind: int, data: bytes, position: int, step: int, count: int) -> bytes:
-    """Acknowledgements of four bytes, without a reason code, for the packet ids that stand at `position` and every `step` bytes from there."""
-    if count == 1:
-        return bytes((kind, 2, data[position], data[position + 1]))
-    stop = position + step * (count - 1) + 2
-    frames = bytearray(bytes((kind, 2, 0, 0)) * count)
-    frames[2::4] = data[position:stop:step]
-    frames[3::4] = data[position + 1 : stop : step]
-    return bytes(frames)

@@ -8,18 +8,18 @@ wait for many it is above.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from broker.core.kept import message_of, size_of
 from broker.core.message import ApplicationMessage
-from broker.core.runs import as_bytes, at_qos_0, tails
+from broker.core.runs import at_qos_0, tails
 from broker.core.waiting_run import WaitingRun
 from broker.wire.codec import encode_string, encode_varint
 from broker.wire.packets import NO_PROPERTIES, PUBLISH
 from broker.wire.properties import decode_properties
 
 if TYPE_CHECKING:
+    from broker.core.packet_ids import PacketIds
     from broker.core.subscription import SharedGroup
 
 
@@ -115,12 +115,10 @@ class PublishRun:
             properties = self.frames[self.id_at + 2 : self.payload_at] or b"\x00"
         return at_qos_0(self.frames, self.frame_size, self.topic, properties, self.payload_at)
 
-    def with_ids(self, ids: Sequence[int]) -> PublishRun:
+    def with_ids(self, ids: PacketIds) -> PublishRun:
         """The same with other packet ids, in the order of the frames."""
-        numbers = as_bytes(ids)
         changed = bytearray(self.frames)
-        changed[self.id_at :: self.frame_size] = numbers[0::2]
-        changed[self.id_at + 1 :: self.frame_size] = numbers[1::2]
+        ids.write(changed, self.id_at, self.frame_size)
         return self._derived(bytes(changed), self.frame_size, self.qos, self.id_at, self.payload_at)
 
     def _derived(self, frames: bytes, frame_size: int, qos: int, id_at: int, payload_at: int) -> PublishRun:

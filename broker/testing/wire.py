@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from broker.testing.timeline import Timeline
 
 
+READ_BYTES = 65_536
 PIECES_MAX = 12
 """So many small pieces of one write; then the rest of it in one. Else a simulation does nothing but carry bytes."""
 
@@ -24,7 +25,7 @@ class Faults(msgspec.Struct, frozen=True):
     delay_s: float = 0.0
     """Each piece takes this long, more or less by half."""
     split_bytes: int = 0
-    """Pieces of at most so many bytes; 0: as they were sent."""
+    """Pieces of at most so many bytes; 0: all that is due comes in one read."""
     capacity_bytes: int = 65_536
     """What fits between a sender and a reader who does not read."""
 
@@ -61,7 +62,7 @@ class Pipe:
             return
         self.sent_bytes += len(data)
         faults = self.faults
-        size = faults.split_bytes or 65_536
+        size = faults.split_bytes or READ_BYTES
         if not data:
             self.ended = True
             self._enqueue(data)
@@ -96,9 +97,19 @@ class Pipe:
             return  # whoever changes that calls `look`
         if self._queue[0][0] <= self.timeline.now:
             _, piece = self._queue.popleft()
+            if piece and not self.faults.split_bytes:
+                piece += self._due_bytes(READ_BYTES - len(piece))
             self.delivered_bytes += len(piece)
             self.deliver(piece)
         self.look()
+
+    def _due_bytes(self, count_max: int) -> bytes:
+        """What else has arrived, up to an end of the stream."""
+        pieces: list[bytes] = []
+        while self._queue and self._queue[0][0] <= self.timeline.now and 0 < len(self._queue[0][1]) <= count_max:
+            pieces.append(self._queue.popleft()[1])
+            count_max -= len(pieces[-1])
+        return b"".join(pieces)
 
 
 class Line:

@@ -110,8 +110,8 @@ def mutated(frame: bytes, mutation: tuple[str, int, int]) -> bytes:
     return frame
 
 
-def read(peer: Peer, in_runs: bool) -> list[Packet]:
-    """What came; acknowledged, one by one or in runs of each kind."""
+def read(peer: Peer, in_runs: bool, at_once: int) -> list[Packet]:
+    """What came; acknowledged, one by one or in runs of each kind, so many in each read of the broker's."""
     got = peer.take()
     answers: list[Packet] = []
     for packet in got:
@@ -121,7 +121,8 @@ def read(peer: Peer, in_runs: bool) -> list[Packet]:
             answers.extend((PubRec(packet.packet_id), PubComp(packet.packet_id)))
     if in_runs:
         answers.sort(key=lambda packet: type(packet).__name__, reverse=True)  # PUBREC before PUBCOMP
-    peer.send(*answers)
+    for start in range(0, len(answers), at_once):
+        peer.send(*answers[start : start + at_once])
     return [_comparable(peer, packet) for packet in got]
 
 
@@ -140,7 +141,9 @@ def _comparable(peer: Peer, packet: Packet) -> Packet:
     return structs.replace(packet, packet_id=0, topic=topic, properties=properties)
 
 
-def traffic(reads: list[bytes], publisher_version: int, receivers: list[tuple[int, int, dict[str, Any]]], acknowledge_each: int, wide: bool) -> Any:
+def traffic(
+    reads: list[bytes], publisher_version: int, receivers: list[tuple[int, int, dict[str, Any]]], acknowledge_each: int, wide: bool, at_once: int
+) -> Any:
     world = World(
         inflight_count_max=60 if wide else 5,
         receive_maximum=70 if wide else 3,
@@ -159,10 +162,10 @@ def traffic(reads: list[bytes], publisher_version: int, receivers: list[tuple[in
         publisher.give(data)
         if number % acknowledge_each == 0:
             for some, peer in zip(seen, peers, strict=True):
-                some.extend(read(peer, wide))
+                some.extend(read(peer, wide, at_once))
     while any(peer.inbox for peer in peers):
         for some, peer in zip(seen, peers, strict=True):
-            some.extend(read(peer, wide))
+            some.extend(read(peer, wide, at_once))
     # A PUBREL is not bound to any place among the PUBLISHes: the fast path answers a read's acknowledgements before it sends what they made room for.
     seen = [[p for p in some if isinstance(p, Publish)] + [p for p in some if not isinstance(p, Publish)] for some in seen]
     answers = sorted(publisher.take(), key=repr)
@@ -210,9 +213,17 @@ RECEIVERS = st.lists(
     RECEIVERS,
     st.integers(1, 4),
     st.booleans(),
+    st.sampled_from([1000, 1000, 11, 7, 1]),
 )
 def test_the_fast_paths_do_what_the_general_way_does(
-    generally: Callable[..., Any], version: int, groups: list[Any], frames_each: int, receivers: list[Any], acknowledge_each: int, wide: bool
+    generally: Callable[..., Any],
+    version: int,
+    groups: list[Any],
+    frames_each: int,
+    receivers: list[Any],
+    acknowledge_each: int,
+    wide: bool,
+    at_once: int,
 ) -> None:
     # The last frame of a group is the one that is mutated.
     frames = [
@@ -222,8 +233,8 @@ def test_the_fast_paths_do_what_the_general_way_does(
     ]
     reads = [b"".join(frames[index : index + frames_each]) for index in range(0, len(frames), frames_each)]
     # Everything is said twice, so that every topic is known the second time.
-    fast = traffic(reads * 2, version, receivers, acknowledge_each, wide)
-    general = generally(reads * 2, version, receivers, acknowledge_each, wide)
+    fast = traffic(reads * 2, version, receivers, acknowledge_each, wide, at_once)
+    general = generally(reads * 2, version, receivers, acknowledge_each, wide, at_once)
     for one, other in zip(fast, general, strict=True):
         assert one == other
 
@@ -232,7 +243,10 @@ def test_the_fast_paths_do_what_the_general_way_does(
 @pytest.mark.parametrize("receivers", [[2], [2, 1, 0, 2]])
 @pytest.mark.parametrize("qos", [1, 2])
 @pytest.mark.parametrize("acknowledge_each", [1, 2, 3])
-def test_full_windows_again_and_again(generally: Callable[..., Any], version: int, receivers: list[int], qos: int, acknowledge_each: int) -> None:
+@pytest.mark.parametrize("at_once", [1000, 8, 3])
+def test_full_windows_again_and_again(
+    generally: Callable[..., Any], version: int, receivers: list[int], qos: int, acknowledge_each: int, at_once: int
+) -> None:
     """What a load generator sends: a window of messages in one read, then every acknowledgement of a kind in one read, late or soon."""
     properties = Properties(content_type="text") if version == MQTT_5 else NO_PROPERTIES
     messages = b"".join(encode(Publish("t", b"%02d" % number, qos, packet_id=number, properties=properties), version) for number in range(25, 0, -1))
@@ -241,7 +255,7 @@ def test_full_windows_again_and_again(generally: Callable[..., Any], version: in
     unknown = [b"".join(encode(kind(number), version) for number in range(101, 109)) for kind in (PubAck, PubRec, PubComp)]
     reads = [messages, releases] * 4 + [messages, some, releases] + unknown
     versions = itertools.cycle([version, MQTT_311 if version == MQTT_5 else MQTT_5])
-    arguments: tuple[Any, ...] = reads, version, [(next(versions), one, {}) for one in receivers], acknowledge_each, True
+    arguments: tuple[Any, ...] = reads, version, [(next(versions), one, {}) for one in receivers], acknowledge_each, True, at_once
     assert traffic(*arguments) == generally(*arguments)
 
 

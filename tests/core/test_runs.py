@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.core.runs import acknowledgements, alike, are_different, as_bytes, cells, packet_ids, tails
+from broker.core.runs import alike, cells, tails
 
 
 def one_by_one(data: bytes, position: int, size: int, columns: list[int], count_max: int) -> int:
@@ -37,23 +37,6 @@ def test_a_run_ends_at_the_first_frame_that_is_not_like_the_first(table: tuple[b
     data, position, size, head, tail, tail_stop, count_max = table
     columns = [*range(head), *range(tail, tail_stop)]
     assert alike(*table) == one_by_one(data, position, size, columns, count_max)
-
-
-@given(
-    st.one_of(
-        st.lists(st.integers(0, 65_535), min_size=1, max_size=300),
-        st.builds(lambda first, count: [number % 65_536 for number in range(first, first + count)], st.integers(0, 65_535), st.integers(1, 300)),
-    ),
-    st.integers(2, 90),
-    st.binary(max_size=5),
-)
-def test_packet_ids_and_their_acknowledgements(ids: list[int], step: int, before: bytes) -> None:
-    data = before + b"".join(packet_id.to_bytes(2, "big").ljust(step, b"x") for packet_id in ids)
-    found = packet_ids(data, len(before), step, len(ids))
-    assert list(found) == ids
-    assert as_bytes(found) == b"".join(packet_id.to_bytes(2, "big") for packet_id in ids)
-    assert are_different(found) == (len(set(ids)) == len(ids))
-    assert acknowledgements(0x50, data, len(before), step, len(ids)) == b"".join(b"\x50\x02" + packet_id.to_bytes(2, "big") for packet_id in ids)
 
 
 @given(st.integers(1, 9), st.integers(0, 9), st.integers(1, 150))

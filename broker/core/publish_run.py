@@ -1,0 +1,201 @@
+"""Runs of PUBLISH at QoS 1 and 2 on known topics, straight from what was read to all who are to have them.
+
+The rules are those of `publish`; this is what they come to when nothing is out of the ordinary: known topic, plain route, room at
+the recipient, plain properties. Where the publisher's packet ids are free in the recipient's session they are used there too, so
+that a run goes on as one slice, and no message needs an object of its own.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from broker.core import pausing
+from broker.core.delivery import deliver
+from broker.core.inflight import PACKET_ID_MAX
+from broker.core.packet_ids import PacketIds, packet_ids
+from broker.core.plain_properties import plain_stop
+from broker.core.publish import recognise
+from broker.core.runs import OTHER_FORM_BYTES_MAX, alike
+from broker.core.waiting import PublishRun
+from broker.wire.packets import MQTT_5
+
+if TYPE_CHECKING:
+    from broker.core.link import Link
+    from broker.core.session import Session
+    from broker.core.state import State
+    from broker.core.topic_table import Route
+
+RUN_BYTES_MAX: Final = 8_192
+"""A run is kept as long as one of its messages is unacknowledged."""
+
+_PUBACK: Final = 0x40
+_PUBREC: Final = 0x50
+
+
+def publish_run(state: State, link: Link, session: Session, data: bytes, position: int, first: int, answers: list[bytes], now: float) -> int:
+    """Take a run of PUBLISH at QoS 1 or 2 on one known topic; how many they are, or 0 if it is not the ordinary case."""
+    end = len(data)
+    if end - position < 8:
+        return 0
+    limits = link.promised
+    is_mqtt_5 = link.version >= MQTT_5
+    # The frame at hand, and its route, as in `relay`.
+    body = position + 2
+    length = data[position + 1]
+    if length >= 0x80:
+        second = data[position + 2]
+        length = (length & 0x7F) | (second & 0x7F) << 7
+        body += 1
+        if second >= 0x80:
+            third = data[position + 3]
+            if third >= 0x80 or third == 0:
+                return 0
+            length |= third << 14
+            body += 1
+        elif second == 0:
+            return 0
+    size = body + length - position
+    topic_stop = body + 2 + (data[body] << 8 | data[body + 1])
+    id_at = topic_stop - position
+    payload_at = id_at + 2
+    if position + size > end or payload_at > size or size > limits.packet_bytes_max:
+        return 0
+    if is_mqtt_5:
+        if payload_at == size:
+            return 0
+        if data[position + payload_at] == 0:
+            payload_at += 1
+        else:
+            properties_stop = plain_stop(data, position + payload_at, position + size, link.limits.properties_bytes_max)
+            if properties_stop == 0:
+                return 0
+            payload_at = properties_stop - position
+    route = link.known_topics.get(data[body:topic_stop])
+    if route is None:
+        route = recognise(state, link, data[body:topic_stop])
+        if route is None:
+            return 0
+    if not state.topics.is_fresh(route):
+        route = state.topics.route(route.topic)
+        link.known_topics[data[body:topic_stop]] = route
+    qos = (first & 0x06) >> 1
+    targets = route.targets
+    if not route.plain or not targets or qos > limits.maximum_qos:
+        return 0
+    # The run: frames that begin with the very same bytes, no longer than what one message may keep alive, nor than the budget.
+    count_max = min(RUN_BYTES_MAX // size, (state.limits.work_per_turn_max - state.work) // len(targets))
+    held_count_max = session.receiver.held_count_max if is_mqtt_5 else PACKET_ID_MAX
+    if qos == 2:
+        count_max = min(count_max, held_count_max - len(session.receiver.held))
+    count = alike(data, position, size, id_at, id_at + 2, payload_at, count_max) if position + 2 * size <= end else 1
+    ids = packet_ids(data, position + id_at, size, count)
+    if not _are_new(session, ids, qos, held_count_max):
+        ids = ids.part(0, 1)
+        if not _are_new(session, ids, qos, held_count_max):
+            return 0
+        count = 1
+    run = PublishRun(data[position : position + size * count], size, qos, route.topic, id_at, payload_at, link.client_id)
+    refused = _give(state, link, route, run, ids, now)
+    kind = _PUBACK if qos == 1 else _PUBREC
+    if refused is None or not is_mqtt_5:
+        answers.append(ids.acknowledgements(kind))
+        if qos == 2:
+            session.receiver.held.add(ids, None)
+    else:
+        for packet_id in ids.numbers:
+            if packet_id in refused:
+                answers.append(bytes((kind, 3, packet_id >> 8, packet_id & 0xFF, 0x97)))  # Quota exceeded
+            else:
+                answers.append(bytes((kind, 2, packet_id >> 8, packet_id & 0xFF)))
+                if qos == 2:
+                    session.receiver.held[packet_id] = None
+    link.decoder.position = position + size * count
+    return count
+
+
+def _are_new(session: Session, ids: PacketIds, qos: int, held_count_max: int) -> bool:
+    """Are these packet ids valid, different and, at QoS 2, none that is held, nor more than may be?"""
+    if ids.smallest == 0 or (ids.count > 1 and not ids.are_different()):
+        return False
+    if qos == 1:
+        return True
+    held = session.receiver.held
+    return len(held) + ids.count <= held_count_max and held.has_none_of(ids)
+
+
+def _give(state: State, link: Link, route: Route, run: PublishRun, ids: PacketIds, now: float) -> set[int] | None:
+    """Give a run to all targets of a plain route; the ids of messages that were refused a place, if any were."""
+    count = ids.count
+    targets = route.targets
+    is_mqtt_5 = link.version >= MQTT_5
+    forms: list[PublishRun | None] | None = None
+    at_most_once: list[bytes | None] | None = None
+    refused_counts: dict[int, int] | None = None
+    full = state.over_memory(0)
+    inflight_bytes_max = state.limits.inflight_bytes_max
+    held_bytes = 0
+    sent_count = 0
+    for target in targets:
+        session = target.session
+        recipient = session.link
+        sender = session.sender
+        qos = run.qos if run.qos < target.qos else target.qos  # [MQTT5-3.8.4-8]
+        if (
+            recipient is None
+            or (count == 1 and recipient.aliases_out is not None)
+            or recipient.packet_bytes_max < run.frame_size + OTHER_FORM_BYTES_MAX
+            or recipient.outbox.committed_bytes >= recipient.outbox_bytes_high
+            or (full and (recipient.outbox.counted_bytes or (qos > 0 and session.inflight_bytes)))
+            or (recipient.outbox.waiting.count if qos == 0 else sender.quota < count or session.queue.count or sender.resend)
+            or (qos > 0 and session.inflight_bytes >= inflight_bytes_max)
+        ):
+            for packet_id, message in zip(ids.numbers, run.all_messages(), strict=True):
+                state.refused = False
+                taken = deliver(state, session, message, qos, False, (), None, link, route, now)
+                if state.refused or not taken:
+                    refused_counts = refused_counts or {}
+                    refused_counts[packet_id] = refused_counts.get(packet_id, 0) + (len(targets) if state.refused else 1)
+            continue
+        # Room for all of it: what `Sender.send` and `delivery.commit` would do, in one step. A form is made once for all who need it.
+        is_5 = recipient.version >= MQTT_5
+        outbox = recipient.outbox
+        if qos == 0:
+            if at_most_once is None:
+                at_most_once = [None, None]
+            frames = at_most_once[is_5]
+            if frames is None:
+                frames = at_most_once[is_5] = run.at_qos_0(is_5)
+            outbox.append(frames)
+        else:
+            form = run
+            if qos != run.qos or is_5 != is_mqtt_5:
+                if forms is None:
+                    forms = [None, None, None, None]
+                place = 2 * qos - 2 + is_5
+                other = forms[place]
+                if other is None:
+                    other = forms[place] = run.form(is_5, qos)
+                form = other
+            used = ids
+            if not sender.are_free(ids):
+                used = sender.take_ids(count)
+                form = form.with_ids(used)
+            sender.unacknowledged.add(used, form)
+            sender.quota -= count
+            session.inflight_bytes += run.size * count  # `Session.hold`
+            held_bytes += run.size * count
+            outbox.append(form.frames)
+        sent_count += count
+        if not recipient.ready:
+            recipient.ready = True
+            state.ready.append(recipient)
+        if outbox.committed_bytes >= recipient.outbox_bytes_high and recipient is not link:
+            pausing.press(state, link, recipient, route, now)
+    state.work += sent_count + 1
+    state.waiting.inflight_bytes += held_bytes
+    state.counters.publish_sent += sent_count
+    state.counters.packets_sent += sent_count
+    if refused_counts is None:
+        return None
+    # Told only when nobody could take it, or the rule is `refuse`.
+    return {packet_id for packet_id, times in refused_counts.items() if times >= len(targets)}
