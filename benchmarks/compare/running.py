@@ -48,14 +48,19 @@ def build(name: str, directory: Path) -> str:
     return str(binary)
 
 
-def mosquitto(port: int, directory: Path) -> list[str]:
+def mosquitto(port: int, directory: Path, log: str = "log_type none\n") -> list[str]:
     config = directory / "mosquitto.conf"
     # Its defaults drop QoS 1 beyond 1,000 queued messages; a comparison in which one side drops is none.
     config.write_text(
         f"listener {port} 127.0.0.1\nuser root\nallow_anonymous true\npersistence false\nmax_queued_messages 0\n"
-        "max_inflight_messages 1000\nmax_connections -1\nset_tcp_nodelay true\nlog_type none\n"
+        f"max_inflight_messages 1000\nmax_connections -1\nset_tcp_nodelay true\n{log}"
     )
     return [program("mosquitto", "mosquitto"), "-c", str(config)]
+
+
+def mosquitto_log(port: int, directory: Path) -> list[str]:
+    """With the log that it writes unless told otherwise, a line or two for each client."""
+    return mosquitto(port, directory, "")
 
 
 def nats(port: int, directory: Path) -> list[str]:
@@ -72,7 +77,7 @@ def light(port: int, directory: Path) -> list[str]:
     return [build("light", directory.parent.parent), str(port)]
 
 
-BROKERS: Final[dict[str, Command]] = {"mosquitto": mosquitto, "nats": nats, "light": light}
+BROKERS: Final[dict[str, Command]] = {"mosquitto": mosquitto, "mosquitto-log": mosquitto_log, "nats": nats, "light": light}
 
 
 def given(command: str) -> Command:
