@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -11,4 +12,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line (default: the process's own) and leave with its exit code."""
     from broker.cli.running import run_command_line
 
+    if sys.stderr is None:  # closed, as by `2>&-`: Python would print on stdout what is meant for it, and a socket could get its number
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # for as long as the process
     sys.exit(run_command_line(sys.argv[1:] if arguments is None else arguments))

@@ -70,8 +70,7 @@ def run_command_line(words: Sequence[str]) -> int:
 
 def _dispatch(words: list[str]) -> int:
     if not words or words[0] in ("--help", "-h"):
-        sys.stdout.write(HELP)
-        sys.stdout.flush()
+        print(HELP, end="", flush=True)
         return DONE if words else WRONG_USAGE
     if words[0] == "--version":
         from broker import __version__, compiled

@@ -78,6 +78,19 @@ def test_a_closed_stdout_and_stdin_are_no_crash(port: str, topic: str) -> None:
     assert "stdin is closed" in only_line(done.stderr)
 
 
+def test_a_closed_stderr_sends_nothing_to_stdout(closed_port: str) -> None:
+    for words in (f"sub -p {closed_port} -t x", "sub", "pub -t x -m y -V 9", "nonsense"):
+        done = subprocess.run(["sh", "-c", f"{shlex.join(BROKER)} {words} 2>&-"], cwd=ROOT, capture_output=True, timeout=SECONDS_MAX, check=False)
+        assert done.returncode in (1, 2)
+        assert (done.stdout, done.stderr) == (b"", b"")
+
+
+@pytest.mark.parametrize("words", ["--help", "--version", "sub --help", "check config/broker.toml"])
+def test_a_closed_stdout_is_no_failure(words: str) -> None:
+    done = subprocess.run(["sh", "-c", f"{shlex.join(BROKER)} {words} >&-"], cwd=ROOT, capture_output=True, timeout=SECONDS_MAX, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_a_closed_pipe_ends_help_quietly() -> None:
     reading, writing = os.pipe()
     os.close(reading)
