@@ -471,6 +471,7 @@ class ClientProtocol:
         """Go on where we were; what is to be repeated as PUBLISH follows from the outbox."""
         for pubrel in self.outbox.begin(self.capabilities):
             self._send(pubrel)
+        self.inbox.in_doubt = self._in_doubt
         self.exchanges.resume(self.capabilities, in_doubt=self._in_doubt)
 
     def _start_anew(self) -> None:

@@ -19,11 +19,13 @@ from broker.wire.packets import MQTT_5, PubAck, PubComp, Publish, PubRec, PubRel
 
 
 class ClientInbox:
-    __slots__ = ("_aliases", "_options", "_queue", "_receiver", "_receiving", "_releasing", "_unsettled", "connection")
+    __slots__ = ("_aliases", "_options", "_queue", "_receiver", "_receiving", "_releasing", "_unsettled", "connection", "in_doubt")
 
     def __init__(self, options: ClientOptions) -> None:
         self._options = options
         self.connection = 0
+        self.in_doubt = False
+        """What is held may be of another Session than this connection's."""
         self._receiver = Receiver()
         self._unsettled: dict[int, Delivery] = {}  # QoS 1 and 2 by packet id; carried over a lost connection
         self._queue: deque[Delivery] = deque()  # the same of this connection in order of arrival
@@ -34,6 +36,7 @@ class ClientInbox:
     def begin(self, connection: int) -> None:
         """A connection begins: acknowledgements are owed on it only for what comes on it, repetitions included."""
         self.connection = connection
+        self.in_doubt = False
         self._queue = deque()
         self._receiving = set()
         self._releasing = set()
@@ -89,6 +92,10 @@ class ClientInbox:
             packet = self._resolve_alias(packet, alias)
         if packet.qos == 0:
             return Delivery(packet, self.connection)
+        if self.in_doubt and packet.qos == 2 and not packet.dup and packet.packet_id not in self._receiving:
+            # A repetition would say so [MQTT5-3.3.1-1]: it is another Session's first with this id.
+            self._receiver.on_pubrel(packet.packet_id)
+            self._unsettled.pop(packet.packet_id, None)
         self._charge(packet.packet_id)
         earlier = self._unsettled.get(packet.packet_id)
         new = self._receiver.on_publish(packet.packet_id) if packet.qos == 2 else self._is_new_at_qos_1(packet, earlier)

@@ -395,6 +395,28 @@ def test_a_session_that_may_be_another_one_is_subscribed_anew(version: int) -> N
     assert made.connect(session_present=True) == []
 
 
+@pytest.mark.parametrize("in_doubt", [False, True])
+def test_an_id_that_is_held_may_be_another_sessions_where_a_connack_was_lost(in_doubt: bool) -> None:
+    made = bench(session_expiry_s=60)
+    for first in (True, False):
+        if not first:
+            made.core.connection_lost(made.now)
+            if in_doubt:
+                made.core.begin_connection(made.now)
+                made.core.connection_lost(made.now)
+            made.connect(session_present=True)
+            made.core.take_events()
+        made.hear(_publish(2, 1, dup=False))
+        received = made.events(Received)
+        assert len(received) == (first or in_doubt)
+        for event in received:
+            made.core.settle(event.delivery)
+        assert made.sent() == [PubRec(1)]
+        made.hear(_publish(2, 1, dup=not first))
+        assert not made.events(Received)
+        assert made.sent() == [PubRec(1)]
+
+
 def test_what_was_left_before_its_suback_is_not_made_again() -> None:
     made = bench(session_expiry_s=60)
     subscription = made.core.subscribe((SubscriptionRequest("a"), SubscriptionRequest("b")))
