@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 FLUSH_COUNT_MAX: Final = 256
 """Links that one flush serves; the rest is the flusher's, so that a fan-out to thousands is no long turn."""
+IN_A_ROW_COUNT_MIN: Final = 4
+"""Fewer are served one by one: to put them in a row has its cost too."""
 ACCEPT_COUNT_MAX: Final = 64
 PAUSE_S_MIN: Final = 0.1
 PAUSE_S_MAX: Final = 1.0
@@ -335,14 +337,20 @@ class Server:
             if not links:
                 break
             budget -= len(links)
-            self._flush(links, now)
+            if len(links) >= IN_A_ROW_COUNT_MIN:
+                self._send_in_a_row(links, now)
+                continue
+            for link in links:
+                connection = link.transport
+                if isinstance(connection, Connection):
+                    connection.flush(now)
         if waiting or not budget:
             self._flush_wanted.set()
         deadline = engine.next_deadline()
         if deadline < self._timer_at:
             self._timer_at = self._timer_scope.deadline = deadline
 
-    def _flush(self, links: Sequence[Link], now: float) -> None:
+    def _send_in_a_row(self, links: Sequence[Link], now: float) -> None:
         """First everything is made ready, then it is sent, one right after the other: what little lies between two system calls is still in
         the processor's caches after each (decision 0035)."""
         connections: list[Connection] = []
@@ -356,7 +364,7 @@ class Server:
                     if data:
                         connections.append(connection)
                         sends.append(data)
-            for connection, data in zip(connections, sends, strict=True):
+            for connection, data in zip(connections, sends):  # noqa: B905  # they are of one length
                 try:
                     count = connection.transport.send_nowait(data)
                 except Exception as error:  # whatever it is, it is this client's

@@ -205,14 +205,14 @@ async def test_a_fault_while_flushing_to_another_is_the_others(monkeypatch: pyte
     async with running(engine) as server:
         one, other = await attach(server), await attach(server)
         broken = engine.links[1]
-        original = engine.take_to_send
+        original = engine.data_to_send
 
-        def take_to_send(link: object, limit: int) -> bytes:
+        def data_to_send(link: object, limit: int = 1) -> bytes:
             if link is broken:
                 raise KeyError("a fault on purpose")
             return original(link, limit)  # type: ignore[arg-type]  # the same link
 
-        monkeypatch.setattr(engine, "take_to_send", take_to_send)
+        monkeypatch.setattr(engine, "data_to_send", data_to_send)
         with caplog.at_level(logging.ERROR, "broker"):
             await one.send_all(b"hello")
             assert await receive_exactly(one, 5) == b"hello"

@@ -20,7 +20,8 @@ from broker.config import Config
 from broker.hub import open_broker
 from broker.net.authentication import ConnectRequest
 from broker.net.listen import Listener
-from broker.net.transport import SocketTransport
+from broker.net.server import IN_A_ROW_COUNT_MIN
+from broker.net.transport import SocketTransport, StreamTransport
 from broker.reasons import ReasonCode
 from broker.wire.codec import encode
 from broker.wire.packets import Connect
@@ -206,35 +207,41 @@ async def test_the_timer_wakes_when_the_core_wants_it_even_if_that_changes(autoj
 # ---- sending -------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_flush_inside_a_flush_is_put_off(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """As when an embedder's log handler publishes: what was made ready before goes first."""
+async def test_many_are_served_in_a_row_whatever_happens_to_one(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """One is at fault, one is gone, the others take nothing at once; what is made ready meanwhile, as by an embedder's log handler, comes behind."""
     engine = RelayEngine()
     async with running(engine) as server:
-        one, other = await attach(server), await attach(server)
-        broken, sound = engine.links[1], engine.links[0]
-        original = engine.take_to_send
+        peers = [await attach(server) for _ in range(IN_A_ROW_COUNT_MIN + 2)]
+        sound, faulty, gone = engine.links[:3]
 
-        def take_to_send(link: object, limit: int) -> bytes:
-            if link is broken:
+        def send_nowait(self: StreamTransport, data: bytes | memoryview) -> int:
+            if self is faulty.transport.transport:  # type: ignore[attr-defined]  # the Connection's
                 raise KeyError("a fault on purpose")
-            return original(link, limit)  # type: ignore[arg-type]  # the same link
+            if self is gone.transport.transport:  # type: ignore[attr-defined]
+                raise BrokenPipeError
+            return 0
+
+        monkeypatch.setattr(StreamTransport, "send_nowait", send_nowait)
 
         class Publishes(logging.Handler):
             def emit(self, record: logging.LogRecord) -> None:
                 engine.send(sound, b"second")
                 server.flush()
 
-        monkeypatch.setattr(engine, "take_to_send", take_to_send)
         handler = Publishes(logging.ERROR)
         logging.getLogger("broker").addHandler(handler)
         try:
-            engine.send(sound, b"first ")
-            engine.send(broken, b"lost")
+            for link in [faulty, sound, *engine.links[2:]]:
+                engine.send(link, b"first ")
             server.flush()
         finally:
             logging.getLogger("broker").removeHandler(handler)
-        assert await receive_exactly(one, 12) == b"first second"
-        assert await receive_all(other) == b""
+        assert await receive_exactly(peers[0], 12) == b"first second"
+        assert await receive_all(peers[1]) == b""
+        assert await receive_all(peers[2]) == b""
+        for peer in peers[3:]:
+            assert await receive_exactly(peer, 6) == b"first "
+        assert "a fault on purpose" in caplog.text
 
 
 # ---- ending --------------------------------------------------------------------------------------------------------------
