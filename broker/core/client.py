@@ -12,13 +12,12 @@ import math
 from collections.abc import Callable
 from typing import Any, Final, Literal
 
-from msgspec import structs
-
 from broker.core.client_auth import ClientAuth
 from broker.core.client_connect import connect_packet
 from broker.core.client_exchanges import ClientExchanges
 from broker.core.client_inbox import ClientInbox
-from broker.core.client_outbox import PAYLOAD_BYTES_MAX, ClientOutbox
+from broker.core.client_keepalive import ClientKeepAlive
+from broker.core.client_outbox import ClientOutbox
 from broker.core.client_state import (
     Capabilities,
     ClientOptions,
@@ -68,8 +67,6 @@ PACKET_COUNT_MAX: Final = 1 << 62
 # CONNACK, AUTH, or the rest of one. What is no MQTT ("HTTP/1.1 400 ...") may look like the beginning of a long packet: do not wait for its end.
 _MAY_BE_FIRST: Final = (b"", b"\x20", b"\xf0")
 
-_PING_SHARE: Final = 0.9  # of the Keep Alive: the packet must be there within it, not merely sent [MQTT5-3.1.2-20]
-
 State = Literal["away", "connecting", "connected", "closing"]
 
 
@@ -110,9 +107,7 @@ class ClientProtocol:
         self._parts: list[bytes] = []
         self._parts_bytes = 0
         self._batch = b""
-        self._keep_alive_s = 0
-        self._last_sent_at = self._last_received_at = 0.0
-        self._ping_sent_at: float | None = None
+        self._keep_alive = ClientKeepAlive()
         self._connack_deadline = math.inf
         self._events: list[Event] = []
         self._limits_problem_information = False
@@ -141,10 +136,9 @@ class ClientProtocol:
         self._frames = FrameDecoder(self.options.packet_bytes_max)
         self._parts, self._parts_bytes, self._batch = [], 0, b""
         self.inbox.begin(self.connection)
-        self._ping_sent_at = None
+        self._keep_alive.begin(now, self.options.response_timeout_s)
         self._connack_deadline = connack_deadline
         self._connack_awaited = True
-        self._last_sent_at = self._last_received_at = now
         self.auth.begin()
         self._send(connect_packet(self.options, self.client_id, self._says_clean_start, self.auth.first))
         self._limits_problem_information = self.options.connect_properties.request_problem_information == 0
@@ -163,7 +157,7 @@ class ClientProtocol:
             return False
         self.outbox.now = now
         if data:
-            self._last_received_at = now
+            self._keep_alive.received_at = now
         frames = self._frames
         try:
             if data:
@@ -206,7 +200,6 @@ class ClientProtocol:
         self.outbox.lose_connection()
         self._parts, self._parts_bytes, self._batch = [], 0, b""
         self.exchanges.lose_connection()
-        self._ping_sent_at = None
         self._connack_deadline = math.inf
 
     def end_of_stream(self, now: float) -> None:
@@ -269,7 +262,7 @@ class ClientProtocol:
     def bytes_sent(self, count: int, now: float) -> None:
         """The first `count` bytes of what `data_to_send` gave are the kernel's."""
         self._batch = self._batch[count:]
-        self._last_sent_at = self.outbox.now = now
+        self._keep_alive.sent_at = self.outbox.now = now
         if not self._batch:
             self.outbox.batch_sent()
 
@@ -285,11 +278,7 @@ class ClientProtocol:
     def _connection_deadline(self) -> float:
         if self.state == "connecting":
             return self._connack_deadline
-        if self.state != "connected" or self._keep_alive_s == 0:
-            return math.inf
-        if self._ping_sent_at is not None:
-            return max(self._ping_sent_at, self._last_received_at) + self.options.response_timeout_s
-        return min(self._last_sent_at, self._last_received_at) + self._keep_alive_s * _PING_SHARE
+        return self._keep_alive.deadline() if self.state == "connected" else math.inf
 
     def tick(self, now: float) -> None:
         """Do what is due. No harm if nothing is."""
@@ -298,10 +287,10 @@ class ClientProtocol:
             return
         if self.state == "connecting":
             self._fail(None, "no CONNACK came in time")
-        elif self._ping_sent_at is not None:
+        elif self._keep_alive.is_waiting:
             self._fail(None, f"the broker has not answered a PINGREQ for {self.options.response_timeout_s:g} s")
         else:
-            self._ping_sent_at = now
+            self._keep_alive.ping_sent(now)
             self._send(PingReq())
 
     def _tell(self, event: Event) -> None:
@@ -340,18 +329,7 @@ class ClientProtocol:
         The caller bounds how many are under way. NotSupported for what this connection's broker said it has not, ValueError for
         what cannot be expressed. offline: for QoS 0, "raise" and "drop" end it when the connection is lost before it was sent.
         """
-        if self.version < MQTT_5 and (publish.properties is not NO_PROPERTIES or topic_alias is not None):
-            raise NotSupported("properties of a message need MQTT 5.0")
-        if self.state == "connected":
-            refusal = self.outbox.refusal(publish, topic_alias)
-            if refusal is not None:
-                raise NotSupported(refusal[1])
-        if publish.properties.subscription_identifiers:
-            raise ValueError("Subscription Identifiers are the broker's to send")  # [MQTT5-3.3.4-6]
-        if publish.properties is not NO_PROPERTIES:
-            encode(structs.replace(publish, packet_id=1 if publish.qos else 0, payload=b""), self.version)  # ValueError here, not while sending
-        if len(publish.payload) > PAYLOAD_BYTES_MAX:
-            raise ValueError(f"a payload of {len(publish.payload):,} bytes does not fit into a packet")
+        self.outbox.check(publish, topic_alias, connected=self.state == "connected")
         if now is not None:
             self.outbox.now = now
         return self.outbox.add(publish, offline, topic_alias)
@@ -455,7 +433,8 @@ class ClientProtocol:
         self.state = "connected"
         self.connack = packet
         self.capabilities = Capabilities(packet, self.version)
-        self._keep_alive_s = self.options.keep_alive_s if properties.server_keep_alive is None else properties.server_keep_alive  # [MQTT5-3.2.2-21]
+        # [MQTT5-3.2.2-21]
+        self._keep_alive.agreed(self.options.keep_alive_s if properties.server_keep_alive is None else properties.server_keep_alive)
         if properties.session_expiry_interval is not None:
             self.session_expiry_s = properties.session_expiry_interval
         self._events.append(Connected(packet, packet.session_present))
@@ -482,7 +461,7 @@ class ClientProtocol:
         self.exchanges.start_anew(self.capabilities)
 
     def _on_pingresp(self, packet: PingResp, now: float) -> None:
-        self._ping_sent_at = None
+        self._keep_alive.on_pingresp()
 
     def _on_disconnect(self, packet: Disconnect, now: float) -> None:
         if self.version < MQTT_5:

@@ -17,9 +17,10 @@ from msgspec import structs
 
 from broker.core.client_state import Capabilities, Outgoing
 from broker.core.inflight import Sender
+from broker.errors import NotSupported
 from broker.reasons import ReasonCode
 from broker.wire.codec import encode
-from broker.wire.packets import Packet, PubAck, PubComp, Publish, PubRec, PubRel
+from broker.wire.packets import MQTT_5, NO_PROPERTIES, Packet, PubAck, PubComp, Publish, PubRec, PubRel
 
 PAYLOAD_BYTES_MAX = 268_000_000
 
@@ -58,6 +59,20 @@ class ClientOutbox:
         """The time of the verb that is being done."""
 
     # ---- for the program ---------------------------------------------------------------------------------------------
+
+    def check(self, publish: Publish, topic_alias: int | None, *, connected: bool) -> None:
+        """NotSupported for what this connection's broker said it has not, ValueError for what cannot be expressed."""
+        if self._version < MQTT_5 and (publish.properties is not NO_PROPERTIES or topic_alias is not None):
+            raise NotSupported("properties of a message need MQTT 5.0")
+        refusal = self.refusal(publish, topic_alias) if connected else None
+        if refusal is not None:
+            raise NotSupported(refusal[1])
+        if publish.properties.subscription_identifiers:
+            raise ValueError("Subscription Identifiers are the broker's to send")  # [MQTT5-3.3.4-6]
+        if publish.properties is not NO_PROPERTIES:
+            encode(structs.replace(publish, packet_id=1 if publish.qos else 0, payload=b""), self._version)  # ValueError here, not while sending
+        if len(publish.payload) > PAYLOAD_BYTES_MAX:
+            raise ValueError(f"a payload of {len(publish.payload):,} bytes does not fit into a packet")
 
     def add(self, publish: Publish, offline: str, topic_alias: int | None) -> Outgoing:
         """Put a message at the end of what waits."""
