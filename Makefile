@@ -101,7 +101,7 @@ test-pythons:
 	@set -e; pythons="$(PYTHONS)"; test -n "$$pythons" || echo "no other Python from 3.11 on was found, so none is tested"; \
 	for python in $$pythons; do \
 		version=$$($$python -c 'import platform; print(platform.python_version())'); own=.venv-$${version%.*}; \
-		$(MAKE) --no-print-directory PYTHON=$$python VENV=$$own $$own/.stamp-dev; \
+		$(MAKE) -s --no-print-directory PYTHON=$$python VENV=$$own $$own/.stamp-dev; \
 		$$own/bin/python -m pytest -q $(TEST_ARGS) $(PYTHONS_TESTS) >$$own/log 2>&1 || { cat $$own/log; echo "Python $$version: failed"; exit 1; }; \
 		echo "Python $$version: $$(tail -n 1 $$own/log)"; \
 	done
