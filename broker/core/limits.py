@@ -54,7 +54,8 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     connects_per_client_id_per_s_max: connects with one Client Identifier of one user, counted when it is known who asks; more are refused with 0x9F.
         0: no bound. It ends the war of two devices that have the same one: whoever is connected stays so.
     connects_per_client_id_burst_max: so many at once, after a silence.
-    subscriptions_count_max: of one session; a SUBSCRIBE beyond is answered 0x97.
+    subscriptions_count_max: of one session; a SUBSCRIBE beyond is answered 0x97. A filter counts once more for each KiB, and one with a wildcard for
+        each sixteen levels.
     filter_levels_max: levels in a Topic Filter or Topic Name.
     retained_count_max: retained messages of all topics; beyond it a new topic is answered 0x97.
     retained_replays_count_max: retained replays under way or waiting, a session; a SUBSCRIBE filter beyond it is answered 0x97.

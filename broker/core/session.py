@@ -31,8 +31,8 @@ class Session:
     """
 
     __slots__ = (
-        "access", "allowance", "asked", "client_id", "dropped", "ended", "expiry_deadline", "expiry_s", "inflight_bytes", "link", "mount_point",
-        "order", "queue", "receiver", "replays", "sender", "sink", "subscriptions", "username", "will", "will_deadline",
+        "access", "allowance", "asked", "client_id", "dropped", "ended", "expiry_deadline", "expiry_s", "inflight_bytes", "link", "more_places",
+        "mount_point", "order", "queue", "receiver", "replays", "sender", "sink", "subscriptions", "username", "will", "will_deadline",
     )  # fmt: skip
 
     def __init__(
@@ -54,6 +54,8 @@ class Session:
         self.link: Link | None = None
         self.subscriptions: dict[str, Subscription] = {}
         """By Topic Filter, as subscribed, `$share/...` included."""
+        self.more_places = 0
+        """What long and deep ones count for beside one each: `topic_table.more_places`."""
         self.asked: Subscription | None = None
         """The newest one, for the filters that it subscribes to alike."""
         self.sender: Sender[Unacknowledged] = Sender()

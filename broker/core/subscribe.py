@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from broker.core.delivery import pump
 from broker.core.mount import mounted_filter
 from broker.core.replay import Replay
+from broker.core.topic_table import more_places
 from broker.errors import ProtocolError
 from broker.reasons import ReasonCode
 from broker.wire.codec import encode, encode_varint
@@ -59,7 +60,7 @@ def subscribe_alike(state: State, link: Link, body: bytes) -> bool:
     filters = _alike(body, start, qos)
     if not filters or not (body[0] or body[1]):
         return False
-    if len(session.subscriptions) + len(filters) > limits.subscriptions_count_max or 8 + len(filters) > link.packet_bytes_max:
+    if len(session.subscriptions) + session.more_places + len(filters) > limits.subscriptions_count_max or 8 + len(filters) > link.packet_bytes_max:
         return False
     retained = state.retained if len(state.retained) else None
     literals: list[str] = []
@@ -68,7 +69,7 @@ def subscribe_alike(state: State, link: Link, body: bytes) -> bool:
         if len(filter) >= limits.filter_levels_max or filter[0] == "$":
             return False
         if "+" in filter or "#" in filter:
-            if topic_filter_fault(filter) is not None:
+            if topic_filter_fault(filter) is not None or more_places(filter):
                 return False
             wildcards.append(filter)
         else:
@@ -145,7 +146,7 @@ def _subscribe(state: State, link: Link, session: Session, request: Subscription
     if filter.count("/") >= limits.filter_levels_max:
         return ReasonCode.TOPIC_FILTER_INVALID
     is_new = filter not in session.subscriptions
-    if is_new and len(session.subscriptions) >= limits.subscriptions_count_max:
+    if is_new and len(session.subscriptions) + session.more_places + more_places(filter) >= limits.subscriptions_count_max:
         return ReasonCode.QUOTA_EXCEEDED
     if not link.access.allows_all and not link.access.may(link.username, link.client_id, "subscribe", filter):
         return ReasonCode.NOT_AUTHORIZED

@@ -20,10 +20,19 @@ if TYPE_CHECKING:
     from broker.core.session import Session
 
 
+DEEP_LEVELS: Final = 16
 KEPT_TOPIC_LENGTH_MAX: Final = 1024
 """Longer topics are resolved for each message: a hundred thousand of 64 KiB would be 6 GB."""
 TARGETS_PER_ROUTE_COUNT: Final = 16
 """On the average, of the routes that are kept."""
+
+
+def more_places(filter: str) -> int:
+    """How many subscriptions a filter counts for beside one: as many as it has KiB and, if it has a wildcard, sixteens of levels, each of which is a
+    node of the trie. Ten thousand of the longest and deepest would else be 700 MB, of one client."""
+    levels = filter.count("/")
+    deep = levels >> 4 if levels >= DEEP_LEVELS and ("+" in filter or "#" in filter) else 0
+    return (len(filter) >> 10) + deep
 
 
 class Target:
@@ -125,6 +134,7 @@ class TopicTable:
             self.subscriptions_count += 1
             if group is not None:
                 self.shared_count += 1
+            subscription.session.more_places += more_places(filter)
         return old
 
     def add_literals(self, filters: list[str], subscription: Subscription) -> None:
@@ -166,6 +176,7 @@ class TopicTable:
         self.subscriptions_count -= 1
         if group is not None:
             self.shared_count -= 1
+        session.more_places -= more_places(filter)
         return True
 
     def remember(self, key: bytes, route: Route) -> None:

@@ -63,6 +63,22 @@ def test_a_session_may_have_only_so_many() -> None:
     assert peer.subscribe("a", "b", "c", ("a", 1)) == (0, 0, ReasonCode.QUOTA_EXCEEDED, 1)
 
 
+def test_a_long_filter_or_a_deep_one_counts_for_several() -> None:
+    world = World(subscriptions_count_max=8)
+    peer = world.client("a")
+    full = ReasonCode.QUOTA_EXCEEDED
+    long, deep, plain = "x" * 3000, "+" + "/x" * 50, "x" + "/x" * 50
+    assert peer.subscribe(long) == (0,)  # 3
+    assert peer.subscribe(long) == (0,)  # again: still
+    assert peer.subscribe(deep) == (0,)  # 4 more
+    assert peer.subscribe("y" * 1024, plain, "z") == (full, 0, full)
+    assert peer.subscribe("+" + "/y" * 16) == (full,)
+    assert peer.unsubscribe(deep) == (0,)
+    assert peer.subscribe("+" + "/y" * 16, "a", "b", "c") == (0, 0, 0, full)
+    world.engine.disconnect("a", ReasonCode.ADMINISTRATIVE_ACTION, 0.0, drop_session=True)
+    assert world.state.topics.subscriptions_count == 0
+
+
 def test_an_answer_that_the_client_could_not_take() -> None:
     world = World()
     peer = world.client("a", maximum_packet_size=30)
