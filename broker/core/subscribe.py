@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from broker.core.delivery import pump
 from broker.core.mount import mounted_filter
 from broker.core.replay import Replay
-from broker.core.topic_table import more_places
+from broker.core.topic_table import DEEP_LEVELS, more_places
 from broker.errors import ProtocolError
 from broker.reasons import ReasonCode
 from broker.wire.codec import encode, encode_varint
@@ -69,7 +69,7 @@ def subscribe_alike(state: State, link: Link, body: bytes) -> bool:
         if len(filter) >= limits.filter_levels_max or filter[0] == "$":
             return False
         if "+" in filter or "#" in filter:
-            if topic_filter_fault(filter) is not None or more_places(filter):
+            if topic_filter_fault(filter) is not None or filter.count("/") >= DEEP_LEVELS:
                 return False
             wildcards.append(filter)
         else:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from broker.core.session import Session
 
 
+LONG_LENGTH: Final = 1024
 DEEP_LEVELS: Final = 16
 KEPT_TOPIC_LENGTH_MAX: Final = 1024
 """Longer topics are resolved for each message: a hundred thousand of 64 KiB would be 6 GB."""
@@ -31,8 +32,8 @@ def more_places(filter: str) -> int:
     """How many subscriptions a filter counts for beside one: as many as it has KiB and, if it has a wildcard, sixteens of levels, each of which is a
     node of the trie. Ten thousand of the longest and deepest would else be 700 MB, of one client."""
     levels = filter.count("/")
-    deep = levels >> 4 if levels >= DEEP_LEVELS and ("+" in filter or "#" in filter) else 0
-    return (len(filter) >> 10) + deep
+    deep = levels // DEEP_LEVELS if levels >= DEEP_LEVELS and ("+" in filter or "#" in filter) else 0
+    return len(filter) // LONG_LENGTH + deep
 
 
 class Target:
@@ -134,7 +135,8 @@ class TopicTable:
             self.subscriptions_count += 1
             if group is not None:
                 self.shared_count += 1
-            subscription.session.more_places += more_places(filter)
+            if len(filter) >= LONG_LENGTH or filter.count("/") >= DEEP_LEVELS:
+                subscription.session.more_places += more_places(filter)
         return old
 
     def add_literals(self, filters: list[str], subscription: Subscription) -> None:
@@ -176,7 +178,8 @@ class TopicTable:
         self.subscriptions_count -= 1
         if group is not None:
             self.shared_count -= 1
-        session.more_places -= more_places(filter)
+        if session.more_places:
+            session.more_places -= more_places(filter)
         return True
 
     def remember(self, key: bytes, route: Route) -> None:
