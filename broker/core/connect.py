@@ -220,12 +220,11 @@ def accept(state: State, link: Link, now: float, final_data: bytes | None = None
         return
     state.send(link, encoded)  # [MQTT5-3.2.0-1]
     link.keep_alive_s = keep_alive_s
-    assert link.deadline is not None  # until now for CONNECT to come
-    if keep_alive_s:
-        link.deadline = state.deadlines.move(link.deadline, now + keep_alive_s * 1.5, KEEP_ALIVE)
-    else:
+    if link.deadline is not None:  # for CONNECT to come
         state.deadlines.cancel(link.deadline)
         link.deadline = None
+    if keep_alive_s:
+        link.deadline = state.deadlines.add(now + keep_alive_s * 1.5, KEEP_ALIVE, link)
     if state.connected_count > state.counters.clients_maximum:
         state.counters.clients_maximum = state.connected_count
     state.observer.connected(link)

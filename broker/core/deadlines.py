@@ -65,20 +65,6 @@ class Deadlines:
             heapify(self._heap)
             self._dead_count = 0
 
-    def move(self, entry: Deadline, at: float, kind: int) -> Deadline:
-        """What is to be, in the place of one that was not cancelled, for the same owner."""
-        heap = self._heap
-        if heap[-1][2] is not entry:
-            owner = entry.owner
-            self.cancel(entry)
-            return self.add(at, kind, owner)
-        heap.pop()
-        self._sequence += 1
-        entry.at = at
-        entry.kind = kind
-        heappush(heap, (at, self._sequence, entry))
-        return entry
-
     def next_at(self) -> float:
         """When the first one is due, `math.inf` if there is none."""
         heap = self._heap

@@ -98,12 +98,22 @@ def process(state: State, link: Link, now: float) -> bool:
 def _begin(state: State, link: Link, now: float) -> bool:
     """With CONNECT, and nothing else. Has it come, and something behind it?"""
     decoder = link.decoder
-    if decoder.position < len(decoder.data) and decoder.data[decoder.position] >> 4 != CONNECT:
+    data = decoder.data
+    size = len(data)
+    if decoder.position < size and data[decoder.position] >> 4 != CONNECT:
         raise ProtocolError("the first packet is not CONNECT")  # [MQTT5-3.1.0-1], seen before the rest of it is waited for
+    if 2 <= size < 0x82 and data[1] == size - 2 and decoder.position == 0 and size <= decoder.packet_bytes_max:  # alone in its read, as it mostly is
+        decoder.data = b""
+        _connect(state, link, data[0], data[2:], False, now)
+        return False
     frame = decoder.next_frame()
     if frame is None:
         return False
-    first_byte, body = frame
+    _connect(state, link, frame[0], frame[1], decoder.overlong, now)
+    return not decoder.is_drained()
+
+
+def _connect(state: State, link: Link, first_byte: int, body: bytes, overlong: bool, now: float) -> None:
     state.counters.packets_received += 1
     state.work += 1
     try:
@@ -111,7 +121,7 @@ def _begin(state: State, link: Link, now: float) -> bool:
             raise ProtocolError(f"a packet of {len(body)} bytes that is no PUBLISH", ReasonCode.PACKET_TOO_LARGE)
         packet = decode(first_byte, body, 0)
         assert isinstance(packet, Connect)
-        if decoder.overlong and packet.version >= MQTT_5:
+        if overlong and packet.version >= MQTT_5:
             raise MalformedPacket(_OVERLONG)
     except PeerError:
         link.version = _announced_version(body)  # for the refusal
@@ -120,7 +130,6 @@ def _begin(state: State, link: Link, now: float) -> bool:
     if link.auth is not None:
         link.auth.asked_bytes = len(body)
         incoming.count(state, link)  # and who gives way is seen to at the end of the verb
-    return not decoder.is_drained()
 
 
 def paced(state: State, link: Link, rate: Rate, more: bool, published: int, now: float) -> bool:

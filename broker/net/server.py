@@ -288,9 +288,8 @@ class Server:
             self._seldom.warn("full", "%s has %d connections, its connections_count_max; closing new ones", bound.url, bound.connections_count)
             connected.close()
             return None
-        family = bound.family
-        peer = peer_name(address, family)
-        proxied = connected if listener.proxy_protocol_from and is_trusted(listener.proxy_protocol_from, address, family) else None
+        peer = peer_name(address, bound.family)
+        proxied = connected if listener.proxy_protocol_from and is_trusted(listener.proxy_protocol_from, address, bound.family) else None
         # Who comes by a proxy counts when its header has said where from.
         counted, refusal = self.count_address(peer, bound) if proxied is None else ("", None)
         if refusal is not None and self.refuses_silently(bound):
