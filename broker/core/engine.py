@@ -2,9 +2,9 @@
 
 The caller's duties. `now` is a clock that never goes back, in seconds. After every verb that may have produced output,
 drain `take_ready()`: send what `data_to_send` gives and say with `bytes_sent` how much of it the socket took, if only nothing (or send
-what `take_to_send` gives, and `give_back` what the socket did not take); a link that is `closing` is closed once it has nothing left; one
-that is `paused` is not read until it is named again. Sleep until `next_deadline()` and call `tick`. No verb calls back into another, and
-none raises for what a peer did.
+what `take_to_send` gives; `count_sent` tells what sockets took of that, `give_back` what one did not); a link that is `closing` is closed
+once it has nothing left; one that is `paused` is not read until it is named again. Sleep until `next_deadline()` and call `tick`. No verb
+calls back into another, and none raises for what a peer did.
 """
 
 from __future__ import annotations
@@ -180,12 +180,16 @@ class Engine:
 
     def take_to_send(self, link: Link, limit: int) -> bytes:
         """All that is next for that link's socket, at once and as if it were sent, where nothing else waits for that; else b"", and
-        `data_to_send` is to be asked. What the socket does not take is to be given back before anything else is sent."""
+        `data_to_send` is to be asked. What the socket does not take is to be given back before anything else is sent; `count_sent` tells of what
+        it took. (All in here, and that in one sum, since this is asked for each recipient of each read: 0.04 and 0.03 us.)"""
         outbox = link.outbox
         session = link.session
+        size = outbox.committed_bytes
         if (
             session is None
+            or size > limit
             or outbox.counted_bytes
+            or outbox.head
             or outbox.waiting.count
             or session.queue.count
             or session.replays
@@ -193,15 +197,24 @@ class Engine:
             or link.pausing is not None
         ):
             return b""
-        data = outbox.take_all(limit)
-        self.state.counters.bytes_sent += len(data)
+        chunks = outbox.chunks
+        if len(chunks) == 1:
+            data = chunks.pop()
+        else:
+            data = b"".join(chunks)
+            chunks.clear()
+        outbox.committed_bytes = 0
+        outbox.sent_bytes_total += size
         return data
+
+    def count_sent(self, size: int) -> None:
+        """Sockets took so many bytes of what `take_to_send` gave for them."""
+        self.state.counters.bytes_sent += size
 
     def give_back(self, link: Link, data: bytes, count: int) -> None:
         """The socket took only `count` bytes of what `take_to_send` returned."""
         link.outbox.give_back(data, count)
         link.outbox.count()
-        self.state.counters.bytes_sent -= len(data) - count
 
     def bytes_sent(self, link: Link, count: int, now: float) -> bool:
         """The socket took `count` bytes, or none; is there more? Messages that waited are encoded in their place, publishers that waited go on."""

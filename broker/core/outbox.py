@@ -11,13 +11,14 @@ from broker.core.waiting import Account, WaitingQueue
 
 
 class Outbox:
-    __slots__ = ("_head", "_head_position", "account", "chunks", "committed_bytes", "counted_bytes", "sent_bytes_total", "waiting")
+    __slots__ = ("account", "chunks", "committed_bytes", "counted_bytes", "head", "head_position", "sent_bytes_total", "waiting")
 
     def __init__(self, account: Account) -> None:
         self.chunks: list[bytes] = []
         """Whole frames. Who appends to it counts them in `committed_bytes`, as `append` does."""
-        self._head = b""
-        self._head_position = 0
+        self.head = b""
+        """What `data_to_send` gave, from `head_position` on not sent yet; before the chunks."""
+        self.head_position = 0
         self.committed_bytes = 0
         """Encoded and not yet sent."""
         self.account: Account | None = account
@@ -50,17 +51,17 @@ class Outbox:
 
     def data_to_send(self, limit: int) -> bytes | memoryview:
         """Committed bytes in order, at most about `limit` (never less than one chunk); the same again until `bytes_sent`."""
-        head = self._head
+        head = self.head
         if head:
-            return memoryview(head)[self._head_position :] if self._head_position else head
+            return memoryview(head)[self.head_position :] if self.head_position else head
         chunks = self.chunks
         if len(chunks) == 1:
-            head = self._head = chunks.pop()
+            head = self.head = chunks.pop()
             return head
         if not chunks:
             return b""
         if self.committed_bytes <= limit:
-            head = self._head = b"".join(chunks)
+            head = self.head = b"".join(chunks)
             chunks.clear()
             return head
         count = 0
@@ -68,30 +69,15 @@ class Outbox:
         while count < len(chunks) and size < limit:
             size += len(chunks[count])
             count += 1
-        self._head = chunks[0] if count == 1 else b"".join(chunks[:count])
+        self.head = chunks[0] if count == 1 else b"".join(chunks[:count])
         del chunks[:count]
-        return self._head
-
-    def take_all(self, limit: int) -> bytes:
-        """All that is committed, as if it had been sent; b"" if that is nothing, more than `limit`, or begun already."""
-        size = self.committed_bytes
-        if self._head or size > limit:
-            return b""
-        chunks = self.chunks
-        if len(chunks) == 1:
-            data = chunks.pop()
-        else:
-            data = b"".join(chunks)
-            chunks.clear()
-        self.committed_bytes = 0
-        self.sent_bytes_total += size
-        return data
+        return self.head
 
     def give_back(self, data: bytes, count: int) -> None:
-        """Only the first `count` bytes of what `take_all` returned were sent."""
+        """Only the first `count` bytes were sent of `data`, which was all that there was (`Engine.take_to_send`)."""
         left = len(data) - count
-        self._head = data
-        self._head_position = count
+        self.head = data
+        self.head_position = count
         self.committed_bytes += left
         self.sent_bytes_total -= left
 
@@ -99,9 +85,9 @@ class Outbox:
         """The socket took the first `count` of what `data_to_send` returned."""
         self.committed_bytes -= count
         self.sent_bytes_total += count
-        position = self._head_position + count
-        if position >= len(self._head):
-            self._head = b""
-            self._head_position = 0
+        position = self.head_position + count
+        if position >= len(self.head):
+            self.head = b""
+            self.head_position = 0
         else:
-            self._head_position = position
+            self.head_position = position

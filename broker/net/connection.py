@@ -25,6 +25,7 @@ from broker.net.vigil import AWAKE_GAP_S
 
 if TYPE_CHECKING:
     from broker.core.auth import AuthRequest
+    from broker.core.engine import Engine
     from broker.core.limits import Limits
     from broker.core.link import Link
     from broker.net.listen import BoundSocket
@@ -400,15 +401,17 @@ class Connection:
 
     # ---- writing ----
 
-    def take(self, now: float) -> bytes:
-        """What is to be sent, if one `send_nowait` may do; b"" if that is nothing, or has been done. Never raises, as `flush`."""
-        link = self.link
-        if self.ended or link is None:
+    def take(self, engine: Engine, link: Link, now: float) -> bytes:
+        """What is to be sent, if one `send_nowait` may do; b"" if that is nothing, or has been done. Never raises, as `flush`.
+
+        Asked for each recipient of each read, so its server's engine and its own link are at hand.
+        """
+        if self.ended:
             return b""
         data = b""
         try:
             if not (self._writing or link.closing or self._unpaused is not None or self.inquiry is not None):
-                data = self.server.engine.take_to_send(link, TAKE_BYTES)
+                data = engine.take_to_send(link, TAKE_BYTES)
         except Exception as error:
             self.fail(error)
             return b""

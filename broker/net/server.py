@@ -354,15 +354,17 @@ class Server:
         the processor's caches after each (decision 0035)."""
         connections: list[Connection] = []
         sends: list[bytes] = []
+        engine = self.engine
         self._flushing = True
         try:
             for link in links:
                 connection = link.transport
                 if isinstance(connection, Connection):
-                    data = connection.take(now)
+                    data = connection.take(engine, link, now)
                     if data:
                         connections.append(connection)
                         sends.append(data)
+            size = sum(map(len, sends))
             for connection, data in zip(connections, sends):  # noqa: B905  # they are of one length
                 try:
                     count = connection.transport.send_nowait(data)
@@ -370,7 +372,9 @@ class Server:
                     connection.fail(error)
                     count = 0
                 if count < len(data):
+                    size -= len(data) - count
                     connection.keep(data, count)
+            engine.count_sent(size)
         finally:
             self._flushing = False
 

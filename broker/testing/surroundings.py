@@ -177,6 +177,7 @@ class Surroundings:
             count = max(0, min(len(taken), line.down.room_bytes))
             if count:
                 line.down.send(taken[:count])
+            engine.count_sent(count)
             if count < len(taken):
                 engine.give_back(link, taken, count)
         while not line.detached:

@@ -286,6 +286,7 @@ class Peer:
         taken = engine.take_to_send(self.link, 65_536)
         if taken:
             count = self._took(taken)
+            engine.count_sent(count)
             if count < len(taken):
                 engine.give_back(self.link, taken, count)
             self.world._worked()
