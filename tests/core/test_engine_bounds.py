@@ -945,15 +945,17 @@ OPERATION = st.one_of(
 
 def check_account(world: World) -> None:
     """The account of all is what the queues of the living hold, and what those who have ended are still sent."""
+    half_closed = [link for link in world.peers if link not in world.state.links]
     queues = [session.queue for session in world.state.sessions.values()]
     queues += [link.outbox.waiting for link in world.state.links if link.connected]
+    queues += [link.outbox.waiting for link in half_closed] + [link.leaving.queue for link in half_closed if link.leaving is not None]
     account = world.state.waiting
     assert account.count == sum(queue.count for queue in queues)
     assert account.bytes == sum(queue.bytes for queue in queues)
     sessions = world.state.sessions.values()
     assert account.inflight_bytes == sum(delivery.size for session in sessions for delivery in session.sender.unacknowledged.values())
     assert account.inflight_bytes == sum(session.inflight_bytes for session in sessions)
-    links = world.state.links
+    links = [*world.state.links, *half_closed]
     assert account.unsent_bytes == sum(link.outbox.counted_bytes if link.phase == ENDED else link.outbox.committed_bytes for link in links)
 
 
