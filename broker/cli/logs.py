@@ -176,7 +176,7 @@ class ClientLogger(logging.Logger):
         if self.lines is None or kwargs:
             super().info(msg, *args, **kwargs)
         elif self.isEnabledFor(logging.INFO):
-            self.lines.hold("info", self.name, str(msg) % args)
+            self.lines.hold("info", self.name, str(msg) % args if args else str(msg))
 
 
 def lighten() -> None:

@@ -134,10 +134,10 @@ async def test_lines_of_clients_are_written_when_the_turn_is_over_and_before_any
         logs.reopen()
         clients.info("connected %r", "e")
         nursery.cancel_scope.cancel()
-    clients.info("after the loop")
+    clients.info("after the loop: 100%")
     clients.debug("not at this level")
     lines = log.read_text().splitlines()
-    said = ["before the loop", "connected 'a'", "connected 'b\\n'", "connected 'c'", "refused 'd'", "connected 'e'", "after the loop"]
+    said = ["before the loop", "connected 'a'", "connected 'b\\n'", "connected 'c'", "refused 'd'", "connected 'e'", "after the loop: 100%"]
     if form == "json":
         assert [json.loads(line)["message"] for line in lines] == said
     else:
