@@ -157,13 +157,15 @@ class Config(Struct, frozen=True, kw_only=True):
         """Read a TOML file. env: by default this process's environment. ConfigError names every mistake; relative paths start at the file."""
         source = os.fspath(path)
         try:
-            data = tomllib.loads(Path(path).read_bytes().decode("utf-8"))
+            data = tomllib.loads(Path(path).read_bytes().decode("utf-8-sig"))  # Windows' editors put a byte order mark first
         except OSError as error:
             raise ConfigError([("", f"cannot be read: {os.strerror(error.errno).lower() if error.errno else error}")], source) from None
         except UnicodeDecodeError as error:
             raise ConfigError([("", f"is not UTF-8 at byte {error.start}")], source) from None
         except tomllib.TOMLDecodeError as error:
             raise ConfigError([("", f"is not TOML: {error}")], source) from None
+        except RecursionError:
+            raise ConfigError([("", "is nested too deep")], source) from None
         return cls._read(data, os.environ if env is None else env, source, Path(path).absolute().parent)
 
     @classmethod
@@ -251,6 +253,8 @@ def _known(fields: Mapping[str, FieldInfo], data: Mapping[str, Any], path: str, 
         place = f"{path}.{key}" if path else str(key)
         if key not in fields:
             problems.append((place, _unknown(str(key), [*fields, *([] if path else _TABLES)])))
+        elif isinstance(value, str) and "\0" in value:
+            problems.append((place, "must not contain U+0000"))  # no path, topic or user name does
         else:
             try:
                 known[key] = msgspec.convert(value, fields[key].type)

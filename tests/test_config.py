@@ -186,6 +186,17 @@ def test_mistakes_in_the_files_are_told_too(tmp_path: Path) -> None:
         ({"limits": {"receive_maximum": 1.5}}, "limits.receive_maximum", "expected a whole number, got 1.5"),
         ({"limits": {"outbox_bytes_max": 2000}}, "limits.outbox_bytes_max", "expected at least outbox_bytes_high (1,048,576), got 2,000"),
         ({"limits": {"connect_timeout_s": math.nan}}, "limits.connect_timeout_s", "expected 0.001 or more, got nan"),
+        ({"listeners": [{"backlog": 2**31}]}, "listeners[0].backlog", "expected 1 to 2,147,483,647, got 2147483648"),
+        ({"listeners": [{"send_buffer_bytes": 2**31}]}, "listeners[0].send_buffer_bytes", "expected 0 to 2,147,483,647, got 2147483648"),
+        ({"listeners": [{"receive_buffer_bytes": 2**31}]}, "listeners[0].receive_buffer_bytes", "expected 0 to 2,147,483,647, got 2147483648"),
+        ({"listeners": [{"tcp_keepalive_s": math.inf}]}, "listeners[0].tcp_keepalive_s", "expected 0 to 32,767, got inf"),
+        ({"listeners": [{"tcp_keepalive_s": math.nan}]}, "listeners[0].tcp_keepalive_s", "expected 0 to 32,767, got nan"),
+        # A path with U+0000 is none, and opening it is no OSError.
+        ({"password_file": "a\0b"}, "password_file", "must not contain U+0000"),
+        ({"acl_file": "a\0b"}, "acl_file", "must not contain U+0000"),
+        ({"log": {"target": "a\0b"}}, "log.target", "must not contain U+0000"),
+        ({"listeners": [{"unix": "a\0b"}]}, "listeners[0].unix", "must not contain U+0000"),
+        ({"listeners": [{"tls": {"certificate": "a\0b"}}]}, "listeners[0].tls.certificate", "must not contain U+0000"),
     ],
 )
 def test_one_mistake(data: dict[str, Any], key: str, expected: str) -> None:
@@ -205,6 +216,17 @@ def test_file_mistakes_name_the_file(tmp_path: Path) -> None:
     (tmp_path / "key.toml").write_text("[[listeners]]\nport = 'x'")
     with pytest.raises(ConfigError, match=r'key\.toml: listeners\[0\]\.port: expected a whole number, got "x"'):
         Config.load(tmp_path / "key.toml", env={})
+
+
+def test_a_byte_order_mark_is_none_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "windows.toml").write_bytes(b"\xef\xbb\xbfsys_interval_s = 3\r\n")
+    assert Config.load(tmp_path / "windows.toml", env={}).sys_interval_s == 3
+
+
+def test_a_file_that_is_nested_too_deep(tmp_path: Path) -> None:
+    (tmp_path / "deep.toml").write_text(f"x = {'[' * 5000}{']' * 5000}")
+    with pytest.raises(ConfigError, match=r"deep\.toml: is nested too deep"):
+        Config.load(tmp_path / "deep.toml", env={})
 
 
 def test_relative_paths_start_at_the_file(tmp_path: Path) -> None:

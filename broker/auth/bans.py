@@ -5,6 +5,7 @@ What a ban names must all fit: a client id and an address are that client id fro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from datetime import datetime
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -108,4 +109,12 @@ class Bans:
 
 
 def _holds(ban: Ban, now_s: float) -> bool:
-    return ban.until is None or ban.until.timestamp() > now_s
+    return ban.until is None or _unix_time(ban.until) > now_s
+
+
+def _unix_time(moment: datetime) -> float:
+    """The ends of the calendar, by which people mean "always" and "never", have none in every zone."""
+    try:
+        return moment.timestamp()
+    except (OverflowError, ValueError):
+        return math.inf if moment.year > 1970 else -math.inf

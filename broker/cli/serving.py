@@ -170,6 +170,9 @@ def _reload(broker: Broker, order: Order, sockets: Mapping[str, Sequence[int]]) 
         for line in problem_lines(error):
             logger.error("not reloaded: %s", line)
         return problem_lines(error)[0]
+    except Exception as error:  # a fault of ours: no reason to throw out everybody who is served
+        logger.error("not reloaded, by a fault of the broker: please report it", exc_info=error)
+        return "a fault of the broker"
     logs.set_level("debug" if order.verbose else config.log.level)
     logger.info("reloaded %s%s", order.config, f"; these keys need a restart: {', '.join(restart)}" if restart else "")
     return None

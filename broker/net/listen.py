@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import ipaddress
+import math
 import os
 import re
 import socket
@@ -127,6 +128,13 @@ class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 _DEFAULT: Final = Listener()
 NOT_WITH_UNIX: Final = "a listener has unix, or host and port; make two of them, or leave this one out"
+_RANGES: Final[dict[str, tuple[int, float]]] = {
+    "receive_buffer_bytes": (0, 2**31 - 1),
+    "send_buffer_bytes": (0, 2**31 - 1),
+    "tcp_keepalive_s": (0, 32_767),  # the most that Linux takes
+    "backlog": (1, 2**31 - 1),
+    "connections_count_max": (1, math.inf),
+}
 
 
 class ListeningSocket(socket.socket):
@@ -270,12 +278,11 @@ def check(listener: Listener) -> list[str]:
             parse_owner(listener.unix_owner)
         except ValueError as error:
             faults.append(f"unix_owner: {error}")
-    for name in ("receive_buffer_bytes", "send_buffer_bytes", "tcp_keepalive_s"):
-        if getattr(listener, name) < 0:
-            faults.append(f"{name}: expected 0 or more, got {getattr(listener, name)}")
-    for name in ("backlog", "connections_count_max"):
-        if getattr(listener, name) < 1:
-            faults.append(f"{name}: expected 1 or more, got {getattr(listener, name)}")
+    for name, (least, most) in _RANGES.items():
+        value = getattr(listener, name)
+        if not least <= value <= most:
+            wanted = f"{least} or more" if most == math.inf or value < least else f"{least} to {most:,}"
+            faults.append(f"{name}: expected {wanted}, got {value}")
     return faults
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from ipaddress import ip_address, ip_network
@@ -42,6 +43,19 @@ HERE = "192.0.2.7:50123"
 def test_all_that_a_ban_names_must_fit(ban: Ban, client_id: str, username: str | None, peer: str, hit: bool) -> None:
     others = [Ban(client_id="x"), Ban(username="x"), Ban(address="198.51.100.0/25")]
     assert (Bans([*others, ban]).find(client_id, username, peer, 0.0) == ban) is hit
+
+
+def test_the_ends_of_the_calendar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`until = 9999-12-31T23:59:59` for ever, 0001-01-01 never; west of Greenwich the one has no Unix time, and the other nowhere."""
+    try:
+        for zone in ("UTC", "America/New_York", "Asia/Tokyo"):
+            monkeypatch.setenv("TZ", zone)
+            time.tzset()
+            assert Bans([Ban(client_id="c", until=datetime.max)]).find("c", None, HERE, 2e9) is not None
+            assert Bans([Ban(client_id="c", until=datetime.min)]).find("c", None, HERE, 0.0) is None
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 @given(

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from broker import Config, open_broker
+from broker.cli import serving
+from broker.cli.serve import Order
 from tests.cli.conftest import Run, Start, only_line, run
 
 CONNECT_5 = b"\x10\x0d\x00\x04MQTT\x05\x02\x00\x00\x00\x00\x00"
@@ -143,11 +146,24 @@ def test_hangup_reads_the_file_again_and_a_mistake_changes_nothing(start: Start,
     file.write_text("nonsense = 1\n" + text)
     broker.process.send_signal(signal.SIGHUP)
     assert "nonsense" in broker.wait("reloaded")["line"]
+    file.write_text('password_file = "a\\u0000b"\n' + text)
+    broker.process.send_signal(signal.SIGHUP)
+    assert "password_file: must not contain U+0000" in broker.wait("reloaded")["line"]
     file.write_text("sys_interval_s = 1\n" + text)
     broker.process.send_signal(signal.SIGHUP)
     assert "not reloaded" not in broker.wait("reloaded")["line"]
     broker.stop(signal.SIGTERM)
     assert broker.process.returncode == 0
+
+
+async def test_a_fault_of_ours_in_a_reload_ends_nobody(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def break_down(*args: object) -> Config:
+        raise ValueError("unforeseen")
+
+    monkeypatch.setattr(serving, "load", break_down)
+    async with open_broker() as hub:
+        assert serving._reload(hub, Order("b.toml", (), None, (), False, False), {}) == "a fault of the broker"
+    assert "unforeseen" in caplog.text
 
 
 @contextmanager
