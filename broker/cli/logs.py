@@ -89,12 +89,13 @@ def _printable(text: str) -> str:
 
 
 class LineHandler(logging.StreamHandler[TextIO]):
-    """What is said of clients is held until the turn of the event loop is over, and all its lines are one write: a line costs a fifth, and
-    whoever reads a pipe is not woken by each. Every other line goes out at once, behind what is held."""
+    """What is said of clients is held until the turn of the event loop is over; then all its lines are made, and are one write: a line costs
+    a fifth, and whoever reads a pipe is not woken by each. Every other line goes out at once, behind what is held."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         super().__init__(stream)
-        self._held: list[str] = []
+        self._held: list[tuple[float, str, str, str, tuple[object, ...]]] = []
+        """Unix time, level, logger, message, what goes into it."""
         self._wanted: trio.Event | None = None
         """Set when something is held; None while nobody would write it later."""
 
@@ -103,13 +104,14 @@ class LineHandler(logging.StreamHandler[TextIO]):
         super().setFormatter(formatter)
         self._line = formatter.line
 
-    def hold(self, level: str, name: str, message: str) -> None:
-        """Only in the thread of the event loop."""
+    def hold(self, level: str, name: str, message: str, args: tuple[object, ...]) -> None:
+        """Only in the thread of the event loop. args: of what does not change."""
         held = self._held
-        held.append(self._line(time.time(), level, name, message))
-        if self._wanted is None or len(held) >= HELD_COUNT_MAX:
+        held.append((time.time(), level, name, message, args))
+        count = len(held)
+        if self._wanted is None or count == HELD_COUNT_MAX:
             self.write_held()
-        elif len(held) == 1:
+        elif count == 1:
             self._wanted.set()
 
     def write_held(self) -> None:
@@ -117,7 +119,8 @@ class LineHandler(logging.StreamHandler[TextIO]):
         if not held:
             return
         try:
-            self._write("\n".join(held))
+            line = self._line
+            self._write("\n".join([line(created, level, name, text % args if args else text) for created, level, name, text, args in held]))
         except Exception:  # as the library does: says so on stderr, if that is open, and goes on
             self.handleError(Record(logger.name, logging.INFO, "", 0, f"{len(held)} lines", None, None))
 
@@ -176,7 +179,7 @@ class ClientLogger(logging.Logger):
         if self.lines is None or kwargs:
             super().info(msg, *args, **kwargs)
         elif self.isEnabledFor(logging.INFO):
-            self.lines.hold("info", self.name, str(msg) % args if args else str(msg))
+            self.lines.hold("info", self.name, str(msg), args)
 
 
 def lighten() -> None:

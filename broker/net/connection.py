@@ -20,6 +20,7 @@ import trio
 
 from broker.net.handshake import shake_hands
 from broker.net.inquiry import Inquiry
+from broker.net.silence import TALKS_COUNT, TALKS_GAP_S
 from broker.net.transport import BROKEN, READ_BYTES_MORE, SocketTransport, Transport, strerror
 from broker.net.vigil import AWAKE_GAP_S
 
@@ -258,6 +259,7 @@ class Connection:
         clock = server.clock
         now = -math.inf
         quick = False
+        talked_count = 0
         frame_bytes = 0  # of who streams large frames: reads end where a frame does, so that none is taken apart and joined
         transport = self.transport
         alone = self._nursery is None
@@ -285,7 +287,7 @@ class Connection:
             else:
                 data = recipient = None  # the last read is not kept alive for as long as nothing comes
                 try:
-                    await transport.arrival()
+                    await transport.arrival(talked_count < TALKS_COUNT)
                 except trio.ClosedResourceError:
                     if not self._nursery_wanted:
                         raise
@@ -298,12 +300,14 @@ class Connection:
                     continue  # when closing: discarded, so that the kernel sends no RST, which may overtake our last bytes
             before = now
             now = clock()
-            if now - before < AWAKE_GAP_S:
+            gap_s = now - before
+            if gap_s < AWAKE_GAP_S:
                 if quick and not transport.streaming:
                     server.vigil.begin()
                 quick = True
             else:
                 quick = False
+            talked_count = talked_count + 1 if gap_s < TALKS_GAP_S else 0
             recipient = engine.sole_recipient(link, data)
             if recipient is not None and isinstance(recipient.transport, Connection) and recipient.transport.pass_on(link, data, now):
                 continue

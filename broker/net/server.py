@@ -27,7 +27,7 @@ from broker.net.locks import Guard, Lock
 from broker.net.proxy_protocol import is_trusted
 from broker.net.seldom import Seldom
 from broker.net.tls_transport import TlsTransport
-from broker.net.transport import ReadSizes, SocketTransport, StreamTransport, Transport, peer_name, set_options, strerror
+from broker.net.transport import Commons, SocketTransport, StreamTransport, Transport, peer_name, set_options, strerror
 from broker.net.transport_stream import TransportStream
 from broker.net.vigil import Vigil
 
@@ -82,7 +82,7 @@ class Server:
         self.accept_errors_count = 0
         self.clock = trio.lowlevel.current_clock().current_time
         """`trio.current_time`, without asking each time which run this is."""
-        self._sizes = ReadSizes()
+        self._commons = Commons()
         self._ready: deque[Link] = deque()
         self._flush_wanted = trio.Event()
         self._flushing = False
@@ -116,6 +116,7 @@ class Server:
                     house.start_soon(self._keep_time)
                     house.start_soon(self._flush_the_rest)
                     house.start_soon(self.vigil.keep)
+                    house.start_soon(self._commons.silence.keep)
                     for chore in self._chores:
                         house.start_soon(chore, self)
                     with self._clients_scope:
@@ -308,8 +309,8 @@ class Server:
     def _transport_of(self, bound: BoundSocket, connected: socket.socket) -> Transport:
         """Its handshakes are made by `Connection`."""
         if bound.tls is not None:
-            return TlsTransport(connected, bound.tls, self._sizes)
-        plain = SocketTransport(connected, self._sizes)
+            return TlsTransport(connected, bound.tls, self._commons)
+        plain = SocketTransport(connected, self._commons)
         return plain if bound.listener.protocol == "mqtt" else StreamTransport(TransportStream(plain), connected)
 
     # ---- sending ----

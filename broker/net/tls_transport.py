@@ -17,7 +17,7 @@ from typing import Any, Final
 import trio
 
 from broker.net.tls import reason_of
-from broker.net.transport import READ_BYTES, ReadSizes, SocketTransport, checkpoint
+from broker.net.transport import READ_BYTES, Commons, SocketTransport, checkpoint
 
 RECORD_BYTES: Final = 16_384
 """The most that one record holds (RFC 8446, 5.1). OpenSSL's memory buffers keep the size that they have grown to, so they get no more at a time."""
@@ -36,12 +36,12 @@ class TlsTransport(SocketTransport):
         "_certificate", "_early", "_encrypted_bytes", "_ended", "_fault", "_incoming", "_outgoing", "_plain", "_said_goodbye", "_tls", "_unsent",
     )  # fmt: skip
 
-    def __init__(self, connected: socket.socket, context: ssl.SSLContext, sizes: ReadSizes | None = None) -> None:
-        super().__init__(connected, sizes)
+    def __init__(self, connected: socket.socket, context: ssl.SSLContext, commons: Commons | None = None) -> None:
+        super().__init__(connected, commons)
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
-        self._plain = self._sizes.scratch(PLAIN_BYTES)
+        self._plain = self._commons.scratch(PLAIN_BYTES)
         self._certificate: Mapping[str, Any] | None = None
         self._early = b""
         """What came together with the end of the handshake."""
@@ -85,8 +85,8 @@ class TlsTransport(SocketTransport):
 
     # ---- reading ----
 
-    def arrival(self) -> Awaitable[None]:
-        return checkpoint() if self._early or self._fault or self._ended else super().arrival()
+    def arrival(self, silent: bool = False) -> Awaitable[None]:
+        return checkpoint() if self._early or self._fault or self._ended else super().arrival(silent)
 
     def read_more(self, size: int) -> None:
         pass

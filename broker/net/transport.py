@@ -13,13 +13,17 @@ import select
 import socket
 import sys
 from collections.abc import Awaitable
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
 from broker.net.memory import BUFFER_BYTES as BUFFER_BYTES
 from broker.net.memory import MemoryStream as MemoryStream
 from broker.net.memory import memory_stream_pair as memory_stream_pair
+from broker.net.silence import Silence
+
+if TYPE_CHECKING:
+    from trio.lowlevel import RaiseCancelT
 
 READ_BYTES: Final = 65_536
 READ_BYTES_CROWDED: Final = 16_384
@@ -35,28 +39,31 @@ BROKEN: Final = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
 
 checkpoint: Final = trio.lowlevel.checkpoint
 wait_readable: Final = trio.lowlevel.wait_readable
+wait_task_rescheduled: Final = trio.lowlevel.wait_task_rescheduled
 """Under names of our own: `arrival` hands on what these give, and a linter that knows Trio's misses an `await` there."""
 
 
-class ReadSizes:
-    """How much one read takes: 64 KiB, or 16 KiB while many clients stream, so that a bystander's turn comes soon."""
+class Commons:
+    """What the sockets of one server share: how much a read takes, which is 64 KiB, or 16 KiB while many clients stream, so that a bystander's
+    turn comes soon; and where they wait who are silent."""
 
-    __slots__ = ("_scratch", "bytes", "streaming_count")
+    __slots__ = ("_scratch", "read_bytes", "silence", "streaming_count")
 
     def __init__(self) -> None:
-        self.bytes = READ_BYTES
+        self.read_bytes = READ_BYTES
         self.streaming_count = 0
+        self.silence = Silence()
         self._scratch: memoryview | None = None
 
     def scratch(self, size: int) -> memoryview:
-        """One buffer for all the transports of a server, whose reads are decrypted one at a time."""
+        """One buffer for all of them, whose reads are decrypted one at a time."""
         if self._scratch is None or len(self._scratch) < size:
             self._scratch = memoryview(bytearray(size))
         return self._scratch
 
-    def change(self, by: int) -> None:
+    def change_streaming(self, by: int) -> None:
         self.streaming_count += by
-        self.bytes = READ_BYTES_CROWDED if self.streaming_count > STREAMING_COUNT_CROWDED else READ_BYTES
+        self.read_bytes = READ_BYTES_CROWDED if self.streaming_count > STREAMING_COUNT_CROWDED else READ_BYTES
 
 
 class Transport(Protocol):
@@ -70,11 +77,12 @@ class Transport(Protocol):
     def streaming(self) -> bool:
         """The last read was full: more lies there already."""
 
-    def arrival(self) -> Awaitable[None]:
-        """Wait, passing a checkpoint, until `take` is worth a try. (Not a coroutine of its own: each would live as long as its connection.)"""
+    def arrival(self, silent: bool = False) -> Awaitable[None]:
+        """Wait, passing a checkpoint, until `take` is worth a try. silent: nothing is expected soon. (Not a coroutine of its own: each would live as
+        long as its connection.)"""
 
     def wake(self) -> None:
-        """Have `arrival` end, with ClosedResourceError if nothing has come: its task has something else to do. Only asked of sockets."""
+        """Have `arrival` end, maybe with ClosedResourceError, though nothing has come: its task has something else to do. Only asked of sockets."""
 
     def read_more(self, size: int) -> None:
         """The next read may be of so many bytes: frames are large, and more of them lie there."""
@@ -116,32 +124,41 @@ async def receive(transport: Transport) -> bytes:
 class SocketTransport:
     """A connected, non-blocking stdlib socket: TCP or Unix. Owns it."""
 
-    __slots__ = ("_more", "_sizes", "socket", "streaming")
+    __slots__ = ("_commons", "_more", "socket", "streaming")
 
     half_closes: Final = True
 
-    def __init__(self, connected: socket.socket, sizes: ReadSizes | None = None) -> None:
+    def __init__(self, connected: socket.socket, commons: Commons | None = None) -> None:
         connected.setblocking(False)
         self.socket = connected
         self.streaming = False
         self._more = 0
-        self._sizes = ReadSizes() if sizes is None else sizes
+        self._commons = Commons() if commons is None else commons
 
-    def arrival(self) -> Awaitable[None]:
+    def arrival(self, silent: bool = False) -> Awaitable[None]:
         # After a full read more is likely there: try at once (the others get their turn first). After a short one it is
         # not, and a `recv` that answers EAGAIN costs more than it saves: wait first.
-        return checkpoint() if self.streaming else wait_readable(self.socket)
+        if self.streaming:
+            return checkpoint()
+        if silent and self._commons.silence.enter(self.socket.fileno()):
+            return wait_task_rescheduled(self._leave_silence)
+        return wait_readable(self.socket)
+
+    def _leave_silence(self, _: RaiseCancelT) -> trio.lowlevel.Abort:
+        self._commons.silence.leave(self.socket.fileno())
+        return trio.lowlevel.Abort.SUCCEEDED
 
     def wake(self) -> None:
-        # Trio's word for "stop waiting"; that we do not close it afterwards is nothing to Trio.
-        if self.socket.fileno() >= 0:
+        descriptor = self.socket.fileno()
+        if descriptor >= 0 and not self._commons.silence.wake(descriptor):
+            # Trio's word for "stop waiting"; that we do not close it afterwards is nothing to Trio.
             trio.lowlevel.notify_closing(self.socket)
 
     def read_more(self, size: int) -> None:
         self._more = size
 
     def take(self) -> bytes | None:
-        size = self._sizes.bytes
+        size = self._commons.read_bytes
         if self._more:
             if size == READ_BYTES:
                 size = self._more
@@ -159,7 +176,7 @@ class SocketTransport:
 
     def _set_streaming(self, streaming: bool) -> None:
         self.streaming = streaming
-        self._sizes.change(1 if streaming else -1)
+        self._commons.change_streaming(1 if streaming else -1)
 
     def send_nowait(self, data: bytes | memoryview) -> int:
         try:
@@ -214,7 +231,7 @@ class StreamTransport:
         self._arrived: bytes | None = None
         self.half_closes = isinstance(stream, trio.abc.HalfCloseableStream)
 
-    async def arrival(self) -> None:
+    async def arrival(self, silent: bool = False) -> None:
         self._arrived = bytes(await self.stream.receive_some(READ_BYTES))
 
     def wake(self) -> None:

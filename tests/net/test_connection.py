@@ -338,10 +338,10 @@ async def test_a_paused_link_can_be_closed() -> None:
 async def test_reads_shrink_while_many_stream() -> None:
     engine = RelayEngine(relays=False)
     async with running(engine) as server:
-        assert server._sizes.bytes == 65_536
+        assert server._commons.read_bytes == 65_536
         for _ in range(9):
-            server._sizes.change(1)
-        assert server._sizes.bytes == 16_384
+            server._commons.change_streaming(1)
+        assert server._commons.read_bytes == 16_384
         peer = await dial(server)
         await peer.send_all(MEGABYTES[:500_000])
         await peer.send_eof()
@@ -349,4 +349,4 @@ async def test_reads_shrink_while_many_stream() -> None:
         assert engine.received == MEGABYTES[:500_000]
         while server.connections:
             await trio.lowlevel.checkpoint()
-        assert server._sizes.streaming_count == 9  # a closed connection streams no more
+        assert server._commons.streaming_count == 9  # a closed connection streams no more

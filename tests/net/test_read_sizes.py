@@ -7,7 +7,7 @@ import socket
 import trio
 
 from broker import open_broker
-from broker.net.transport import READ_BYTES, READ_BYTES_CROWDED, STREAMING_COUNT_CROWDED, ReadSizes, SocketTransport
+from broker.net.transport import READ_BYTES, READ_BYTES_CROWDED, STREAMING_COUNT_CROWDED, Commons, SocketTransport
 from broker.wire.packets import Publish
 from tests.net.mqtt import Client
 
@@ -15,16 +15,16 @@ from tests.net.mqtt import Client
 async def test_the_next_read_only_and_not_in_a_crowd() -> None:
     ours, theirs = socket.socketpair()
     with theirs:
-        sizes = ReadSizes()
-        transport = SocketTransport(ours, sizes)
+        commons = Commons()
+        transport = SocketTransport(ours, commons)
         theirs.sendall(bytes(READ_BYTES + 3000))
         transport.read_more(1000)
         assert transport.take() == bytes(1000)
         assert transport.streaming
-        sizes.change(STREAMING_COUNT_CROWDED)
+        commons.change_streaming(STREAMING_COUNT_CROWDED)
         transport.read_more(1000)
         assert transport.take() == bytes(READ_BYTES_CROWDED)
-        sizes.change(-STREAMING_COUNT_CROWDED)
+        commons.change_streaming(-STREAMING_COUNT_CROWDED)
         assert transport.take() == bytes(READ_BYTES + 2000 - READ_BYTES_CROWDED)
         assert not transport.streaming
         transport.close()
