@@ -17,7 +17,7 @@ import trio
 
 TALKS_COUNT: Final = 2
 """Who was read so often in a row, each time within TALKS_GAP_S of the last, is about to say more."""
-TALKS_GAP_S: Final = 1.0
+TALKS_GAP_S: Final = 10.0
 
 
 class Silence:
