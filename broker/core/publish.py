@@ -55,7 +55,10 @@ def on_publish(state: State, link: Link, packet: Publish, now: float) -> None:
     if reason is None:
         reason = publish(state, message, link, now)
         if link.phase != CONNECTED:
-            return  # its own overflow rule has closed it, and nothing comes after a DISCONNECT [MQTT5-3.14.4-1]
+            # Its own overflow rule has closed it, and nothing comes after a DISCONNECT [MQTT5-3.14.4-1]; but others may have the message.
+            if packet.qos == 2 and not reason.failed:
+                session.receiver.on_publish(packet.packet_id)
+            return
         if not packet.retain and packet.topic and message.properties is properties:
             learn(state, link, topic, encode_string(topic))
         elif not packet.retain and properties.topic_alias is not None and properties == Properties(topic_alias=properties.topic_alias):

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from broker.core.deadlines import SESSION_EXPIRY
 from broker.core.delivery import REPLAY_STEP_WORK, REPLAY_VISITS_COUNT
@@ -400,6 +401,31 @@ def test_nothing_counts_behind_the_message_that_closed_its_publisher(qos: int, b
     peer.detach()
     other.detach()
     world.assert_empty()
+
+
+@pytest.mark.parametrize("properties", [Properties(), Properties(content_type="text"), Properties(message_expiry_interval=99)])
+@pytest.mark.parametrize("together", [False, True])
+def test_what_others_have_of_a_publisher_that_its_own_message_closed_comes_once(properties: Properties, together: bool) -> None:
+    """It says it again when it comes back, since no PUBREC told it [MQTT5-4.3.3-10]."""
+    world = World(overflow={"t": "disconnect"}, queue_count_max=2)
+    other = world.client("o")
+    other.subscribe(("t", 2))
+    peer = world.client("p", clean=False, expiry=100, receive_maximum=1)
+    peer.subscribe(("t", 1))
+    packets = [Publish("t", b"%d" % number, 2, packet_id=number, properties=properties) for number in range(1, 5)]
+    if together:
+        peer.send(*packets)
+    else:
+        for packet in packets:
+            peer.send(packet)
+    assert peer.ends_with(ReasonCode.QUOTA_EXCEEDED)
+    peer.detach()
+    assert other.payloads() == [b"1", b"2", b"3", b"4"]
+    peer = world.client("p", clean=False, expiry=100, receive_maximum=1)
+    peer.take()
+    peer.send(structs.replace(packets[3], dup=True))
+    assert peer.take() == [PubRec(4)]
+    assert other.take() == []
 
 
 def test_refuse_is_told_although_others_took_it() -> None:
