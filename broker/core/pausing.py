@@ -82,16 +82,22 @@ def _may_pace(state: State, link: Link, now: float) -> bool:
         link.progress_mark = taken
         link.progress_at = now
         link.stuck = False
-    elif now - link.progress_at >= _SOLE_GRACES * link.limits.slow_subscriber_grace_s:
+    elif now >= _progress_due_at(link):
         link.stuck = True
     return not link.stuck
+
+
+def _progress_due_at(link: Link) -> float:
+    """Worked out in one way only: by another one, of floats, it may not be due yet when its timer is, and a clock that stands still would go on
+    with nothing else."""
+    return link.progress_at + _SOLE_GRACES * link.limits.slow_subscriber_grace_s
 
 
 def _set_deadline(state: State, link: Link) -> None:
     """Wake when the credit is spent, or when it is to be seen whether it takes enough, whichever comes first."""
     pausing = link.pausing
     assert pausing is not None
-    at = link.progress_at + _SOLE_GRACES * link.limits.slow_subscriber_grace_s
+    at = _progress_due_at(link)
     if link.charging:
         credit_at = link.credit_at + link.credit_s
         if credit_at < at or not any(pausing.values()):

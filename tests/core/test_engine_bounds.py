@@ -701,6 +701,20 @@ def test_a_drip_is_no_progress() -> None:
     assert len(receiver.messages()) + world.dropped("overflow") == sent
 
 
+def test_that_it_is_stuck_is_seen_when_its_timer_says_so() -> None:
+    """Though seconds are floats: 1021.1 and five more are 1026.1, and 1026.1 less 1021.1 is a little less than five."""
+    assert 1026.1 - 1021.1 < 5.0
+    world, publisher, receiver = slow()
+    world.now = 1021.1
+    fill(publisher, 150)
+    assert publisher.link.paused
+    assert not receiver.link.stuck
+    world.now = world.engine.next_deadline()
+    world.settle(1000)
+    assert receiver.link.stuck
+    assert not publisher.link.paused
+
+
 def test_as_little_as_progress_may_be() -> None:
     world, _, receiver, sent, paused_s = drip(4.0, 200.0)
     assert not world.state.dropped
