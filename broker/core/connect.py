@@ -55,6 +55,7 @@ def on_connect(state: State, link: Link, packet: Connect, now: float) -> None:
     properties = packet.properties
     if properties is not NO_PROPERTIES:
         link.packet_bytes_max = properties.maximum_packet_size or PACKET_BYTES_LARGEST
+        link.receive_maximum = properties.receive_maximum or PACKET_ID_MAX
         link.problem_information = properties.request_problem_information != 0
     link.connect = packet
     refusal = _check(state, link, packet)
@@ -228,10 +229,8 @@ def accept(state: State, link: Link, now: float, final_data: bytes | None = None
     if state.connected_count > state.counters.clients_maximum:
         state.counters.clients_maximum = state.connected_count
     state.observer.connected(link)
-    receive_maximum = packet.properties.receive_maximum or 65_535
-    session.sender.begin(min(receive_maximum, link.limits.inflight_count_max))
-    session.receiver.begin(link.limits.receive_maximum if link.is_mqtt_5 else PACKET_ID_MAX)  # 3.1.1 has no Receive Maximum
     if present:
+        session.resume(link)
         for packet_id in session.sender.released:  # [MQTT5-4.4.0-1]
             state.send(link, encode(PubRel(packet_id), link.version))
         pump(state, link, now)

@@ -88,7 +88,9 @@ def deliver(
 
 def may_send(state: State, session: Session, link: Link) -> bool:
     """May one more QoS 1 or 2 message be under way? When all of memory is full, only to a client with nothing unsent or unacknowledged."""
-    if session.sender.quota <= 0 or session.inflight_bytes >= state.limits.inflight_bytes_max:
+    if session.sender.quota <= 0 and session.own_sender(link).quota <= 0:
+        return False
+    if session.inflight_bytes >= state.limits.inflight_bytes_max:
         return False
     return not (session.inflight_bytes or link.outbox.counted_bytes) or not state.over_memory(0)
 
@@ -206,17 +208,19 @@ def _expired(state: State, link: Link, delivery: Delivery, now: float) -> bool:
 
 def _replay(state: State, link: Link, session: Session, now: float) -> bool:
     """One step of the oldest retained replay; False when it has to wait for acknowledgements."""
-    filter, replay = next(iter(session.replays.items()))
+    replays = session.replays
+    assert replays is not None
+    filter, replay = next(iter(replays.items()))
     # A subscription renewed meanwhile goes on with its newest options.
     subscription = replay.subscription if session.ended else session.subscriptions[filter]
     count = REPLAY_BATCH_COUNT
     if subscription.qos > 0:
-        count = min(count, session.sender.quota)
         if session.queue.count or session.sender.resend or not may_send(state, session, link):
             return False
+        count = min(count, session.sender.quota)
     batch = replay.cursor.next_batch(REPLAY_VISITS_COUNT, count, now, REPLAY_BATCH_BYTES)
     if replay.cursor.exhausted:
-        del session.replays[filter]
+        del replays[filter]
     state.work += REPLAY_STEP_WORK + len(batch)
     _send_kept(state, link, session, subscription, batch, now)
     return True
@@ -313,7 +317,7 @@ def _wait(state: State, session: Session, queue: WaitingQueue, delivery: Deliver
 
 def wait_run(state: State, link: Link, session: Session, run: WaitingRun, now: float) -> None:
     """As `deliver` for each message of it, where none can leave at once: it waits, or its rule acts, in a few steps."""
-    queue = link.outbox.waiting
+    queue = link.outbox.own_queue()
     total = run.count
     places = _places(state, link, run.size)
     if total <= places:
@@ -349,7 +353,7 @@ def _wait_latest(state: State, link: Link, session: Session, run: WaitingRun, no
     while run.count:
         places = min(_places(state, link, run.size), run.count)
         if places:
-            link.outbox.waiting.append_run(run.first(places))
+            link.outbox.own_queue().append_run(run.first(places))
             run.skip(places)
         if run.count:
             order = run.order
@@ -377,9 +381,9 @@ def _over_memory(state: State, size: int, connected: bool) -> bool:
 
 def _wait_in_outbox(state: State, link: Link, session: Session, delivery: Delivery, now: float) -> bool:
     limits = link.limits
-    return _wait(state, session, link.outbox.waiting, delivery, limits.outbox_count_max, limits.outbox_bytes_max, "overflow", now)
+    return _wait(state, session, link.outbox.own_queue(), delivery, limits.outbox_count_max, limits.outbox_bytes_max, "overflow", now)
 
 
 def _wait_in_session(state: State, session: Session, delivery: Delivery, now: float) -> bool:
     limits = session.limits
-    return _wait(state, session, session.queue, delivery, limits.queue_count_max, limits.queue_bytes_max, "queue-full", now)
+    return _wait(state, session, session.own_queue(), delivery, limits.queue_count_max, limits.queue_bytes_max, "queue-full", now)

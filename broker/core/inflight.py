@@ -18,7 +18,7 @@ Receiver: a QoS 2 id is held from its first PUBLISH to its PUBREL; a PUBLISH wit
 from __future__ import annotations
 
 from collections import deque
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from broker.core.id_table import IdTable
 from broker.core.packet_ids import PacketIds, any_of, in_turn, single
@@ -61,6 +61,7 @@ class Sender(Generic[M]):
 
         The caller sends a PUBREL for each id in `released`, then drains `resend` while `quota` lasts [MQTT5-4.4.0-1].
         """
+        assert self is not NO_SENDER
         # A released id takes no quota on a new connection; so that the two together never use up the ids [MQTT5-2.2.1-4], it lowers the limit there.
         released_count = len(self.released)
         self.quota = self.quota_max = min(quota_max, PACKET_ID_MAX - released_count)
@@ -201,6 +202,7 @@ class Receiver:
 
     def begin(self, receive_maximum: int) -> None:
         """A connection begins. What was held before does not count against its Receive Maximum, which is no part of the Session (MQTT 5.0, 4.9)."""
+        assert self is not NO_RECEIVER
         self.held_count_max = min(PACKET_ID_MAX, len(self.held) + receive_maximum)
 
     def on_publish(self, packet_id: int) -> bool:
@@ -216,3 +218,8 @@ class Receiver:
             del self.held[packet_id]
             return True
         return False
+
+
+NO_SENDER: Final[Sender[Any]] = Sender()
+NO_RECEIVER: Final = Receiver()
+"""What all Sessions share that have never sent, or received, such a message, which are most. They stay empty: without a quota nothing is sent."""

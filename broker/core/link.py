@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from broker.core.inflight import PACKET_ID_MAX
 from broker.core.limits import outbox_mark
 from broker.core.outbox import Outbox
 from broker.wire.framing import FrameDecoder
@@ -41,8 +42,8 @@ class Link:
         "charging", "client_id", "closing", "connect", "credit_at", "credit_s", "deadline", "decoder", "error", "keep_alive_s", "known_topics",
         "last_received_at", "leaving", "limits", "listener", "mount_point", "outbox", "outbox_bytes_high", "packet_bytes_max", "passed",
         "passed_count", "passed_last", "passed_to", "passing_bytes_max", "pause_deadline", "paused", "paused_by", "pausing", "peer", "phase",
-        "problem_information", "progress_at", "progress_mark", "promised", "rate", "ready", "receiving_bytes", "refusal", "session", "stuck",
-        "transport", "username", "version",
+        "problem_information", "progress_at", "progress_mark", "promised", "rate", "ready", "receive_maximum", "receiving_bytes", "refusal",
+        "session", "stuck", "transport", "username", "version",
     )  # fmt: skip
 
     def __init__(self, peer: str, listener: str, transport: object, allowance: Allowance, account: Account, access: Access, now: float) -> None:
@@ -101,6 +102,8 @@ class Link:
         """The limits that its CONNACK told of: what they allow stays allowed, though the broker's own change."""
         self.packet_bytes_max = PACKET_BYTES_LARGEST
         """The client's Maximum Packet Size."""
+        self.receive_maximum = PACKET_ID_MAX
+        """The client's, of what we send."""
         self.passing_bytes_max = 0
         """Its outbox has to stay below this with a QoS 0 frame that is passed to it as it came: below the high mark, and what its client
         takes. 0 if it is sent aliases."""
@@ -142,6 +145,16 @@ class Link:
     @property
     def is_mqtt_5(self) -> bool:
         return self.version >= MQTT_5
+
+    @property
+    def inflight_count_max(self) -> int:
+        """So many messages at QoS 1 and 2 may be under way to it."""
+        return min(self.receive_maximum, self.promised.inflight_count_max)
+
+    @property
+    def held_count_max(self) -> int:
+        """And so many at QoS 2 from it. 3.1.1 has no Receive Maximum."""
+        return self.promised.receive_maximum if self.version >= MQTT_5 else PACKET_ID_MAX
 
     def describe(self) -> str:
         """For log lines: the client and where it is."""

@@ -7,7 +7,7 @@ is encoded when bytes drain: expiry, overflow, aliases and size limits act at th
 
 from __future__ import annotations
 
-from broker.core.waiting import Account, WaitingQueue
+from broker.core.waiting import NOTHING_WAITS, Account, WaitingQueue
 
 
 class Outbox:
@@ -24,7 +24,7 @@ class Outbox:
         self.account: Account | None = account
         self.counted_bytes = 0
         """So many of them are in the account. More than 0: its socket has been full, and has not taken all since."""
-        self.waiting = WaitingQueue(account)
+        self.waiting: WaitingQueue = NOTHING_WAITS
         """QoS 0 messages not yet encoded. (QoS 1 and 2 wait in the Session, which outlives this.)"""
         self.sent_bytes_total = 0
 
@@ -32,6 +32,12 @@ class Outbox:
         """Commit whole frames."""
         self.chunks.append(frames)
         self.committed_bytes += len(frames)
+
+    def own_queue(self) -> WaitingQueue:
+        """`waiting`, for something that is to wait: made for the first."""
+        if self.waiting is NOTHING_WAITS:
+            self.waiting = WaitingQueue(self.account)
+        return self.waiting
 
     def count(self) -> None:
         """Bring the account up to date with what is committed."""

@@ -40,11 +40,12 @@ def on_publish(state: State, link: Link, packet: Publish, now: float) -> None:
         raise ProtocolError("PUBLISH with RETAIN, which is not supported", ReasonCode.RETAIN_NOT_SUPPORTED)  # [MQTT5-3.2.2-14]
     topic = _topic(link, packet) if not link.mount_point else link.mount_point + _topic(link, packet)
     if packet.qos == 2:
-        if packet.packet_id in session.receiver.held:
+        receiver = session.own_receiver(link)
+        if packet.packet_id in receiver.held:
             _answer_pubrec(state, link, packet.packet_id, ReasonCode.SUCCESS)  # [MQTT5-4.3.3-10]
             return
         # 3.1.1 was told of no maximum: there the 65,535 numbers are the bound.
-        if link.is_mqtt_5 and len(session.receiver.held) >= session.receiver.held_count_max:
+        if link.is_mqtt_5 and len(receiver.held) >= receiver.held_count_max:
             raise ProtocolError("more unfinished QoS 2 messages than the Receive Maximum", ReasonCode.RECEIVE_MAXIMUM_EXCEEDED)  # [MQTT5-3.3.4-7]
     interval = properties.message_expiry_interval
     expires_at = math.inf if interval is None else now + interval

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from broker.core import pausing
 from broker.core.delivery import deliver
-from broker.core.inflight import PACKET_ID_MAX
+from broker.core.inflight import NO_RECEIVER, NO_SENDER, PACKET_ID_MAX
 from broker.core.packet_ids import PacketIds, packet_ids
 from broker.core.plain_properties import plain_stop
 from broker.core.publish import recognise
@@ -84,9 +84,14 @@ def publish_run(state: State, link: Link, session: Session, data: bytes, positio
         return 0
     # The run: frames that begin with the very same bytes, no longer than what one message may keep alive, nor than the budget.
     count_max = min(RUN_BYTES_MAX // size, (state.limits.work_per_turn_max - state.work) // len(targets))
-    held_count_max = session.receiver.held_count_max if is_mqtt_5 else PACKET_ID_MAX
+    held_count_max = PACKET_ID_MAX
     if qos == 2:
-        count_max = min(count_max, held_count_max - len(session.receiver.held))
+        receiver = session.receiver
+        if receiver is NO_RECEIVER:
+            receiver = session.own_receiver(link)
+        if is_mqtt_5:
+            held_count_max = receiver.held_count_max
+        count_max = min(count_max, held_count_max - len(receiver.held))
     count = alike(data, position, size, id_at, id_at + 2, payload_at, count_max) if position + 2 * size <= end else 1
     ids = packet_ids(data, position + id_at, size, count)
     if not _are_new(session, ids, qos, held_count_max):
@@ -140,6 +145,8 @@ def _give(state: State, link: Link, route: Route, run: PublishRun, ids: PacketId
         recipient = session.link
         sender = session.sender
         qos = run.qos if run.qos < target.qos else target.qos  # [MQTT5-3.8.4-8]
+        if qos > 0 and sender is NO_SENDER and recipient is not None:
+            sender = session.own_sender(recipient)
         if (
             recipient is None
             or (count == 1 and recipient.aliases_out is not None)

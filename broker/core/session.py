@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from broker.core.inflight import Receiver, Sender
+from broker.core.inflight import NO_RECEIVER, NO_SENDER, Receiver, Sender
 from broker.core.mount import is_below
 from broker.core.subscription import Subscription
-from broker.core.waiting import Account, Unacknowledged, WaitingQueue
+from broker.core.waiting import NOTHING_WAITS, Account, Unacknowledged, WaitingQueue
 
 if TYPE_CHECKING:
     from broker.core.access import Access
@@ -31,8 +31,8 @@ class Session:
     """
 
     __slots__ = (
-        "access", "allowance", "asked", "client_id", "dropped", "ended", "expiry_deadline", "expiry_s", "inflight_bytes", "link", "more_places",
-        "mount_point", "order", "queue", "receiver", "replays", "sender", "sink", "subscriptions", "username", "will", "will_deadline",
+        "access", "account", "allowance", "asked", "client_id", "dropped", "ended", "expiry_deadline", "expiry_s", "inflight_bytes", "link",
+        "more_places", "mount_point", "order", "queue", "receiver", "replays", "sender", "sink", "subscriptions", "username", "will", "will_deadline",
     )  # fmt: skip
 
     def __init__(
@@ -48,6 +48,8 @@ class Session:
         self.client_id = client_id
         self.access = access
         self.allowance = allowance
+        self.account = account
+        """Of all that is held for clients."""
         self.username = username
         self.sink = sink
         self.mount_point = mount_point
@@ -58,13 +60,13 @@ class Session:
         """What long and deep ones count for beside one each: `topic_table.more_places`."""
         self.asked: Subscription | None = None
         """The newest one, for the filters that it subscribes to alike."""
-        self.sender: Sender[Unacknowledged] = Sender()
+        self.sender: Sender[Unacknowledged] = NO_SENDER
         self.inflight_bytes = 0
         """What `sender` keeps until it is acknowledged."""
-        self.receiver = Receiver()
-        self.queue = WaitingQueue(account)
+        self.receiver: Receiver = NO_RECEIVER
+        self.queue: WaitingQueue = NOTHING_WAITS
         """QoS 1 and 2 messages not yet sent: the client is away, at its Receive Maximum, or its outbox is full."""
-        self.replays: dict[str, Replay] = {}
+        self.replays: dict[str, Replay] | None = None
         """Retained messages still to be sent for new subscriptions, by Topic Filter."""
         self.order = 0
         self.expiry_s: float = 0.0
@@ -89,23 +91,50 @@ class Session:
             asked = self.asked = Subscription(self, qos, no_local, retain_as_published, identifier)
         return asked
 
+    # ---- what is made when it is first needed ----
+
+    def own_sender(self, link: Link) -> Sender[Unacknowledged]:
+        """`sender`, for something that is to be sent, with the quota that this connection began with."""
+        if self.sender is NO_SENDER:
+            self.sender = Sender()
+            self.sender.begin(link.inflight_count_max)
+        return self.sender
+
+    def own_receiver(self, link: Link) -> Receiver:
+        """`receiver`, for a message that has come at QoS 2."""
+        if self.receiver is NO_RECEIVER:
+            self.receiver = Receiver()
+            self.receiver.begin(link.held_count_max)
+        return self.receiver
+
+    def own_queue(self) -> WaitingQueue:
+        """`queue`, for something that is to wait."""
+        if self.queue is NOTHING_WAITS:
+            self.queue = WaitingQueue(None if self.ended else self.account)
+        return self.queue
+
+    def resume(self, link: Link) -> None:
+        """A client has come back to it: what the last connection allowed holds no more."""
+        if self.sender is not NO_SENDER:
+            self.sender.begin(link.inflight_count_max)
+        if self.receiver is not NO_RECEIVER:
+            self.receiver.begin(link.held_count_max)
+
+    # ---- what is under way ----
+
     def hold(self, size: int) -> None:
         """A message of so many bytes was sent and is to be acknowledged; that of a session which has ended never will be."""
         if self.ended:
             return
         self.inflight_bytes += size
-        account = self.queue.account
-        if account is not None:
-            account.inflight_bytes += size
+        self.account.inflight_bytes += size
 
     def let_go(self, size: int) -> None:
         """It was acknowledged, or will not be sent after all."""
         if self.ended:
             return
         self.inflight_bytes -= size
-        account = self.queue.account
-        if account is not None:
-            account.inflight_bytes -= size
+        self.account.inflight_bytes -= size
 
     def may_receive(self, topic: str) -> bool:
         if self.mount_point and not is_below(self.mount_point, topic):
@@ -124,7 +153,7 @@ class Session:
             return self.sink is not None
         if link.outbox.committed_bytes >= link.outbox_bytes_high:
             return False
-        return qos == 0 or (self.sender.quota > 0 and not self.queue.count)
+        return qos == 0 or (self.own_sender(link).quota > 0 and not self.queue.count)
 
     @property
     def lasts(self) -> bool:

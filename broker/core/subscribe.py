@@ -154,9 +154,11 @@ def _subscribe(state: State, link: Link, session: Session, request: Subscription
     # Never at a shared subscription (4.8.2) [MQTT5-3.3.1-9, -10, -11]; 3.1.1 always sends [MQTT311-3.8.4-3].
     owed = not shared and (request.retain_handling == 0 or (request.retain_handling == 1 and is_new))
     if owed:
+        replays_count = 0
         if session.replays:
             session.replays.pop(filter, None)
-        if len(session.replays) >= limits.retained_replays_count_max:
+            replays_count = len(session.replays)
+        if replays_count >= limits.retained_replays_count_max:
             return ReasonCode.QUOTA_EXCEEDED
     qos = request.qos
     if qos > link.promised.maximum_qos:
@@ -164,6 +166,8 @@ def _subscribe(state: State, link: Link, session: Session, request: Subscription
     subscription = session.subscription(qos, request.no_local, request.retain_as_published, identifier)
     state.topics.add(filter, subscription)
     if owed and state.retained.may_match(filter):
+        if session.replays is None:
+            session.replays = {}
         session.replays[filter] = Replay(state.retained.cursor(filter), subscription)
     return GRANTED[qos]
 

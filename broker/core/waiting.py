@@ -8,7 +8,7 @@ wait for many it is above.
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from broker.core.kept import message_of, size_of
 from broker.core.message import ApplicationMessage
@@ -194,6 +194,7 @@ class WaitingQueue:
         self.bytes = 0
 
     def append(self, delivery: Delivery) -> None:
+        assert self is not NOTHING_WAITS
         if self._entries is None:
             self._entries = deque()
         self._entries.append(delivery)
@@ -207,6 +208,7 @@ class WaitingQueue:
             for delivery in _apart(run):
                 self.append(delivery)
             return
+        assert self is not NOTHING_WAITS
         if self._entries is None:
             self._entries = deque()
         self._entries.append(run)
@@ -287,7 +289,8 @@ class WaitingQueue:
     def clear(self) -> int:
         """Forget everything; how many there were."""
         count = self.count
-        self._count(-count, -self.bytes)
+        if count:
+            self._count(-count, -self.bytes)
         self._entries = None
         self._by_topic = None
         return count
@@ -320,6 +323,10 @@ class WaitingQueue:
         if account is not None:
             account.count += count
             account.bytes += size
+
+
+NOTHING_WAITS: Final = WaitingQueue(None)
+"""What all share who have never had anything waiting, which are most."""
 
 
 def _apart(run: WaitingRun) -> list[Delivery]:

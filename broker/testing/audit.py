@@ -11,10 +11,12 @@ from typing import Final
 
 from broker.core.ending import will_size
 from broker.core.incoming import FREE_BYTES
+from broker.core.inflight import NO_RECEIVER, NO_SENDER
 from broker.core.kept import size_of
 from broker.core.limits import Limits
 from broker.core.link import ENDED, Link
 from broker.core.state import State
+from broker.core.waiting import NOTHING_WAITS
 from broker.testing.ledger import BrokenPromise
 
 ENGINE_TURN_BYTES: Final = 131_072
@@ -110,6 +112,8 @@ class Audit:
                 self._fail(f"a queue says {queue.count}, {queue.bytes} bytes; there are {len(deliveries)}")
         if (state.waiting.count, state.waiting.bytes) != (sum(queue.count for queue in queues), sum(queue.bytes for queue in queues)):
             self._fail(f"the account says {state.waiting.bytes} bytes wait, the queues {sum(queue.bytes for queue in queues)}")
+        if NOTHING_WAITS.count or NO_SENDER.count or NO_SENDER.quota or NO_RECEIVER.held:
+            self._fail("what is to be empty, because all share it who need none of their own, is not")
         inflight = sum(unacknowledged.size for session in state.sessions.values() for unacknowledged in session.sender.unacknowledged.values())
         unsent = sum(link.outbox.counted_bytes for link in state.links)
         behind = 0 if flushing else sum(link.outbox.committed_bytes for link in state.links)

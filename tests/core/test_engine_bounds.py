@@ -218,6 +218,7 @@ def test_a_replay_that_finds_nothing_looks_at_a_bounded_number_of_topics(much_ke
     calls = 1
     assert link.session is not None
     visits_max = (crowd.state.limits.work_per_turn_max // (REPLAY_STEP_WORK + 1) + 1) * REPLAY_VISITS_COUNT
+    assert link.session.replays is not None
     cursors = [replay.cursor for replay in link.session.replays.values()]
     engine.take_ready()
     while engine.next_deadline() <= 0.0:

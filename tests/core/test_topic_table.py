@@ -227,7 +227,6 @@ def member(name: str, group: SharedGroup, *, qos: int = 2, connected: bool = Tru
     access, account = Access(None if allowed else lambda *asked: False), Account()
     allowance = Allowance(Limits(outbox_bytes_high=1_000 if room else 0))
     who = Session(name, access, allowance, account)
-    who.sender.begin(10)
     if connected:
         who.link = Link(name, "", None, allowance, account, access, 0.0)
     made = Subscription(who, qos, False, False, 0)
