@@ -94,8 +94,8 @@ class LineHandler(logging.StreamHandler[TextIO]):
 
     def __init__(self, stream: TextIO | None = None) -> None:
         super().__init__(stream)
-        self._held: list[tuple[float, str, str, str, tuple[object, ...]]] = []
-        """Unix time, level, logger, message, what goes into it."""
+        self._held: list[tuple[float, str, tuple[object, ...]]] = []
+        """Unix time, what is said, and of whom."""
         self._wanted: trio.Event | None = None
         """Set when something is held; None while nobody would write it later."""
 
@@ -104,14 +104,13 @@ class LineHandler(logging.StreamHandler[TextIO]):
         super().setFormatter(formatter)
         self._line = formatter.line
 
-    def hold(self, level: str, name: str, message: str, args: tuple[object, ...]) -> None:
+    def hold(self, text: str, args: tuple[object, ...]) -> None:
         """Only in the thread of the event loop. args: of what does not change."""
         held = self._held
-        held.append((time.time(), level, name, message, args))
-        count = len(held)
-        if self._wanted is None or count == HELD_COUNT_MAX:
+        held.append((time.time(), text, args))
+        if self._wanted is None or len(held) == HELD_COUNT_MAX:
             self.write_held()
-        elif count == 1:
+        elif len(held) == 1:
             self._wanted.set()
 
     def write_held(self) -> None:
@@ -119,8 +118,8 @@ class LineHandler(logging.StreamHandler[TextIO]):
         if not held:
             return
         try:
-            line = self._line
-            self._write("\n".join([line(created, level, name, text % args if args else text) for created, level, name, text, args in held]))
+            line, name = self._line, clients.name
+            self._write("\n".join([line(created, "info", name, text % args if args else text) for created, text, args in held]))
         except Exception:  # as the library does: says so on stderr, if that is open, and goes on
             self.handleError(Record(logger.name, logging.INFO, "", 0, f"{len(held)} lines", None, None))
 
@@ -173,13 +172,13 @@ class ClientLogger(logging.Logger):
     """`broker.clients`, most of whose lines are one for a connect and one for a disconnect: those go to a LineHandler without a record."""
 
     lines: LineHandler | None = None
-    """Where they go, if it is that and nothing else."""
+    """Where they go, if it is that and nothing else, and if the level lets them."""
 
     def info(self, msg: object, *args: object, **kwargs: Any) -> None:
         if self.lines is None or kwargs:
             super().info(msg, *args, **kwargs)
-        elif self.isEnabledFor(logging.INFO):
-            self.lines.hold("info", self.name, str(msg), args)
+        else:
+            self.lines.hold(str(msg), args)
 
 
 def lighten() -> None:
@@ -198,13 +197,14 @@ def configure(level: str, form: str, target: str) -> None:
         old.close()
     logger.addHandler(handler)
     logger.propagate = False
-    if isinstance(clients, ClientLogger):
-        clients.lines = handler if isinstance(handler, LineHandler) else None
     set_level(level)
 
 
 def set_level(level: str) -> None:
     logger.setLevel(LEVELS[level])
+    if isinstance(clients, ClientLogger):
+        handler = logger.handlers[0] if len(logger.handlers) == 1 else None
+        clients.lines = handler if isinstance(handler, LineHandler) and clients.isEnabledFor(logging.INFO) else None
 
 
 def reopen() -> None:

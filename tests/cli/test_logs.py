@@ -136,6 +136,9 @@ async def test_lines_of_clients_are_written_when_the_turn_is_over_and_before_any
         nursery.cancel_scope.cancel()
     clients.info("after the loop: 100%")
     clients.debug("not at this level")
+    logs.set_level("warning")
+    clients.info("nor this one")
+    logs.set_level("info")
     lines = log.read_text().splitlines()
     said = ["before the loop", "connected 'a'", "connected 'b\\n'", "connected 'c'", "refused 'd'", "connected 'e'", "after the loop: 100%"]
     if form == "json":
