@@ -33,5 +33,11 @@ class AuthRequest:
         self.answer_bytes = 0
         """Of the client's last answer."""
 
+    def end(self) -> None:
+        """No answer is wanted any more, so nothing is kept of what it was asked with: not for as long as its peer takes to close, either."""
+        self.done = True
+        self.password = self.data = None
+        self.answers.clear()
+
     def __repr__(self) -> str:
         return f"AuthRequest(client_id={self.client_id!r}, username={self.username!r}, method={self.method!r})"

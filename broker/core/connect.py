@@ -147,7 +147,7 @@ def refuse(state: State, link: Link, reason: ReasonCode, cause: str, now: float)
     link.cause = cause
     link.error = True
     if link.auth is not None:
-        link.auth.done = True
+        link.auth.end()
     link.phase = ENDED
     link.connect = None
     if link.receiving_bytes:
@@ -440,7 +440,7 @@ def authenticated(
     request = link.auth
     if request is None or request.done:
         return
-    request.done = True
+    request.end()
     link.auth = None
     if link.receiving_bytes:
         incoming.count(state, link)

@@ -52,7 +52,7 @@ def leave(state: State, link: Link, now: float, cause: str, *, error: bool, disc
         state.deadlines.cancel(link.auth_deadline)
         link.auth_deadline = None
     if link.auth is not None:
-        link.auth.done = True
+        link.auth.end()
     link.connect = None
     link.known_topics = {}
     link.passed = None

@@ -49,8 +49,10 @@ def abandon(state: State, link: Link) -> None:
 
 
 def leave_account(state: State, link: Link) -> None:
-    """Its stream is gone."""
+    """Its stream is gone, or it is to go."""
     link.decoder.abandon()
+    if link.rate is not None:
+        link.rate.abandon()
     _set(state, link, 0)
 
 

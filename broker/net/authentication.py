@@ -92,6 +92,8 @@ async def ask(inquiry: Inquiry, authenticate: Authenticate, limiter: trio.Capaci
     limiter: None for one that limits itself.
     """
     connection, question = inquiry.connection, inquiry.question
+    if question.done:  # it has gone before its turn came, and what it said of itself with it
+        return
     request = ConnectRequest(inquiry)
     username: str | None = None
     refused: ReasonCode | None = ReasonCode.NOT_AUTHORIZED if question.reauthentication else ReasonCode.SERVER_UNAVAILABLE

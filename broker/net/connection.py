@@ -322,7 +322,7 @@ class Connection:
                     frame_bytes = 0
                 if frame_bytes:
                     transport.read_more(min(READ_BYTES_MORE, missing + max(0, READ_BYTES_MORE - missing) // frame_bytes * frame_bytes))
-            if link.auth is not None and (self.inquiry is None or self.inquiry.question is not link.auth):
+            if link.auth is not None and not link.auth.done and (self.inquiry is None or self.inquiry.question is not link.auth):
                 if alone:
                     continue
                 held = self._ask(link.auth) or held

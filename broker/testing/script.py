@@ -164,8 +164,8 @@ _TEAM: Final[dict[str, Any]] = {"filters": [GROUP_FILTERS[0]], "qos": 2, **_PLAI
 
 
 def _overlap() -> list[Step]:
-    """A first message at QoS 0 that one client has by its very topic and another by a wildcard. By chance that is rare; and only at the end is it sure
-    to be missed, since nobody is owed QoS 0 who has connected again."""
+    """A first message at QoS 0 that one client has by its very topic and another by a wildcard. By chance that is rare; and only at the end is it
+    sure to be missed, since nobody is owed QoS 0 who has connected again."""
     steps: list[Step] = []
     for index, filters in enumerate((["a/2"], ["a/+"])):
         steps += [("network", index, {"delay_s": 0.0, "split_bytes": 0, "capacity_bytes": 65_536}), ("read", index, {"on": True})]

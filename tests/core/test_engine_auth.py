@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from broker.core.auth import AuthRequest
 from broker.reasons import ReasonCode
 from broker.wire.codec import encode
@@ -108,6 +110,34 @@ def test_who_goes_away_is_not_asked_about_any_more() -> None:
     world.engine.authenticated(peer.link, "ann", world.now)  # a late answer does nothing
     assert peer.link.session is None
     world.assert_empty()
+
+
+@pytest.mark.parametrize("how", ["refused", "let in", "gone", "late", "another", "challenged"])
+def test_nothing_is_kept_of_what_was_asked_about(how: str) -> None:
+    """Not while its link closes, which its peer may draw out, nor in the question of whoever asked."""
+    world = asking(connect_timeout_s=10)
+    peer = world.peer()
+    if how == "challenged":
+        peer.send(Connect("a", properties=method(b"secret")))
+        challenge(peer, b"?")
+        asked = question(peer)
+        peer.send(Auth(CONTINUE, method(b"secret")))
+    else:
+        peer.send(Connect("a", username="ann", password=b"secret"))
+        asked = question(peer)
+    if how == "gone":
+        peer.detach()
+    elif how == "late":
+        world.after(10)
+    elif how == "another":
+        peer.give(b"\x00\x00" * 40_000)
+    else:
+        answer(peer, "ann", refused=None if how == "let in" else ReasonCode.NOT_AUTHORIZED)
+    assert asked.done
+    assert peer.link.connected == (how == "let in")
+    assert asked.password is None
+    assert asked.data is None
+    assert not asked.answers
 
 
 def test_who_takes_too_long_is_closed() -> None:

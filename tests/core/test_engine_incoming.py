@@ -217,6 +217,20 @@ def test_who_has_fallen_silent_gives_way_before_who_goes_on() -> None:
     assert [peer.link.closing for peer in silent].count(True) in (4, 5, 6)
 
 
+def test_who_gives_way_keeps_nothing_that_its_rate_held_back() -> None:
+    """It is counted no more, and its peer may take its time to close."""
+    world = World(memory_bytes_max=800_000, receive_bytes_per_s_max=100)
+    crowd = [world.client(f"fast{number}") for number in range(4)]
+    for peer in crowd:
+        peer.give(encode(Publish("nobody", bytes(100)), MQTT_5) * 400)
+    ended = [peer.link for peer in crowd if peer.link.closing]
+    assert ended
+    for link in ended:
+        assert link.rate is not None
+        assert (link.rate.held_bytes, link.decoder.held_bytes) == (0, 0)
+    assert receiving(world) <= 100_000
+
+
 @pytest.mark.parametrize("version", [MQTT_5, MQTT_311])
 def test_who_holds_little_never_gives_way(version: int) -> None:
     world = World(memory_bytes_max=80_000)

@@ -199,6 +199,24 @@ async def test_who_leaves_while_waiting_for_a_turn_takes_none(autojump_clock: Mo
         assert trio.current_time() == 4
 
 
+async def test_who_was_refused_before_it_could_be_asked_about_is_not() -> None:
+    asked = []
+
+    async def authenticate(request: ConnectRequest) -> str | None:
+        asked.append(request.client_id)
+        return "somebody"
+
+    async with served(authenticate) as (_, client):
+        hasty, other = client(), client()
+        connect = Connect("hasty", 5, True, properties=Properties(authentication_method="SCRAM", authentication_data=b"secret"))
+        await hasty.send(connect, PingReq())  # nothing but AUTH may come before CONNACK
+        answer = await hasty.receive()
+        assert isinstance(answer, ConnAck)
+        assert answer.reason == ReasonCode.PROTOCOL_ERROR
+        assert await reason(other, "other") == YES
+        assert asked == ["other"]
+
+
 @pytest.mark.parametrize(
     "fault",
     [RuntimeError("x"), trio.TooSlowError(), trio.BrokenResourceError(), ExceptionGroup("x", [ValueError()]), OSError(32, "broken"), KeyError()],
