@@ -28,7 +28,19 @@ from broker.core.limits import Limits
 from broker.core.message import ApplicationMessage
 from broker.core.session import Session
 from broker.errors import BrokerError, ConfigError
-from broker.messages import Message, Overflow, Payload, QoS, UserProperties, Version, check_qos, check_topic_name, message_properties, payload_bytes
+from broker.messages import (
+    Message,
+    Overflow,
+    Payload,
+    QoS,
+    UserProperties,
+    Version,
+    check_qos,
+    check_topic_filter,
+    check_topic_name,
+    message_properties,
+    payload_bytes,
+)
 from broker.metrics import SysTopics
 from broker.net.authentication import Authenticate
 from broker.net.connection import Connection, bytes_underway
@@ -163,6 +175,8 @@ class Broker:
         """
         if not filters:
             raise ValueError("subscribe needs at least one topic filter")
+        for filter in filters:
+            check_topic_filter(filter)
         check_qos(qos)
         channel = MessageChannel(ack="on_receipt", buffer_count_max=buffer_count_max, overflow=overflow)
 

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, Protocol, TypeAlias, Union
 
 from broker.errors import InvalidTopic, shown
 from broker.wire.packets import NO_PROPERTIES, Properties, WillMessage
-from broker.wire.topics import topic_name_fault
+from broker.wire.topics import topic_filter_fault, topic_name_fault
 
 # typing's form, which takes a docstring: see broker/__init__.py.
 Payload: TypeAlias = Union[bytes, bytearray, memoryview, str]  # noqa: UP007
@@ -266,7 +266,7 @@ def whole_seconds(value: float, name: str) -> int:
     """Seconds as the wire's four bytes, rounded up; math.inf is their greatest value. ValueError below 0 or above."""
     if value == math.inf:
         return FOUR_BYTE_MAX
-    seconds = math.ceil(value)
+    seconds = -1 if math.isnan(value) else math.ceil(value)
     if not 0 <= seconds <= FOUR_BYTE_MAX:
         raise ValueError(f"{name} must be between 0 and {FOUR_BYTE_MAX:,} seconds, not {value!r}")
     return seconds
@@ -279,8 +279,19 @@ def check_qos(qos: int) -> int:
 
 
 def check_topic_name(topic: str) -> str:
-    """The topic itself; InvalidTopic says what is wrong with it."""
+    """The topic itself; InvalidTopic says what is wrong with it, and TypeError that it is no text."""
+    if not isinstance(topic, str):
+        raise TypeError(f"a topic must be str, not {type(topic).__name__}")
     fault = topic_name_fault(topic)
     if fault is not None:
         raise InvalidTopic(f"{shown(topic)} is not a topic name: {fault}")
     return topic
+
+
+def check_topic_filter(filter: str) -> None:
+    """InvalidTopic says what is wrong with it, and TypeError that it is no text."""
+    if not isinstance(filter, str):
+        raise TypeError(f"a topic filter must be str, not {type(filter).__name__}; several are several arguments")
+    fault = topic_filter_fault(filter)
+    if fault is not None:
+        raise InvalidTopic(f"{shown(filter)} is not a topic filter: {fault}")

@@ -19,7 +19,7 @@ from broker.client.news import News, NewsIterator
 from broker.client.publishing import Pipeline, new_publish
 from broker.client.requests import new_request
 from broker.client.router import OpenSubscription
-from broker.client.subscribing import RETAIN_HANDLING, check_filter
+from broker.client.subscribing import RETAIN_HANDLING
 from broker.core.client import ClientProtocol
 from broker.errors import ConnectionLost, InvalidTopic, NotSupported, shown
 from broker.messages import (
@@ -30,6 +30,7 @@ from broker.messages import (
     UserProperties,
     Version,
     check_qos,
+    check_topic_filter,
     message_properties,
     user_property_pairs,
     whole_seconds,
@@ -166,6 +167,8 @@ class Client:
         """
         if not filters:
             raise ValueError("subscribe() needs at least one topic filter")
+        for filter in filters:
+            check_topic_filter(filter)
         if len(set(filters)) != len(filters):
             raise ValueError("a topic filter is given twice")
         if group is not None and "/" in group:
@@ -193,7 +196,7 @@ class Client:
         if not filters:
             raise ValueError("unsubscribe() needs at least one topic filter")
         for filter in filters:
-            check_filter(filter)
+            check_topic_filter(filter)
         return await self._driver.subscriber.unsubscribe(filters, user_property_pairs(user_properties))
 
     # ---- requests ----------------------------------------------------------------------------------------------------

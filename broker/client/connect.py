@@ -21,13 +21,16 @@ from broker.client.connection import Connector, password_bytes, unwrap
 from broker.client.driver import Driver
 from broker.client.reconnect import Reconnect
 from broker.core.client import ClientProtocol
+from broker.core.client_connect import connect_packet
 from broker.core.client_state import PACKET_BYTES_MAX, ClientOptions, OnPacket
 from broker.errors import ConnectionLost, NotSupported
 from broker.messages import UserProperties, Version, Will, user_property_pairs, whole_seconds
 from broker.net.dial import Target, dial, parse_url
 from broker.net.memory import memory_stream_pair
 from broker.reasons import ReasonCode
+from broker.wire.codec import encode
 from broker.wire.packets import MQTT_5, MQTT_31, MQTT_311, NO_PROPERTIES, Properties
+from broker.wire.primitives import encode_string
 
 VERSIONS: Final[Mapping[str, int]] = {"5.0": MQTT_5, "3.1.1": MQTT_311, "3.1": MQTT_31}
 
@@ -144,6 +147,12 @@ def connect(
     for name, text in (("client_id", client_id), ("username", username)):
         if text is not None and not isinstance(text, str):
             raise TypeError(f"{name} must be str, not {type(text).__name__}")
+    if will is not None and not isinstance(will, Will):
+        raise TypeError(f"will must be a Will, not {type(will).__name__}")
+    if reconnect is not None and not isinstance(reconnect, Reconnect):
+        raise TypeError(f"reconnect must be a Reconnect, or None for never, not {type(reconnect).__name__}")
+    for name, seconds in (("connect_timeout_s", connect_timeout_s), ("close_grace_s", close_grace_s), ("unclaimed_grace_s", unclaimed_grace_s)):
+        _check_seconds(name, seconds)
     level = VERSIONS.get(version)
     if level is None:
         raise ValueError(f"version must be one of {', '.join(VERSIONS)}, not {version!r}")
@@ -179,6 +188,7 @@ def connect(
         connect_properties=properties,
         disconnect_properties=NO_PROPERTIES if disconnect_properties is None else disconnect_properties,
     )
+    _check_connect(options)
     core = ClientProtocol(options, on_packet)
     core.check_disconnect(options.disconnect_properties)
     address, dialler = _dialler(where, tls, bind_address, nodelay, headers)
@@ -196,7 +206,29 @@ def _authenticating(properties: Properties, auth: Authentication, level: int) ->
     return structs.replace(properties, authentication_method=auth.method)
 
 
+def _check_connect(options: ClientOptions) -> None:
+    """What CONNECT cannot say is told here, and not by every attempt."""
+    for name, text in (("client_id", options.client_id), ("username", options.username or "")):
+        try:
+            encode_string(text)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    try:
+        encode(connect_packet(options, options.client_id, options.clean_start), options.version)
+    except ValueError as error:
+        raise ValueError(f"CONNECT cannot be sent so: {error}") from None
+
+
+def _check_seconds(name: str, value: float) -> None:
+    if not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, not {type(value).__name__}")
+    if not value >= 0:
+        raise ValueError(f"{name} must be 0 or more seconds, not {value!r}")
+
+
 def _check_range(name: str, value: int, least: int, greatest: int) -> None:
+    if not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, not {type(value).__name__}")
     if not least <= value <= greatest:
         raise ValueError(f"{name} must be from {least:,} to {greatest:,}, not {value!r}")
 

@@ -139,12 +139,12 @@ class Connector:
         self._stopping.set()
         if not linger:
             self._linger_s = 0
+        self._scope.deadline = trio.current_time() + self._close_grace_s + 1
         if self._core.state == "connected":
             self._core.disconnect(reason, trio.current_time(), cause="closed by this program")
             self.wake()
         elif self._tasks is not None:
             self._tasks.cancel()
-        self._scope.deadline = trio.current_time() + self._close_grace_s + 1
 
     async def run(self) -> None:
         """All connections, one after another, until `close` or until there will be no other; then `failed`, unless it was closed."""
@@ -364,8 +364,12 @@ def _words(error: BaseException) -> str:
 
 
 def password_bytes(password: str | bytes | None) -> bytes | None:
-    """As CONNECT has it."""
-    return password.encode("utf-8") if isinstance(password, str) else password
+    """As CONNECT has it. TypeError."""
+    if password is None or isinstance(password, bytes):
+        return password
+    if isinstance(password, str):
+        return password.encode("utf-8")
+    raise TypeError(f"password must be str or bytes, not {type(password).__name__}")
 
 
 def unwrap(error: BaseException) -> BaseException:

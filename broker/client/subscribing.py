@@ -12,11 +12,10 @@ from broker.channel import Subscription
 from broker.client.line import Line
 from broker.client.router import OpenSubscription, Router
 from broker.core.client_state import Exchange
-from broker.errors import InvalidTopic, NotSupported, SubscribeRefused, shown
-from broker.messages import QoS
+from broker.errors import NotSupported, SubscribeRefused
+from broker.messages import QoS, check_topic_filter
 from broker.reasons import ReasonCode
 from broker.wire.packets import MQTT_5, SubscriptionRequest
-from broker.wire.topics import topic_filter_fault
 
 RETAIN_HANDLING: Final = {"send": 0, "if-new": 1, "never": 2}
 
@@ -35,12 +34,12 @@ class Subscriber:
     def check(self, filters: tuple[str, ...], no_local: bool, identifier: int | None) -> None:
         """Raises InvalidTopic, NotSupported, ValueError."""
         for filter in filters:
-            check_filter(filter)
+            check_topic_filter(filter)
             if no_local and filter.startswith("$share/"):
                 raise ValueError("no_local cannot be used with a shared subscription")  # [MQTT5-3.8.3-4]
         if identifier is None:
             return
-        if not 1 <= identifier <= 268_435_455:
+        if not isinstance(identifier, int) or not 1 <= identifier <= 268_435_455:
             raise ValueError(f"identifier must be from 1 to 268,435,455, not {identifier!r}")
         core = self._line.core
         if core.version < MQTT_5 or (self._line.connected and not core.capabilities.identifiers):
@@ -156,9 +155,3 @@ class Subscriber:
             for channel in owner.channel.siblings:
                 channel.close(SubscribeRefused(filter, reason))
         owner.subscription.granted = tuple(granted.values())
-
-
-def check_filter(filter: str) -> None:
-    fault = topic_filter_fault(filter)
-    if fault is not None:
-        raise InvalidTopic(f"{shown(filter)} is not a topic filter: {fault}")

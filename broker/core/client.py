@@ -215,9 +215,10 @@ class ClientProtocol:
         self.state = "closing"
 
     def check_disconnect(self, properties: Properties) -> None:
-        """NotSupported before 5.0; ValueError for a Session Expiry Interval that may not be said."""
+        """NotSupported before 5.0; ValueError for what cannot be said, and for a Session Expiry Interval that may not."""
         if properties is not NO_PROPERTIES and self.version < MQTT_5:
             raise NotSupported("properties of DISCONNECT need MQTT 5.0")
+        encode(Disconnect(ReasonCode.SUCCESS, properties), self.version)
         if properties.session_expiry_interval and not self.asked_expiry_s:  # [MQTT5-3.14.2-2]
             raise ValueError(
                 "a session that was to end with its connection cannot be kept by its DISCONNECT: say so with session_expiry_s to connect"
@@ -315,8 +316,8 @@ class ClientProtocol:
 
     def reauthenticate(self) -> None:
         """With what `auth.prepare` was given; `Reauthenticated` tells of success, and the broker's DISCONNECT of the contrary."""
-        self.auth.renewing = True
         self._send(self.auth.packet(ReasonCode.REAUTHENTICATE, self.auth.first))  # [MQTT5-4.12.1-1]
+        self.auth.renewing = True
 
     # ---- publishing --------------------------------------------------------------------------------------------------
 

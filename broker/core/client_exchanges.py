@@ -53,19 +53,19 @@ class ClientExchanges:
                 raise NotSupported("no_local, retain_as_published and retained need MQTT 5.0")
             if connected:
                 self._check_filter(request.filter)
-        self._check_properties(user_properties)
         exchange = Exchange(tuple(request.filter for request in requests), requests, identifier, user_properties)
+        self._check(exchange)
         self._begin_or_wait(exchange, connected)
         return exchange
 
     def unsubscribe(self, filters: tuple[str, ...], user_properties: _Pairs, *, connected: bool) -> Exchange:
-        self._check_properties(user_properties)
+        exchange = Exchange(filters, user_properties=user_properties)
+        self._check(exchange)
         for filter in filters:
             self.standing.pop(filter, None)
         for earlier in (*self._pending.values(), *self._waiting):
             if earlier.requests:
                 earlier.left.update(set(filters).intersection(earlier.filters))  # its SUBACK may come yet
-        exchange = Exchange(filters, user_properties=user_properties)
         self._begin_or_wait(exchange, connected)
         return exchange
 
@@ -76,9 +76,11 @@ class ClientExchanges:
             return True
         return False
 
-    def _check_properties(self, user_properties: _Pairs) -> None:
-        if user_properties and self._version < MQTT_5:
+    def _check(self, exchange: Exchange) -> None:
+        """What cannot be sent is a ValueError of the caller's, and not of every connection that would have to send it."""
+        if exchange.user_properties and self._version < MQTT_5:
             raise NotSupported("user_properties need MQTT 5.0")
+        encode(self._packet(exchange, 1), self._version)
 
     def _check_filter(self, filter: str) -> None:
         group, plain = split_shared(filter)
@@ -160,22 +162,23 @@ class ClientExchanges:
     def _begin(self, exchange: Exchange) -> None:
         exchange.packet_id = self._sender.reserve_id()
         self._pending[exchange.packet_id] = exchange
+        packet = self._packet(exchange, exchange.packet_id)
+        frame = encode(packet, self._version)
+        if len(frame) > self._capabilities.packet_bytes_max:  # [MQTT5-3.2.2-15]
+            self._end(exchange, (ReasonCode.PACKET_TOO_LARGE,) * len(exchange.filters))
+            return
+        self._send(packet, frame)
+
+    def _packet(self, exchange: Exchange, packet_id: int) -> Subscribe | Unsubscribe:
         identifiers: tuple[int, ...] = ()
         if exchange.identifier is not None and self._capabilities.identifiers:
             identifiers = (exchange.identifier,)
         properties = NO_PROPERTIES
         if self._version >= MQTT_5 and (identifiers or exchange.user_properties):
             properties = Properties(subscription_identifiers=identifiers, user_properties=exchange.user_properties)
-        packet: Subscribe | Unsubscribe
         if exchange.requests:
-            packet = Subscribe(exchange.packet_id, exchange.requests, properties)
-        else:
-            packet = Unsubscribe(exchange.packet_id, exchange.filters, properties)
-        frame = encode(packet, self._version)
-        if len(frame) > self._capabilities.packet_bytes_max:  # [MQTT5-3.2.2-15]
-            self._end(exchange, (ReasonCode.PACKET_TOO_LARGE,) * len(exchange.filters))
-            return
-        self._send(packet, frame)
+            return Subscribe(packet_id, exchange.requests, properties)
+        return Unsubscribe(packet_id, exchange.filters, properties)
 
     def on_acknowledgement(self, packet: SubAck | UnsubAck) -> None:
         exchange = self._pending.get(packet.packet_id)

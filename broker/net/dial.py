@@ -53,9 +53,15 @@ def parse_url(url: str) -> Target:
 
     Parts are percent-decoded. ValueError says what is wrong, without repeating the URL, for it may hold a password.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # its words repeat what stands before the host
+        raise ValueError("the host in the URL is none, or a character before it should be percent-encoded") from None
     scheme = parts.scheme.lower()
-    options = tuple(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True)) if parts.query else ()
+    try:
+        options = tuple(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True)) if parts.query else ()
+    except ValueError:
+        raise ValueError("what follows the ? of the URL is not key=value, or several with & between them") from None
     if parts.fragment:
         raise ValueError("a broker's URL has no #fragment")
     if scheme == "unix":

@@ -53,9 +53,14 @@ async def test_what_may_not_be_said(autojump_clock: trio.testing.MockClock) -> N
             with pytest.raises(ValueError, match="cannot be kept"):
                 await client.disconnect(session_expiry_s=5)
             assert client.connected
+            with pytest.raises(ValueError, match="70000 bytes"):  # which left the scope of `connect` without an end
+                await client.disconnect(user_properties={"a": "x" * 70_000})
+            assert client.connected
         async with connected(version="3.1.1") as (client, _, _):
             with pytest.raises(NotSupported):
                 await client.disconnect(user_properties={"a": "b"})
+    with pytest.raises(ValueError, match="70000 bytes"):
+        connect("mqtt://localhost", disconnect_properties=Properties(reason_string="x" * 70_000))
     with pytest.raises(ValueError, match="cannot be kept"):
         connect("mqtt://localhost", disconnect_properties=Properties(session_expiry_interval=1))
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import traceback
 from typing import Any
 
 import pytest
+import trio
+import trio.testing
 
-from broker import InvalidTopic, connect, open_broker
+from broker import InvalidTopic, Will, connect, open_broker
 
 PAIRS: list[Any] = [{"a": 1}, {"a": b"x"}, [("a",)], [("a", "b", "c")], [1], "ab"]
 
@@ -43,8 +47,83 @@ async def test_what_is_wrong_with_a_topic_is_one_line_however_long_the_topic() -
         (None, {}, "where must be a URL or a Broker, not NoneType"),
         ("mqtt://localhost", {"username": 5}, "username must be str, not int"),
         ("mqtt://localhost", {"client_id": b"x"}, "client_id must be str, not bytes"),
+        ("mqtt://localhost", {"username": "u", "password": 5}, "password must be str or bytes, not int"),
+        ("mqtt://localhost", {"keep_alive_s": 1.5}, "keep_alive_s must be a whole number, not float"),
+        ("mqtt://localhost", {"close_grace_s": "5"}, "close_grace_s must be a number, not str"),
+        ("mqtt://localhost", {"will": "gone"}, "will must be a Will, not str"),
+        ("mqtt://localhost", {"reconnect": True}, "reconnect must be a Reconnect, or None for never, not bool"),
     ],
 )
 def test_connect(where: Any, options: dict[str, Any], said: str) -> None:
     with pytest.raises(TypeError, match=said):
         connect(where, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"client_id": "x" * 70_000}, "client_id: a string of 70000 bytes"),
+        ({"username": "x\0"}, r"username: a string with U\+0000"),
+        ({"username": "x", "password": b"x" * 70_000}, "CONNECT cannot be sent so: 70000 bytes"),
+        ({"user_properties": {"a": "x" * 70_000}}, "CONNECT cannot be sent so: a string of 70000 bytes"),
+        ({"will": Will("a", content_type="x" * 70_000)}, "CONNECT cannot be sent so: a string of 70000 bytes"),
+        ({"close_grace_s": math.nan}, "close_grace_s must be 0 or more seconds, not nan"),
+        ({"connect_timeout_s": -1}, "connect_timeout_s must be 0 or more seconds, not -1"),
+        ({"session_expiry_s": math.nan}, "session_expiry_s must be between 0 and 4,294,967,295 seconds, not nan"),
+    ],
+)
+def test_what_no_connect_can_say(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        connect("mqtt://localhost", **options)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mqtt://ann:[hidden]@localhost",
+        "mqtt://ann:hidden\u2100@localhost",  # in a host it would stand for "a/c"
+        "mqtt://localhost?password=a&hidden",
+        "mqtt://localhost?keep_alive_s=hidden",
+    ],
+)
+def test_no_mistake_in_a_url_shows_what_is_in_it(url: str) -> None:
+    with pytest.raises(ValueError, match="URL") as caught:
+        connect(url)
+    assert "hidden" not in "".join(traceback.format_exception(caught.value))
+
+
+async def test_topics_and_filters_are_text() -> None:
+    wrong: Any
+    async with open_broker() as hub, connect(hub) as client:
+        for wrong in (b"a", 5, ["a"]):
+            for publish in (client.publish, hub.publish):
+                with pytest.raises(TypeError, match=f"a topic must be str, not {type(wrong).__name__}"):
+                    await publish(wrong)
+            for subscribe in (client.subscribe, hub.subscribe):
+                with pytest.raises(TypeError, match=f"a topic filter must be str, not {type(wrong).__name__}"):
+                    async with subscribe(wrong):
+                        pytest.fail("entered")
+            with pytest.raises(TypeError, match="a topic filter must be str"):
+                await client.unsubscribe(wrong)
+        with pytest.raises(TypeError, match="a topic filter must be str"):
+            client.subscribe(wrong, group="g")
+
+
+@pytest.mark.parametrize("away", [False, True])
+async def test_what_no_subscribe_can_say_is_never_under_way(away: bool, autojump_clock: trio.testing.MockClock) -> None:
+    """It waited for an answer that nothing had asked for, and where it waited for a connection it ended the next one."""
+    too_long: Any = {"a": "x" * 70_000}
+    with trio.fail_after(60):
+        async with open_broker() as hub, connect(hub, client_id="me", session_expiry_s=60) as client:
+            if away:
+                hub.drop_clients()
+                while client.connected:
+                    await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(ValueError, match="70000 bytes"):
+                async with client.subscribe("a", user_properties=too_long):
+                    pytest.fail("entered")
+            with pytest.raises(ValueError, match="70000 bytes"):
+                await client.unsubscribe("a", user_properties=too_long)
+            await client.wait_connected()
+            left_at = trio.current_time()
+        assert trio.current_time() == left_at
