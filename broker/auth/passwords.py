@@ -45,7 +45,9 @@ def name_fault(name: str) -> str | None:
         return "a user name in a password file must not contain control characters, nor begin or end with a space"
     if name.startswith("#"):
         return "a line that begins with # is a comment: choose another user name"
-    return f"a user name of more than {NAME_BYTES_MAX:,} bytes is too long" if len(name.encode("utf-8", "replace")) > NAME_BYTES_MAX else None
+    if any("\ud800" <= character <= "\udfff" for character in name):  # of a command line that was not UTF-8
+        return "a user name must be UTF-8"
+    return f"a user name of more than {NAME_BYTES_MAX:,} bytes is too long" if len(name.encode()) > NAME_BYTES_MAX else None
 
 
 def scram_name_fault(name: str) -> str | None:

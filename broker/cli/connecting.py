@@ -114,13 +114,14 @@ async def open_connection(settings: Connection, *, stay: bool) -> AsyncIterator[
         keywords["disconnect_properties"] = settings.properties["disconnect"]
     if settings.debug:
         keywords["on_packet"] = Tracer(with_bytes=settings.debug > 1)
-    async with (
-        connect(
+    auth = authentication_of(settings)
+    try:
+        opened = connect(
             url_of(settings),
             client_id=settings.client_id,
             username=None if settings.auth_method == SCRAM else settings.username,
-            auth=authentication_of(settings),
-            password=None if settings.password is None or settings.auth_method is not None else settings.password.newest,
+            auth=auth,
+            password=None if settings.password is None or auth is not None else settings.password.newest,
             version=settings.version,
             keep_alive_s=settings.keep_alive_s,
             clean_start=settings.clean_start,
@@ -132,9 +133,10 @@ async def open_connection(settings: Connection, *, stay: bool) -> AsyncIterator[
             # An alias would be printed (%A, %j) though nobody asked for one; -D connect topic-alias-maximum does ask.
             topic_alias_maximum=0,
             **keywords,
-        ) as client,
-        trio.open_nursery() as nursery,
-    ):
+        )
+    except ValueError as error:  # what no packet can say
+        raise Failure(str(error), WRONG_USAGE) from error
+    async with opened as client, trio.open_nursery() as nursery:
         if stay:
             nursery.start_soon(_tell, client, settings)
         yield client

@@ -55,6 +55,8 @@ def command(
     password: str | None,
 ) -> int:
     _check_words(create, batch, delete, upgrade, scheme, user, password)
+    if os.path.exists(file) and not os.path.isfile(file):
+        raise Failure(f"{file}: is not a file")  # and must not become one: /dev/null is everybody's
     try:
         if upgrade:
             return _upgrade(file, scheme, iterations)
@@ -115,11 +117,17 @@ def _password(given: str | None, user: str) -> bytes:
     if given is None and sys.stdin is not None and sys.stdin.isatty():
         from getpass import getpass
 
-        given = getpass(f"Password for {user}: ")
-        if given and getpass("Again: ") != given:
-            raise Failure("the two passwords are not the same; nothing was changed")
-    elif given is None:
-        given = "" if sys.stdin is None else sys.stdin.readline().rstrip("\r\n")
-    if not given:
+        try:
+            given = getpass(f"Password for {user}: ")
+            if given and getpass("Again: ") != given:
+                raise Failure("the two passwords are not the same; nothing was changed")
+        except (EOFError, KeyboardInterrupt):
+            print(file=sys.stderr)  # the prompt's line
+            raise Failure("no password was given; nothing was changed") from None
+    if given is not None:
+        data = given.encode("utf-8", "surrogateescape")
+    else:
+        data = b"" if sys.stdin is None else sys.stdin.buffer.readline().rstrip(b"\r\n")
+    if not data:
         raise Failure("the password is empty; nothing was changed")
-    return given.encode("utf-8", "surrogateescape")
+    return data

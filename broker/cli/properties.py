@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeAlias
 
+from broker.cli.values import TEXT_BYTES_MAX, is_text
 from broker.wire.packets import Properties
 
 Reader: TypeAlias = Callable[[str], Any]
@@ -31,16 +32,17 @@ def _whole_number(maximum: int, minimum: int = 0) -> Reader:
 
 
 def _text(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise PropertyFault("text in UTF-8 expected") from None
+    if not is_text(text) or "\0" in text or len(text.encode()) > TEXT_BYTES_MAX:
+        raise PropertyFault(f"text in UTF-8 of at most {TEXT_BYTES_MAX:,} bytes expected")
     return text
 
 
 def _binary(text: str) -> bytes:
     # The words of a command line are bytes; what was not UTF-8 comes back as it was given.
-    return text.encode("utf-8", "surrogateescape")
+    data = text.encode("utf-8", "surrogateescape")
+    if len(data) > TEXT_BYTES_MAX:
+        raise PropertyFault(f"at most {TEXT_BYTES_MAX:,} bytes expected")
+    return data
 
 
 _FLAG: Final = _whole_number(1)

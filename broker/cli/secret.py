@@ -55,9 +55,10 @@ def secret_of(in_url: str | None, params: Mapping[str, Any]) -> Secret | None:
     assert value is not None
     if option == "--pw-file":
         return Secret(option, _from_file(value), value if os.path.isfile(value) else None)
-    if option == "--pw-env":
-        return Secret(option, _from_environment(value))
-    return Secret(option, os.fsencode(value))
+    data = _from_environment(value) if option == "--pw-env" else os.fsencode(value)
+    if len(data) > BYTES_MAX:
+        raise click.UsageError(f"{option}: the password is longer than {BYTES_MAX:,} bytes, the most that a packet holds")
+    return Secret(option, data)
 
 
 def _from_file(path: str) -> bytes:

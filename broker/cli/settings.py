@@ -167,7 +167,7 @@ def _session_of(params: Mapping[str, Any], version: str) -> tuple[str, float]:
     if expiry is None:
         # Before 5.0 the Clean Session flag alone says it: what is kept is kept for ever.
         expiry = math.inf if params["keep_session"] and version == "5.0" else 0.0
-    if params["client_id"] is None and (params["keep_session"] or expiry == math.inf):
+    if not params["client_id"] and (params["keep_session"] or expiry == math.inf):
         raise click.UsageError(f"{'-c' if params['keep_session'] else '-x'} needs a client id (-i) to find the session again by")
     if params["client_id"] is not None:
         return params["client_id"], expiry

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import subprocess
+import os
 import sys
 from getpass import getuser
 from pathlib import Path
@@ -56,6 +57,22 @@ def test_users_come_and_go(tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
     carl = load_passwords(path).get("carl")
     assert carl is not None
     assert carl.verifies(b"plain")
+    assert run("passwd", *quick, file, "dora", stdin=b"\xff\r\n").returncode == 0  # bytes, as MQTT has them
+    dora = load_passwords(path).get("dora")
+    assert dora is not None
+    assert dora.verifies(b"\xff")
+
+
+def test_what_is_no_file_does_not_become_one(tmp_path: Path) -> None:
+    """As root, `passwd -c /dev/null` put a file in its place."""
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("this system has no named pipes")
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    for words in (["-c", "-b", str(path), "ann", "x"], ["-D", str(path), "ann"], ["-U", str(path)]):
+        done = run("passwd", *words)
+        assert (done.returncode, only_line(done.stderr)) == (1, f"broker: {path}: is not a file")
+    assert path.is_fifo()
 
 
 def test_argon2id_and_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
@@ -83,6 +100,7 @@ def test_argon2id_and_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (["-U", "F", "ann"], "nothing else"),
         (["-c", "-b", "F", "a:b", "x"], "colon"),
         (["-I", "0", "-c", "-b", "F", "a", "x"], "-I"),
+        (["-c", "-b", "F", "a\udcff", "x"], "must be UTF-8"),
     ],
 )
 def test_wrong_usage(words: list[str], line: str, capfd: pytest.CaptureFixture[str]) -> None:
@@ -90,10 +108,28 @@ def test_wrong_usage(words: list[str], line: str, capfd: pytest.CaptureFixture[s
     assert line in only_line(capfd.readouterr().err.encode())
 
 
+@pytest.mark.parametrize("keys", [(b"\x04",), (b"\x03",), (b"geheim\n", b"\x04")], ids=["end of file", "interrupt", "end of file, the second time"])
+def test_a_terminal_that_gives_none_is_a_failure(tmp_path: Path, keys: tuple[bytes, ...]) -> None:
+    pty = pytest.importorskip("pty")
+    path = tmp_path / "passwords"
+    child, master = pty.fork()
+    if child == 0:
+        os.execv(sys.executable, [*BROKER, "passwd", "-I", "10", "-c", str(path), "ann"])
+    seen = b""
+    for prompt, key in zip((b"Password for ann: ", b"Again: "), keys, strict=False):
+        while prompt not in seen:
+            seen += os.read(master, 1000)
+        os.write(master, key)
+    while b"no password was given; nothing was changed" not in seen:
+        seen += os.read(master, 1000)
+    _, status = os.waitpid(child, 0)
+    os.close(master)
+    assert os.waitstatus_to_exitcode(status) == 1
+    assert not path.exists()
+
+
 def test_a_terminal_is_asked_twice_without_echo(tmp_path: Path) -> None:
     pty = pytest.importorskip("pty")
-    import os
-
     path = tmp_path / "passwords"
     child, master = pty.fork()
     if child == 0:

@@ -55,6 +55,9 @@ BAD = [
     (["connect", "receive-maximum", "many"], "not 'many'"),
     (["publish", "payload-format-indicator", "2"], "from 0 to 1"),
     (["publish", "content-type", "\udcff"], "UTF-8"),
+    (["publish", "content-type", "x" * 70_000], "publish content-type: text in UTF-8 of at most 65,535 bytes expected"),
+    (["publish", "user-property", "a", "x\0"], "publish user-property: text in UTF-8"),
+    (["publish", "correlation-data", "x" * 70_000], "publish correlation-data: at most 65,535 bytes expected"),
     (["publish", "message-expiry-interval", "-1"], "from 0 to"),
 ]
 

@@ -328,6 +328,22 @@ def test_nobody_answers(closed_port: str, run_here: Run) -> None:
     assert "broker serve" in line
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["-u", "ann", "-P", "x" * 70_000], "-P: the password is longer than 65,535 bytes"),
+        (["-L", f"mqtt://{'x' * 70_000}@localhost:1/a"], "username: a string of 70000 bytes"),
+        (["-L", "mqtt://a%00b@localhost:1/a"], "username: a string with U+0000"),
+        (["-t", "a", "-c", "-i", ""], "-c needs a client id"),
+    ],
+    ids=["password", "user in URL", "U+0000", "empty client id"],
+)
+def test_what_no_packet_can_say_is_wrong_usage(words: list[str], said: str, run_here: Run) -> None:
+    done = run_here("pub", *([] if "-L" in words or "-t" in words else ["-t", "a"]), "-m", "x", *words)
+    assert done.returncode == 2
+    assert said in only_line(done.stderr)
+
+
 def test_a_name_is_not_found(run_here: Run) -> None:
     done = run_here("pub", "-t", "x", "-m", "y", "-h", "nobody.invalid")
     assert done.returncode == 1
