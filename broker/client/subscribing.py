@@ -39,7 +39,9 @@ class Subscriber:
                 raise ValueError("no_local cannot be used with a shared subscription")  # [MQTT5-3.8.3-4]
         if identifier is None:
             return
-        if not isinstance(identifier, int) or not 1 <= identifier <= 268_435_455:
+        if not isinstance(identifier, int):
+            raise TypeError(f"identifier must be a whole number, not {type(identifier).__name__}")
+        if not 1 <= identifier <= 268_435_455:
             raise ValueError(f"identifier must be from 1 to 268,435,455, not {identifier!r}")
         core = self._line.core
         if core.version < MQTT_5 or (self._line.connected and not core.capabilities.identifiers):

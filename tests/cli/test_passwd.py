@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
-import os
 import sys
 from getpass import getuser
 from pathlib import Path
