@@ -226,6 +226,7 @@ class Engine:
             session = link.session if link.session is not None else link.leaving
             if outbox.waiting.count or (session is not None and (session.queue.count or session.replays or session.sender.resend)):
                 state.work = 0
+                outbox.count()  # what it has sent is in nobody's way any more, and in its own client's least of all
                 pump(state, link, now)
             if link.pausing is not None and not outbox.waiting.count:
                 pausing.release(state, link, now)

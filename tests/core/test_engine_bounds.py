@@ -702,6 +702,27 @@ def test_a_drip_is_no_progress() -> None:
     assert len(receiver.messages()) + world.dropped("overflow") == sent
 
 
+def test_all_that_is_retained_for_a_client_comes_where_memory_is_full() -> None:
+    """One at a time, each as soon as the one before it is sent or acknowledged."""
+    world = World()
+    publisher, stuck = world.client("p"), world.client("stuck")
+    for name in ("a", "b", "c"):
+        publisher.publish(f"{name}/0", b"0", 0, retain=True)
+        publisher.publish(f"{name}/1", b"1", 1, 1, retain=True)
+    stuck.subscribe(("t", 1))
+    publisher.publish("t", bytes(20_000), 1, 1)
+    world.engine.set_limits(Limits(memory_bytes_max=20_000), world.now)
+    assert world.state.over_memory(0)
+    reader = world.client("r")
+    reader.subscribe(("a/0", 1), ("a/1", 1), ("b/0", 1), ("b/1", 1), ("c/#", 1))
+    came: list[str] = []
+    while got := reader.messages():
+        came += [message.topic for message in got]
+        reader.send(*(PubAck(message.packet_id) for message in got if message.qos))
+    assert sorted(came) == ["a/0", "a/1", "b/0", "b/1", "c/0", "c/1"]
+    assert not reader.link.session.replays
+
+
 def test_that_it_is_stuck_is_seen_when_its_timer_says_so() -> None:
     """Though seconds are floats: 1021.1 and five more are 1026.1, and 1026.1 less 1021.1 is a little less than five."""
     assert 1026.1 - 1021.1 < 5.0
