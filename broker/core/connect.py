@@ -387,7 +387,7 @@ def on_auth(state: State, link: Link, packet: Auth, now: float) -> None:
         raise ProtocolError("AUTH with another Authentication Method than its CONNECT's")  # [MQTT5-4.12.0-5]
     request = link.auth
     if packet.reason == ReasonCode.CONTINUE_AUTHENTICATION:  # [MQTT5-4.12.0-3]
-        if request is None or request.done or request.answers:
+        if request is None or not request.challenged:  # or that has been answered, which nobody would look at before the next challenge
             raise ProtocolError("an AUTH that nobody asked for")
         answer = properties.authentication_data or b""
         request.answers.append(answer)

@@ -316,6 +316,25 @@ def test_again_twice_at_once_or_unasked() -> None:
     assert peer.ends_with(ReasonCode.PROTOCOL_ERROR)
 
 
+def test_an_answer_to_nothing() -> None:
+    """It would be given out for the answer to whatever is asked later."""
+    world = asking()
+    peer = world.peer()
+    peer.send(Connect("a", properties=method(b"first")), Auth(CONTINUE, method(b"second")))
+    assert peer.ends_with(ReasonCode.PROTOCOL_ERROR)
+    peer = world.peer()
+    peer.send(Connect("a", properties=method(b"first")))
+    challenge(peer, b"?")
+    peer.take()
+    peer.send(Auth(CONTINUE, method(b"second")))
+    assert question(peer).answers.popleft() == b"second"
+    peer.send(Auth(CONTINUE, method(b"third")))
+    assert peer.ends_with(ReasonCode.PROTOCOL_ERROR)
+    peer = connected_with_method(world)
+    peer.send(Auth(AGAIN, method()), Auth(CONTINUE, method(b"second")))
+    assert peer.ends_with(ReasonCode.PROTOCOL_ERROR)
+
+
 def test_the_end_of_the_connection_ends_a_second_authentication() -> None:
     peer = connected_with_method(asking())
     peer.send(Auth(AGAIN, method()))
