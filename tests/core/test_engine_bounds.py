@@ -720,7 +720,7 @@ def test_all_that_is_retained_for_a_client_comes_where_memory_is_full() -> None:
         came += [message.topic for message in got]
         reader.send(*(PubAck(message.packet_id) for message in got if message.qos))
     assert sorted(came) == ["a/0", "a/1", "b/0", "b/1", "c/0", "c/1"]
-    assert not reader.link.session.replays
+    assert not world.state.sessions["r"].replays
 
 
 def test_that_it_is_stuck_is_seen_when_its_timer_says_so() -> None:
