@@ -6,15 +6,17 @@ whatever kind, gives that shield its deadline. What the body raises comes out ba
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import logging
 import math
+import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import trio
@@ -350,6 +352,7 @@ async def open_broker(
     Left normally: `shutdown(shutdown_grace_s)`. Cancelled, or left by an exception: the same goodbye, with the same deadline; the
     body's own exception comes out bare. ConfigError for a listener that is not loopback or Unix while nothing says who may come in.
     """
+    _check_kinds(config, authenticate, authorize)
     wanted = _listeners(config, listeners)
     unknown = sorted(limits.keys() - set(Limits.__struct_fields__))
     if unknown:
@@ -443,6 +446,15 @@ def _new_client_id() -> str:
 
 def _log_authorize_error(error: Exception) -> None:
     logger.error("the authorize rule failed; refused", exc_info=error)
+
+
+def _check_kinds(config: Any, authenticate: Any, authorize: Any) -> None:
+    if isinstance(config, (str, os.PathLike, Mapping)):
+        raise TypeError("config must be a Config, as Config.load(PATH) or Config.from_dict({...}) gives")
+    if authenticate is not None and not callable(authenticate):
+        raise TypeError(f"authenticate must be an async function, not {type(authenticate).__name__}")
+    if authorize is not None and (not callable(authorize) or inspect.iscoroutinefunction(authorize)):
+        raise TypeError("authorize must be a plain function: it is asked in the middle of a delivery, and cannot wait")
 
 
 def _listeners(config: Settings | None, listeners: Sequence[Listener | str | trio.SocketListener] | None) -> list[Listener | trio.SocketListener]:

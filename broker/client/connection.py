@@ -157,8 +157,10 @@ class Connector:
                         self._failed(error)
                     nursery.cancel_scope.cancel()
         except Exception as error:
-            # A fault of ours, or of an in-process broker's: it ends this client, as itself and not in our nurseries' groups.
-            self._failed(unwrap(error))
+            # A fault of ours, or of an in-process broker's: it ends this client, as itself and not in our nurseries' groups. A broker in this
+            # program that takes nobody any more will not come back.
+            fault = unwrap(error)
+            self._failed(self._final(ConnectError(self._address, str(fault)), None) if isinstance(fault, BrokerError) else fault)
         finally:
             self.ended.set()
 

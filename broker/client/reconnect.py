@@ -17,6 +17,7 @@ NEVER_AGAIN: Final = frozenset(
         ReasonCode.NOT_AUTHORIZED,
         ReasonCode.BANNED,
         ReasonCode.SESSION_TAKEN_OVER,
+        ReasonCode.SERVER_MOVED,
     }
 )
 """Asking again would get the same answer; and two programs with one client id would throw each other out for ever."""
@@ -27,7 +28,7 @@ class Reconnect:
 
     delay_s, delay_s_max: seconds. attempts_max: dials in a row without success, None for no limit; give_up_after_s: seconds since
     the connection was lost.
-    Never after Not authorized, Bad user name, Banned, Unsupported version, Client Identifier not valid, or **Session taken
+    Never after Not authorized, Bad user name, Banned, Unsupported version, Client Identifier not valid, Server moved, or **Session taken
     over** (two programs with one client id would throw each other out for ever): ConnectionLost.
     """
 

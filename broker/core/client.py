@@ -421,7 +421,7 @@ class ClientProtocol:
         if packet.reason >= 0x80:
             self.reason = packet.reason
             code = packet.reason if self.version >= MQTT_5 else to_connack_return_code(packet.reason)
-            self._events.append(Refused(packet.reason, int(code or packet.reason), properties.reason_string))
+            self._events.append(Refused(packet.reason, int(code or packet.reason), _explanation(properties)))
             self.abandon(f"connection refused: {packet.reason.describe()}")
             return
         if packet.session_present and self._says_clean_start:
@@ -468,7 +468,7 @@ class ClientProtocol:
         if self.version < MQTT_5:
             raise ProtocolError("DISCONNECT from a 3.1.1 broker")
         self.reason = packet.reason
-        explanation = packet.properties.reason_string
+        explanation = _explanation(packet.properties)
         self.abandon(f"the broker disconnected: {packet.reason.describe()}" + (f" ({explanation})" if explanation else ""))
 
     def _on_auth(self, packet: Auth, now: float) -> None:
@@ -508,3 +508,9 @@ class ClientProtocol:
         """Close without another word."""
         self.state = "closing"
         self.cause = cause
+
+
+def _explanation(properties: Properties) -> str | None:
+    """What the broker said beside its reason code: why, and where to go instead (4.11)."""
+    parts = (properties.reason_string, properties.server_reference and f"the server to use is {properties.server_reference}")
+    return "; ".join(part for part in parts if part) or None

@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from broker import open_broker
+from broker import Broker, open_broker
 from broker.client import Client, Reconnect, Will, connect
 from broker.errors import ConnectError, ConnectionLost, ConnectRefused
 from broker.reasons import ReasonCode
@@ -282,6 +282,50 @@ async def test_a_crash_of_the_in_process_broker_arrives_bare(autojump_clock: tri
     with pytest.raises(KeyError):
         async with connect(Crashing()):
             pytest.fail("entered")
+
+
+async def test_an_in_process_broker_that_has_ended_is_a_lost_connection(autojump_clock: trio.testing.MockClock) -> None:
+    """It came as a plain BrokerError, which `except ConnectionLost` does not catch."""
+
+    async def body(hub: Broker) -> None:
+        async with connect(hub):
+            await hub.shutdown()
+            await trio.sleep_forever()
+
+    with trio.fail_after(60):
+        async with open_broker() as hub:
+            with pytest.raises(ConnectionLost, match="in-process: the broker is shutting down"):
+                await body(hub)
+            with pytest.raises(ConnectError, match="in-process: the broker is shutting down"):
+                async with connect(hub):
+                    pytest.fail("entered")
+
+
+async def test_a_broker_that_has_moved_says_where_to_and_is_not_asked_again(autojump_clock: trio.testing.MockClock) -> None:
+    moved = Properties(reason_string="new machine", server_reference="mqtt.example:1883")
+
+    async def body() -> None:
+        async with bare() as (_, peer):
+            await peer.send(Disconnect(ReasonCode.SERVER_MOVED, moved))
+            await trio.sleep_forever()
+
+    with trio.fail_after(60):
+        with pytest.raises(ConnectionLost, match=r"server moved .*new machine; the server to use is mqtt\.example:1883") as caught:
+            await body()
+        assert caught.value.reason == ReasonCode.SERVER_MOVED
+        async with trio.open_nursery() as nursery:
+            broker = ScriptedBroker()
+
+            async def refuse() -> None:
+                peer = await broker.next()
+                await peer.receive()
+                await peer.send(ConnAck(False, ReasonCode.USE_ANOTHER_SERVER, Properties(server_reference="b.example")))
+                await peer.cut()
+
+            nursery.start_soon(refuse)
+            with pytest.raises(ConnectRefused, match=r"use another server .*the server to use is b\.example"):
+                async with connect(broker):
+                    pytest.fail("entered")
 
 
 async def test_explicit_disconnect(autojump_clock: trio.testing.MockClock) -> None:

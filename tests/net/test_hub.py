@@ -7,6 +7,7 @@ import math
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -166,6 +167,22 @@ async def test_serve_ends_with_shutdown() -> None:
         await hub.shutdown()
         with pytest.raises(BrokerError, match="shutting down"):
             await hub.attach(memory_stream_pair()[0])
+
+
+async def test_what_is_no_config_and_no_hook_is_told_at_once() -> None:
+    async def waits(*asked: object) -> bool:
+        return True
+
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"config": "broker.toml"}, "Config.load"),
+        ({"config": {"listeners": []}}, "Config.from_dict"),
+        ({"authenticate": {"ann": "secret"}}, "authenticate must be an async function, not dict"),
+        ({"authorize": waits}, "authorize must be a plain function"),  # nobody would await it, and everything was refused
+    ]
+    for given, said in wrong:
+        with pytest.raises(TypeError, match=said):
+            async with open_broker(**given):
+                pytest.fail("opened")
 
 
 # ---- who may come in -----------------------------------------------------------------------------------------------------
