@@ -29,6 +29,8 @@ V = TypeVar("V")
 def settle(session: Session, data: bytes, position: int, kind: int, answers: list[bytes]) -> int:
     """PUBACK or PUBREC."""
     sender = session.sender
+    if sender.resend:
+        return 0  # for whoever looks whether it was repeated
     unacknowledged = sender.unacknowledged
     qos = 1 if kind == PUBACK else 2
     if unacknowledged.runs is not None:

@@ -17,7 +17,6 @@ Receiver: a QoS 2 id is held from its first PUBLISH to its PUBREL; a PUBLISH wit
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from broker.core.id_table import IdTable
@@ -50,8 +49,8 @@ class Sender(Generic[M]):
         """PUBREL sent, PUBCOMP awaited; in the order of the PUBRECs [MQTT5-4.6.0-4]. True: its PUBLISH took one of this connection's quota."""
         self.reserved: dict[int, None] = {}  # an empty set takes three times as much, in every session
         """Ids of SUBSCRIBE and UNSUBSCRIBE, which share the pool [MQTT5-2.2.1-3]."""
-        self.resend: deque[tuple[int, M]] | None = None
-        """What this connection still has to repeat before anything new."""
+        self.resend: dict[int, M] | None = None
+        """What this connection still has to repeat before anything new; from the newest to the oldest, since a dict gives its last one first."""
         self.quota = 0
         self.quota_max = 0
         self._last_id = 0
@@ -69,7 +68,7 @@ class Sender(Generic[M]):
             for packet_id in self.released:
                 self.released[packet_id] = False
         unacknowledged = self.unacknowledged.items()
-        self.resend = deque(unacknowledged) if unacknowledged else None
+        self.resend = dict(reversed(unacknowledged)) if unacknowledged else None
 
     def take_id(self) -> int:
         """An id that nothing here uses [MQTT5-2.2.1-4]. The caller keeps fewer than 65,535 under way."""
@@ -126,11 +125,10 @@ class Sender(Generic[M]):
     def next_resend(self) -> tuple[int, M] | None:
         """The oldest message still to be repeated, charged to the quota; None when there is none or the quota is used up."""
         while self.resend and self.quota > 0:
-            packet_id, message = self.resend.popleft()
-            if self.unacknowledged.get(packet_id) is message:  # not acknowledged meanwhile
-                self.quota -= 1
-                self.resend = self.resend or None
-                return packet_id, message
+            packet_id, message = self.resend.popitem()
+            self.quota -= 1
+            self.resend = self.resend or None
+            return packet_id, message
         self.resend = self.resend or None
         return None
 
@@ -141,7 +139,7 @@ class Sender(Generic[M]):
             return None
         if message.qos != 1:
             raise ProtocolError(f"PUBACK for packet id {packet_id}, which is QoS 2")
-        del self.unacknowledged[packet_id]
+        self._settle(packet_id)
         self.restore_quota(1)
         return message
 
@@ -152,12 +150,20 @@ class Sender(Generic[M]):
             return None, packet_id in self.released
         if message.qos != 2:
             raise ProtocolError(f"PUBREC for packet id {packet_id}, which is QoS 1")
-        del self.unacknowledged[packet_id]
+        self._settle(packet_id)
         if failed:
             self.restore_quota(1)
         else:
             self.released[packet_id] = True
         return message, True
+
+    def _settle(self, packet_id: int) -> None:
+        """It waits no more. One that this connection had not repeated yet takes its one of the quota now: or the exchange that goes on would take
+        none, and in the end there would be more of them than ids."""
+        del self.unacknowledged[packet_id]
+        if self.resend and self.resend.pop(packet_id, None) is not None:
+            self.quota -= 1
+            self.resend = self.resend or None
 
     def on_pubcomp(self, packet_id: int) -> bool:
         """Was the id waiting for it? Whatever the code, the exchange is over."""
@@ -185,7 +191,7 @@ class Sender(Generic[M]):
         return len(self.unacknowledged) + len(self.released)
 
     def restore_quota(self, count: int) -> None:
-        """So many exchanges are over that took one; but what was still to be repeated took none [MQTT5-4.9.0-1]."""
+        """So many exchanges are over that took one [MQTT5-4.9.0-1]."""
         quota = self.quota + count
         self.quota = quota if quota < self.quota_max else self.quota_max
 

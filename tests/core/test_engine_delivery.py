@@ -220,6 +220,26 @@ def test_a_session_may_return_in_the_other_version() -> None:
     assert message.properties == Properties(content_type="text", subscription_identifiers=(7,))
 
 
+@pytest.mark.parametrize("count", [3, 20])
+def test_what_is_answered_before_it_is_repeated_leaves_no_place_above_the_receive_maximum(count: int) -> None:
+    """[MQTT5-3.3.4-9] It had them from the connection before."""
+    world = World()
+    publisher, receiver = world.client("p"), lasting(world, "r", MQTT_5)
+    receiver.subscribe(("t", 2))
+    publisher.send(*(Publish("t", b"%d" % number, 2, packet_id=number) for number in range(1, count + 1)))
+    ids = [message.packet_id for message in receiver.messages()]
+    receiver.detach()
+    receiver = lasting(world, "r", MQTT_5, receive_maximum=1)
+    assert [message.packet_id for message in receiver.messages()] == ids[:1]
+    receiver.send(*(PubRec(packet_id) for packet_id in ids))
+    assert receiver.take() == [PubRel(packet_id) for packet_id in ids]
+    publisher.publish("t", b"new", 2, 99)
+    receiver.send(*(PubComp(packet_id) for packet_id in ids[1:]))
+    assert receiver.take() == []
+    receiver.send(PubComp(ids[0]))
+    assert receiver.payloads() == [b"new"]
+
+
 def test_a_return_repeats_within_the_new_receive_maximum() -> None:
     world = World()
     publisher, receiver = world.client("p"), lasting(world, "r", MQTT_5)

@@ -154,6 +154,38 @@ def test_pubcomp_for_a_repeated_pubrel_does_not_raise_the_quota_above_its_start(
         assert out.quota == 2
 
 
+@pytest.mark.parametrize("qos", [1, 2])
+def test_who_answers_what_was_not_repeated_uses_up_no_ids(qos: int) -> None:
+    """All of them wait, and on the next connection are answered before they are said again: what goes on then still takes its place."""
+    out = sender(PACKET_ID_MAX)
+    for _ in range(PACKET_ID_MAX):
+        out.send(Message(qos))
+    out.begin(PACKET_ID_MAX)
+    for packet_id in range(1, PACKET_ID_MAX + 1):
+        if qos == 1:
+            out.on_puback(packet_id)
+        else:
+            out.on_pubrec(packet_id, False)
+    assert not out.resend
+    assert out.quota == (PACKET_ID_MAX if qos == 1 else 0)
+    assert qos == 1 or out.on_pubcomp(7)
+    assert out.send(Message(2)) == (7 if qos == 2 else 1)
+
+
+def test_what_was_answered_before_it_was_repeated_leaves_no_place_above_the_receive_maximum() -> None:
+    out = sender(3)
+    ids = [out.send(Message(2)) for _ in range(3)]
+    out.begin(1)
+    assert out.next_resend() is not None
+    for packet_id in ids:
+        out.on_pubrec(packet_id, False)
+    assert out.on_pubcomp(ids[1])
+    assert out.quota <= 0  # the first is still under way, and so is the third [MQTT5-3.3.4-9]
+    assert out.on_pubcomp(ids[0])
+    assert out.on_pubcomp(ids[2])
+    assert out.quota == 1
+
+
 def test_abandon_frees_id_and_quota() -> None:
     out = sender(1)
     out.abandon(out.send(Message(2)))
@@ -198,6 +230,7 @@ def test_ids_are_never_used_twice_and_the_quota_keeps_its_bounds(events: list[tu
                 out.reserve_id()
         except ProtocolError:
             pass
-        assert 0 <= out.quota <= out.quota_max
+        underway = len(out.unacknowledged) - len(out.resend or ()) + sum(out.released.get(packet_id) is True for packet_id in out.released)
+        assert out.quota == out.quota_max - underway  # below 0 while what was answered unasked is above it
         assert not set(out.unacknowledged) & set(out.released)
         assert not set(out.reserved) & (set(out.unacknowledged) | set(out.released))
