@@ -152,8 +152,7 @@ def refuse(state: State, link: Link, reason: ReasonCode, cause: str, now: float)
     link.connect = None
     if link.receiving_bytes:
         incoming.abandon(state, link)
-    state.deadlines.cancel(link.deadline)
-    link.deadline = None
+    state.stop_timer(link)
     link.closing = True
     state.mark_ready(link)
     state.observer.refused(link, reason, cause)
@@ -221,9 +220,7 @@ def accept(state: State, link: Link, now: float, final_data: bytes | None = None
         return
     state.send(link, encoded)  # [MQTT5-3.2.0-1]
     link.keep_alive_s = keep_alive_s
-    if link.deadline is not None:  # for CONNECT to come
-        state.deadlines.cancel(link.deadline)
-        link.deadline = None
+    state.stop_timer(link)  # for CONNECT to come
     if keep_alive_s:
         link.deadline = state.deadlines.add(now + keep_alive_s * 1.5, KEEP_ALIVE, link)
     if state.connected_count > state.counters.clients_maximum:

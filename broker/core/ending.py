@@ -46,8 +46,7 @@ def leave(state: State, link: Link, now: float, cause: str, *, error: bool, disc
     link.phase = ENDED
     link.cause = cause
     link.error = error
-    state.deadlines.cancel(link.deadline)
-    link.deadline = None
+    state.stop_timer(link)
     if link.auth_deadline is not None:
         state.deadlines.cancel(link.auth_deadline)
         link.auth_deadline = None

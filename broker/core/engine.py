@@ -108,15 +108,13 @@ class Engine:
         """A byte stream has come. access, allowance: what its client may do, and how much, if not what holds for all.
         refusal: what its CONNECT is to be answered, come what may. mount_point: see `core.mount`."""
         state = self.state
-        link = Link(peer, listener, transport, allowance or state.allowance, state.waiting, access or state.access, now)
-        link.refusal = refusal
-        link.mount_point = mount_point
+        link = Link(peer, listener, transport, allowance or state.allowance, state.waiting, access or state.access, now, refusal, mount_point)
         state.links[link] = None
         state.counters.connections_count += 1
         if state.shutting_down:
             refuse(state, link, ReasonCode.SERVER_UNAVAILABLE, "the broker is shutting down", now)
         else:
-            link.deadline = state.deadlines.add(now + link.limits.connect_timeout_s, CONNECT_TIMEOUT, link)
+            state.newcomers[link] = now + link.limits.connect_timeout_s
         return link
 
     def sole_recipient(self, link: Link, data: bytes) -> Link | None:
@@ -407,7 +405,7 @@ class Engine:
             "receiving_bytes": state.waiting.receiving_bytes,
             "will_bytes": state.waiting.will_bytes,
             "memory_bytes": state.memory_bytes,
-            "deadlines_count": len(state.deadlines),
+            "deadlines_count": len(state.deadlines) + len(state.newcomers),
         }
         for reason, count in state.dropped.items():
             found[f"dropped_{reason.replace('-', '_')}"] = count
@@ -418,6 +416,8 @@ class Engine:
     def next_deadline(self) -> float:
         """When `tick` has something to do; `-math.inf` when it has right now, `math.inf` for never."""
         state = self.state
+        if state.newcomers:
+            state.time_newcomers()
         if state.backlog or state.wills or state.orphans or state.closing:
             return -math.inf
         return state.deadlines.next_at()
@@ -426,6 +426,7 @@ class Engine:
         """Do what is due, up to the budget. True: there is more; flush, checkpoint and call again."""
         state = self.state
         state.work = 0
+        state.time_newcomers()
         work_max = state.limits.work_per_turn_max
         for link in list(state.backlog):
             if state.work >= work_max:

@@ -46,7 +46,18 @@ class Link:
         "session", "stuck", "transport", "username", "version",
     )  # fmt: skip
 
-    def __init__(self, peer: str, listener: str, transport: object, allowance: Allowance, account: Account, access: Access, now: float) -> None:
+    def __init__(
+        self,
+        peer: str,
+        listener: str,
+        transport: object,
+        allowance: Allowance,
+        account: Account,
+        access: Access,
+        now: float,
+        refusal: tuple[ReasonCode, str] | None = None,
+        mount_point: str = "",
+    ) -> None:
         self.peer = peer
         """Where it comes from, for people: "192.0.2.7:50123", "unix", "in-process"."""
         self.listener = listener
@@ -58,7 +69,7 @@ class Link:
         self.allowance = allowance
         self.limits: Limits = limits
         """The listener's, and from CONNACK on its user's."""
-        self.mount_point = ""
+        self.mount_point = mount_point
         """See `core.mount`; "" for none."""
         self.phase = AWAITING_CONNECT
         self.attached = True
@@ -85,7 +96,7 @@ class Link:
         self.auth_deadline: Deadline | None = None
         """When what it showed of itself holds no longer."""
         self.problem_information = True
-        self.refusal: tuple[ReasonCode, str] | None = None
+        self.refusal = refusal
         """It came to be told this, and why, as the answer to its CONNECT."""
         self.rate: Rate | None = None
         """How fast it may send, if that is bounded."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from broker.core.allowance import Allowance
 from broker.core.buckets import Buckets
-from broker.core.deadlines import Deadlines
+from broker.core.deadlines import CONNECT_TIMEOUT, Deadlines
 from broker.core.incoming import FREE_BYTES
 from broker.core.retained import RetainedStore
 from broker.core.topic_table import TopicTable
@@ -79,6 +79,9 @@ class State:
         self.deadlines = Deadlines()
         self.sessions: dict[str, Session] = {}
         self.links: dict[Link, None] = {}  # not a set: its order would change from run to run, and shutdown's goodbyes with it
+        self.newcomers: dict[Link, float] = {}
+        """Those of them that have come since somebody asked when the next timer is due, and until when each should be connected: mostly it is
+        before anybody asks, and needs no timer for that."""
         self.connected_count = 0
         self.users: dict[str, int] = {}
         """How many clients are connected with each user name."""
@@ -108,6 +111,20 @@ class State:
         """The rule `refuse` acted on the message being routed."""
         self.waiting = Account()
         """All queues and outboxes' waiting messages together, and what else is held for clients."""
+
+    def time_newcomers(self) -> None:
+        """Set the timers of those who have not been connected at once."""
+        for link, until in self.newcomers.items():
+            link.deadline = self.deadlines.add(until, CONNECT_TIMEOUT, link)
+        self.newcomers.clear()
+
+    def stop_timer(self, link: Link) -> None:
+        """What it waits for, CONNECT or whatever its Keep Alive demands, has come, or does not matter any more."""
+        if link.deadline is not None:
+            self.deadlines.cancel(link.deadline)
+            link.deadline = None
+        else:
+            self.newcomers.pop(link, None)
 
     def mark_ready(self, link: Link) -> None:
         if not link.ready:

@@ -142,7 +142,7 @@ class Audit:
             "connected": state.connected_count,
             "subscriptions": state.topics.subscriptions_count + state.topics.shared_count,
             "work lists": len(state.wills) + len(state.orphans) + len(state.backlog) + len(state.closing),
-            "deadlines": len(state.deadlines),
+            "deadlines": len(state.deadlines) + len(state.newcomers),
         }
         expected = dict.fromkeys(left, 0) | {"waiting": (0, 0)}
         if left != expected:
