@@ -301,7 +301,6 @@ def _adopt_capabilities(link: Link, packet: Connect, now: float) -> None:
         link.promised = limits
         link.decoder.packet_bytes_max = limits.packet_bytes_max
         link.outbox_bytes_high = outbox_mark(limits)
-        link.credit_s = limits.slow_subscriber_grace_s
     limit_rate(link, now)
     wanted = packet.properties.topic_alias_maximum
     if wanted:

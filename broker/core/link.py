@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from broker.core.access import Access
     from broker.core.allowance import Allowance
     from broker.core.auth import AuthRequest
+    from broker.core.credit import Credit
     from broker.core.deadlines import Deadline
     from broker.core.limits import Limits
     from broker.core.rate import Rate
@@ -39,11 +40,10 @@ PACKET_BYTES_LARGEST: Final = 268_435_460
 class Link:
     __slots__ = (
         "access", "aliases_in", "aliases_out", "aliases_out_max", "allowance", "attached", "auth", "auth_deadline", "auth_method", "cause",
-        "charging", "client_id", "closing", "connect", "credit_at", "credit_s", "deadline", "decoder", "error", "keep_alive_s", "known_topics",
-        "last_received_at", "leaving", "limits", "listener", "mount_point", "outbox", "outbox_bytes_high", "packet_bytes_max", "passed",
-        "passed_count", "passed_last", "passed_to", "passing_bytes_max", "pause_deadline", "paused", "paused_by", "pausing", "peer", "phase",
-        "problem_information", "progress_at", "progress_mark", "promised", "rate", "ready", "receive_maximum", "receiving_bytes", "refusal",
-        "session", "stuck", "transport", "username", "version",
+        "client_id", "closing", "connect", "credit", "deadline", "decoder", "error", "keep_alive_s", "known_topics", "last_received_at", "leaving",
+        "limits", "listener", "mount_point", "outbox", "outbox_bytes_high", "packet_bytes_max", "passed", "passed_count", "passed_last", "passed_to",
+        "passing_bytes_max", "paused", "paused_by", "pausing", "peer", "phase", "problem_information", "promised", "rate", "ready", "receive_maximum",
+        "receiving_bytes", "refusal", "session", "transport", "username", "version",
     )  # fmt: skip
 
     def __init__(
@@ -131,22 +131,13 @@ class Link:
         """The last topic that came and was not known."""
         self.passed_to: str | None = None
         """The Client Identifier of who got what came on them; "" if there were several."""
-        # Backpressure. A slow link pauses its publishers on its credit, which refills at a tenth of time.
         self.paused = False
         """Do not read it."""
         self.paused_by: set[Link] | None = None
         self.pausing: dict[Link, bool] | None = None
         """The publishers that wait for this link; True: nobody else gets what that one sends."""
-        self.pause_deadline: Deadline | None = None
-        self.credit_s = limits.slow_subscriber_grace_s
-        self.credit_at = now
-        """When `credit_s` was right; while `charging` it has gone down since."""
-        self.charging = False
-        self.progress_mark = 0
-        """So many bytes its peer had taken at `progress_at`."""
-        self.progress_at = now
-        self.stuck = False
-        """It took less than a sole recipient has to, and has not yet mended that."""
+        self.credit: Credit | None = None
+        """What it pauses them on; all of it, while there is none."""
 
     @property
     def connected(self) -> bool:

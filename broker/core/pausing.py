@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from broker.core.credit import Credit
 from broker.core.deadlines import PAUSE_CREDIT, RATE
 
 if TYPE_CHECKING:
@@ -42,14 +43,17 @@ def press(state: State, publisher: Link, link: Link, route: Route | None, now: f
     pausing = link.pausing
     if pausing is not None and publisher in pausing:
         return
+    credit = link.credit
+    if credit is None:
+        credit = link.credit = Credit(link.limits.slow_subscriber_grace_s, now)
     sole = route is not None and _is_only_recipient(link, publisher, route) and _may_pace(state, link, now)
     if not sole:
-        if not link.charging:
-            link.credit_s = min(link.limits.slow_subscriber_grace_s, link.credit_s + _REFILL_RATE * (now - link.credit_at))
-            link.credit_at = now
-        if link.credit_s - (now - link.credit_at) < _CREDIT_S_MIN:
+        if not credit.charging:
+            credit.left_s = min(link.limits.slow_subscriber_grace_s, credit.left_s + _REFILL_RATE * (now - credit.at))
+            credit.at = now
+        if credit.left_s - (now - credit.at) < _CREDIT_S_MIN:
             return
-        link.charging = True
+        credit.charging = True
     if pausing is None:
         link.pausing = pausing = {}
     pausing[publisher] = sole
@@ -77,48 +81,53 @@ def _is_only_recipient(link: Link, publisher: Link, route: Route) -> bool:
 
 def _may_pace(state: State, link: Link, now: float) -> bool:
     """A pause for its only publisher begins, or has begun: does it still take enough?"""
+    credit = link.credit
+    assert credit is not None
     taken = link.outbox.sent_bytes_total - state.bytes_underway(link)
-    if taken - link.progress_mark >= max(1, link.outbox_bytes_high // _PROGRESS_SHARE) or (link.pausing is None and not link.stuck):
-        link.progress_mark = taken
-        link.progress_at = now
-        link.stuck = False
-    elif now >= _progress_due_at(link):
-        link.stuck = True
-    return not link.stuck
+    if taken - credit.progress_mark >= max(1, link.outbox_bytes_high // _PROGRESS_SHARE) or (link.pausing is None and not credit.stuck):
+        credit.progress_mark = taken
+        credit.progress_at = now
+        credit.stuck = False
+    elif now >= _progress_due_at(link, credit):
+        credit.stuck = True
+    return not credit.stuck
 
 
-def _progress_due_at(link: Link) -> float:
+def _progress_due_at(link: Link, credit: Credit) -> float:
     """Worked out in one way only: by another one, of floats, it may not be due yet when its timer is, and a clock that stands still would go on
     with nothing else."""
-    return link.progress_at + _SOLE_GRACES * link.limits.slow_subscriber_grace_s
+    return credit.progress_at + _SOLE_GRACES * link.limits.slow_subscriber_grace_s
 
 
 def _set_deadline(state: State, link: Link) -> None:
     """Wake when the credit is spent, or when it is to be seen whether it takes enough, whichever comes first."""
-    pausing = link.pausing
+    pausing, credit = link.pausing, link.credit
     assert pausing is not None
-    at = _progress_due_at(link)
-    if link.charging:
-        credit_at = link.credit_at + link.credit_s
-        if credit_at < at or not any(pausing.values()):
-            at = credit_at
-    if link.pause_deadline is None or link.pause_deadline.at != at:
-        state.deadlines.cancel(link.pause_deadline)
-        link.pause_deadline = state.deadlines.add(at, PAUSE_CREDIT, link)
+    assert credit is not None
+    at = _progress_due_at(link, credit)
+    if credit.charging:
+        spent_at = credit.at + credit.left_s
+        if spent_at < at or not any(pausing.values()):
+            at = spent_at
+    if credit.deadline is None or credit.deadline.at != at:
+        state.deadlines.cancel(credit.deadline)
+        credit.deadline = state.deadlines.add(at, PAUSE_CREDIT, link)
 
 
 def pause_due(state: State, link: Link, now: float) -> None:
     """Let go of those who have waited long enough: all if it is stuck, and all that wait on its credit if that is spent."""
-    pausing = link.pausing
-    link.pause_deadline = None
+    pausing, credit = link.pausing, link.credit
+    if credit is None:
+        return
+    credit.deadline = None
     if pausing is None:
         return
     stuck = any(pausing.values()) and not _may_pace(state, link, now)
-    spent = stuck or (link.charging and link.credit_s - (now - link.credit_at) < _CREDIT_S_MIN)
+    spent = stuck or (credit.charging and credit.left_s - (now - credit.at) < _CREDIT_S_MIN)
     if spent:
-        link.credit_s = 0.0
-        link.credit_at = now
-        link.charging = False
+        credit.left_s = 0.0
+        credit.at = now
+        credit.charging = False
         for publisher in [publisher for publisher, sole in pausing.items() if stuck or not sole]:
             del pausing[publisher]
             _let_go(state, publisher, link, now)
@@ -130,13 +139,13 @@ def pause_due(state: State, link: Link, now: float) -> None:
 
 def release(state: State, link: Link, now: float) -> None:
     """It has drained, or it is gone: everybody that waited for it goes on."""
-    pausing = link.pausing
-    if pausing is None:
+    pausing, credit = link.pausing, link.credit
+    if pausing is None or credit is None:
         return
-    state.deadlines.cancel(link.pause_deadline)
-    link.pause_deadline = None
-    _stop_charging(link, now)
-    link.stuck = False
+    state.deadlines.cancel(credit.deadline)
+    credit.deadline = None
+    _stop_charging(credit, now)
+    credit.stuck = False
     link.pausing = None
     for publisher in pausing:
         _let_go(state, publisher, link, now)
@@ -145,11 +154,11 @@ def release(state: State, link: Link, now: float) -> None:
 def withdraw(state: State, publisher: Link, now: float) -> None:
     """A paused publisher is gone: nobody needs to let go of it."""
     for link in publisher.paused_by or ():
-        pausing = link.pausing
-        if pausing is not None:
+        pausing, credit = link.pausing, link.credit
+        if pausing is not None and credit is not None:
             pausing.pop(publisher, None)
             if all(pausing.values()):
-                _stop_charging(link, now)
+                _stop_charging(credit, now)
     publisher.paused_by = None
     publisher.paused = False
     if publisher.rate is not None:
@@ -157,12 +166,12 @@ def withdraw(state: State, publisher: Link, now: float) -> None:
         publisher.rate.deadline = None
 
 
-def _stop_charging(link: Link, now: float) -> None:
-    """Nobody waits on its credit any more."""
-    if link.charging:
-        link.credit_s = max(0.0, link.credit_s - (now - link.credit_at))
-        link.credit_at = now
-        link.charging = False
+def _stop_charging(credit: Credit, now: float) -> None:
+    """Nobody waits on it any more."""
+    if credit.charging:
+        credit.left_s = max(0.0, credit.left_s - (now - credit.at))
+        credit.at = now
+        credit.charging = False
 
 
 def hold_up(state: State, link: Link, rate: Rate, wait_s: float, now: float) -> None:

@@ -697,7 +697,7 @@ def test_a_drip_is_no_progress() -> None:
     world, _, receiver, sent, paused_s = drip(0.1, 100.0)
     assert 4.9 <= paused_s <= 5.0 + 100.0 * 0.1 + 0.1
     assert world.dropped("overflow") > 1000
-    assert receiver.link.stuck
+    assert receiver.link.credit.stuck
     receiver.read()
     assert len(receiver.messages()) + world.dropped("overflow") == sent
 
@@ -730,10 +730,10 @@ def test_that_it_is_stuck_is_seen_when_its_timer_says_so() -> None:
     world.now = 1021.1
     fill(publisher, 150)
     assert publisher.link.paused
-    assert not receiver.link.stuck
+    assert not receiver.link.credit.stuck
     world.now = world.engine.next_deadline()
     world.settle(1000)
-    assert receiver.link.stuck
+    assert receiver.link.credit.stuck
     assert not publisher.link.paused
 
 
@@ -747,7 +747,7 @@ def test_as_little_as_progress_may_be() -> None:
 
 def test_one_that_was_stuck_is_believed_again_when_it_takes_its_share() -> None:
     world, publisher, receiver, _, _ = drip(0.1, 60.0)
-    assert receiver.link.stuck
+    assert receiver.link.credit.stuck
     receiver.read(200)
     receiver.takes = 0
     fill(publisher, 5)

@@ -241,7 +241,8 @@ def sole_recipient_always_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A publisher's only recipient may pace it though it takes nothing."""
 
     def may_pace(state: State, link: Link, now: float) -> bool:
-        link.progress_at = now
+        assert link.credit is not None
+        link.credit.progress_at = now
         return True
 
     monkeypatch.setattr(pausing, "_may_pace", may_pace)
