@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from broker.wire.packets import Connect
 
 
 class AuthRequest:
@@ -12,7 +16,8 @@ class AuthRequest:
     """
 
     __slots__ = (
-        "answer_bytes", "answers", "asked_bytes", "challenged", "client_id", "data", "done", "method", "password", "reauthentication", "username",
+        "answer_bytes", "answers", "asked_bytes", "challenged", "client_id", "connect", "data", "done", "method", "password", "reauthentication",
+        "username",
     )  # fmt: skip
 
     def __init__(
@@ -24,6 +29,8 @@ class AuthRequest:
         self.method = method
         self.data = data
         self.reauthentication = reauthentication
+        self.connect: Connect | None = None
+        """What was asked for, for the core: while it is being decided."""
         self.answers: deque[bytes] = deque()
         self.challenged = False
         """It is the client's turn to say something."""
@@ -36,7 +43,7 @@ class AuthRequest:
     def end(self) -> None:
         """No answer is wanted any more, so nothing is kept of what it was asked with: not for as long as its peer takes to close, either."""
         self.done = True
-        self.password = self.data = None
+        self.password = self.data = self.connect = None
         self.answers.clear()
 
     def __repr__(self) -> str:

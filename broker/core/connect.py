@@ -31,6 +31,7 @@ from broker.wire.topics import topic_name_fault
 
 if TYPE_CHECKING:
     from broker.core.access import Access
+    from broker.core.limits import Limits
     from broker.core.link import Link
     from broker.core.state import State
 
@@ -56,8 +57,6 @@ def on_connect(state: State, link: Link, packet: Connect, now: float) -> None:
     if properties is not NO_PROPERTIES:
         link.packet_bytes_max = properties.maximum_packet_size or PACKET_BYTES_LARGEST
         link.receive_maximum = properties.receive_maximum or PACKET_ID_MAX
-        link.problem_information = properties.request_problem_information != 0
-    link.connect = packet
     refusal = _check(state, link, packet)
     if refusal is not None:
         refuse(state, link, *refusal, now)
@@ -67,10 +66,11 @@ def on_connect(state: State, link: Link, packet: Connect, now: float) -> None:
         link.phase = AUTHENTICATING
         link.auth_method = method
         link.auth = AuthRequest(packet.client_id, packet.username, packet.password, method, properties.authentication_data)
+        link.auth.connect = packet
     elif method is not None:
         refuse(state, link, ReasonCode.BAD_AUTHENTICATION_METHOD, f"authentication method {method!r} is not supported", now)  # [MQTT5-4.12.0-1]
     else:
-        accept(state, link, now)
+        accept(state, link, packet, now)
 
 
 def _check(state: State, link: Link, packet: Connect) -> tuple[ReasonCode, str] | None:
@@ -149,7 +149,6 @@ def refuse(state: State, link: Link, reason: ReasonCode, cause: str, now: float)
     if link.auth is not None:
         link.auth.end()
     link.phase = ENDED
-    link.connect = None
     if link.receiving_bytes:
         incoming.abandon(state, link)
     state.stop_timer(link)
@@ -168,10 +167,8 @@ def time_out(state: State, link: Link, now: float) -> None:
     refuse(state, link, ReasonCode.SERVER_UNAVAILABLE if waits_for_us(link) else ReasonCode.NOT_AUTHORIZED, "it was not connected in time", now)
 
 
-def accept(state: State, link: Link, now: float, final_data: bytes | None = None) -> None:
-    packet = link.connect
-    assert packet is not None
-    link.limits = link.allowance.of(link.username)
+def accept(state: State, link: Link, packet: Connect, now: float, final_data: bytes | None = None) -> None:
+    limits = link.limits = link.allowance.of(link.username)
     will = packet.will
     refusal = None
     # Here, not when CONNECT came: others may have been let in while it was asked who this one is, and under which identifier it is served.
@@ -181,12 +178,11 @@ def accept(state: State, link: Link, now: float, final_data: bytes | None = None
         refusal = _check_will(state, link, will)
     if refusal is None and link.username is not None:
         refusal = _check_user(state, link)
-    if refusal is None and link.limits.connects_per_client_id_per_s_max:
+    if refusal is None and limits.connects_per_client_id_per_s_max:
         refusal = _check_pace(state, link, now)
     if refusal is not None:
         refuse(state, link, *refusal, now)
         return
-    link.connect = None
     assigned = not packet.client_id
     if not link.client_id:
         link.client_id = state.new_client_id()  # [MQTT5-3.1.3-6]
@@ -196,8 +192,14 @@ def accept(state: State, link: Link, now: float, final_data: bytes | None = None
     if will is not None and access.refuses_wills and not access.may(link.username, link.client_id, "publish", will.topic):
         refuse(state, link, ReasonCode.NOT_AUTHORIZED, f"the Will Topic {will.topic!r} is not allowed", now)
         return
-    session, present = _take_session(state, link, packet, now)
-    expiry_s = _session_expiry_s(link, packet)
+    session = state.sessions.get(link.client_id)
+    if session is not None:
+        session = _taken_over(state, link, session, packet, now)
+    present = session is not None
+    if session is None:
+        session = Session(link.client_id, access, link.allowance, state.waiting, link.username, None, link.mount_point)
+        state.sessions[link.client_id] = session
+    expiry_s = _session_expiry_s(limits, packet)
     session.expiry_s = expiry_s
     if will is not None:
         keep_will(state, session, will)
@@ -205,9 +207,12 @@ def accept(state: State, link: Link, now: float, final_data: bytes | None = None
     link.session = session
     link.phase = CONNECTED
     _adopt_capabilities(link, packet, now)
-    keep_alive_s, server_keep_alive = _keep_alive(link, packet)
+    keep_alive_s = float(packet.keep_alive_s)
     encoded: bytes | None = CONNACK_PRESENT if present and packet.version != MQTT_31 else CONNACK_NEW
     if packet.version >= MQTT_5:
+        server_keep_alive = _server_keep_alive(limits, packet)
+        if server_keep_alive is not None:
+            keep_alive_s = float(server_keep_alive)
         encoded = _connack(state, link, packet, present, expiry_s, server_keep_alive, assigned, final_data)
     state.connected_count += 1
     if link.username is not None:
@@ -233,30 +238,21 @@ def accept(state: State, link: Link, now: float, final_data: bytes | None = None
         pump(state, link, now)
 
 
-def _take_session(state: State, link: Link, packet: Connect, now: float) -> tuple[Session, bool]:
-    """The session to serve, taken over from another connection if need be, and whether it was there before."""
-    session = state.sessions.get(link.client_id)
-    if session is None:
-        return _new_session(state, link), False
+def _taken_over(state: State, link: Link, session: Session, packet: Connect, now: float) -> Session | None:
+    """The session that is there, from another connection if need be; None if it is to begin anew."""
     if session.link is not None:
         close_link(state, session.link, ReasonCode.SESSION_TAKEN_OVER, f"its session was taken over from {link.peer}", now)  # [MQTT5-3.1.4-3]
     # A session belongs to the user who made it, and its topics to their mount point: another one with the same Client Identifier begins anew.
     stranger = session.username != link.username or session.mount_point != link.mount_point
     if packet.clean_start or stranger:
         end_session(state, session, now)  # [MQTT5-3.1.2-4]
-    if not session.ended:
-        state.deadlines.cancel(session.expiry_deadline)
-        session.expiry_deadline = None
-        drop_will(state, session)  # [MQTT5-3.1.3-9]
-        _give_access(state, session, link)
-        session.allowance = link.allowance
-        return session, True
-    return _new_session(state, link), False
-
-
-def _new_session(state: State, link: Link) -> Session:
-    session = Session(link.client_id, link.access, link.allowance, state.waiting, link.username, None, link.mount_point)
-    state.sessions[link.client_id] = session
+    if session.ended:
+        return None
+    state.deadlines.cancel(session.expiry_deadline)
+    session.expiry_deadline = None
+    drop_will(state, session)  # [MQTT5-3.1.3-9]
+    _give_access(state, session, link)
+    session.allowance = link.allowance
     return session
 
 
@@ -268,21 +264,18 @@ def _give_access(state: State, session: Session, link: Link) -> None:
         state.topics.forget_routes_to(session)
 
 
-def _session_expiry_s(link: Link, packet: Connect) -> float:
-    limit = link.limits.session_expiry_s_max
+def _session_expiry_s(limits: Limits, packet: Connect) -> float:
+    limit = limits.session_expiry_s_max
     if packet.version < MQTT_5:
         return 0.0 if packet.clean_start else float(limit)
     wanted = packet.properties.session_expiry_interval or 0
     return float(min(wanted, limit)) if limit < NEVER_EXPIRES or wanted < NEVER_EXPIRES else math.inf
 
 
-def _keep_alive(link: Link, packet: Connect) -> tuple[float, int | None]:
-    """(what is enforced, what a 5.0 client is told to use instead of its own)."""
-    limit = link.limits.keepalive_s_max
-    wanted = packet.keep_alive_s
-    if packet.version >= MQTT_5 and limit < 65_535 and not 0 < wanted <= limit:
-        return float(limit), limit  # [MQTT5-3.2.2-21]
-    return float(wanted), None  # [MQTT5-3.2.2-22]
+def _server_keep_alive(limits: Limits, packet: Connect) -> int | None:
+    """What a 5.0 client is told to use instead of its own [MQTT5-3.2.2-21]; None: that holds [MQTT5-3.2.2-22]."""
+    limit = limits.keepalive_s_max
+    return limit if limit < 65_535 and not 0 < packet.keep_alive_s <= limit else None
 
 
 def limit_rate(link: Link, now: float) -> None:
@@ -436,6 +429,7 @@ def authenticated(
     request = link.auth
     if request is None or request.done:
         return
+    packet = request.connect
     request.end()
     link.auth = None
     if link.receiving_bytes:
@@ -457,7 +451,8 @@ def authenticated(
         link.username = username
         link.access = access or link.access
         link.client_id = client_id or link.client_id
-        accept(state, link, now, data)
+        assert packet is not None
+        accept(state, link, packet, now, data)
         _authenticate_until(state, link, ends_at, access)
 
 

@@ -52,7 +52,6 @@ def leave(state: State, link: Link, now: float, cause: str, *, error: bool, disc
         link.auth_deadline = None
     if link.auth is not None:
         link.auth.end()
-    link.connect = None
     link.known_topics = {}
     link.passed = None
     pausing.release(state, link, now)

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from broker.core.topic_table import Route
     from broker.core.waiting import Account
     from broker.reasons import ReasonCode
-    from broker.wire.packets import Connect
 
 # Phases of a link, in order.
 AWAITING_CONNECT: Final = 0
@@ -40,9 +39,9 @@ PACKET_BYTES_LARGEST: Final = 268_435_460
 class Link:
     __slots__ = (
         "access", "aliases_in", "aliases_out", "aliases_out_max", "allowance", "attached", "auth", "auth_deadline", "auth_method", "cause",
-        "client_id", "closing", "connect", "credit", "deadline", "decoder", "error", "keep_alive_s", "known_topics", "last_received_at", "leaving",
+        "client_id", "closing", "credit", "deadline", "decoder", "error", "keep_alive_s", "known_topics", "last_received_at", "leaving",
         "limits", "listener", "mount_point", "outbox", "outbox_bytes_high", "packet_bytes_max", "passed", "passed_count", "passed_last", "passed_to",
-        "passing_bytes_max", "paused", "paused_by", "pausing", "peer", "phase", "problem_information", "promised", "rate", "ready", "receive_maximum",
+        "passing_bytes_max", "paused", "paused_by", "pausing", "peer", "phase", "promised", "rate", "ready", "receive_maximum",
         "receiving_bytes", "refusal", "session", "transport", "username", "version",
     )  # fmt: skip
 
@@ -89,13 +88,10 @@ class Link:
         self.session: Session | None = None
         self.leaving: Session | None = None
         """The session that ended with this link, while the peer, which has only closed its sending side, is still sent what it was owed."""
-        self.connect: Connect | None = None
-        """The CONNECT while it is being decided."""
         self.auth: AuthRequest | None = None
         self.auth_method: str | None = None
         self.auth_deadline: Deadline | None = None
         """When what it showed of itself holds no longer."""
-        self.problem_information = True
         self.refusal = refusal
         """It came to be told this, and why, as the answer to its CONNECT."""
         self.rate: Rate | None = None

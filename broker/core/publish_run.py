@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from broker.core import pausing
 from broker.core.delivery import deliver
-from broker.core.inflight import NO_RECEIVER, NO_SENDER, PACKET_ID_MAX
+from broker.core.inflight import NO_RECEIVER, PACKET_ID_MAX
 from broker.core.packet_ids import PacketIds, packet_ids
 from broker.core.plain_properties import plain_stop
 from broker.core.publish import recognise
@@ -143,18 +143,16 @@ def _give(state: State, link: Link, route: Route, run: PublishRun, ids: PacketId
     for target in targets:
         session = target.session
         recipient = session.link
-        sender = session.sender
         qos = run.qos if run.qos < target.qos else target.qos  # [MQTT5-3.8.4-8]
-        if qos > 0 and sender is NO_SENDER and recipient is not None:
-            sender = session.own_sender(recipient)
         if (
             recipient is None
             or (count == 1 and recipient.aliases_out is not None)
             or recipient.packet_bytes_max < run.frame_size + OTHER_FORM_BYTES_MAX
             or recipient.outbox.committed_bytes >= recipient.outbox_bytes_high
             or (full and (recipient.outbox.counted_bytes or (qos > 0 and session.inflight_bytes)))
-            or (recipient.outbox.waiting.count if qos == 0 else sender.quota < count or session.queue.count or sender.resend)
+            or (recipient.outbox.waiting.count if qos == 0 else session.queue.count or session.sender.resend)
             or (qos > 0 and session.inflight_bytes >= inflight_bytes_max)
+            or (qos > 0 and session.sender.quota < count and session.own_sender(recipient).quota < count)
         ):
             for packet_id, message in zip(ids.numbers, run.all_messages(), strict=True):
                 state.refused = False
@@ -183,6 +181,7 @@ def _give(state: State, link: Link, route: Route, run: PublishRun, ids: PacketId
                 if other is None:
                     other = forms[place] = run.form(is_5, qos)
                 form = other
+            sender = session.sender
             used = ids
             if not sender.are_free(ids):
                 used = sender.take_ids(count)

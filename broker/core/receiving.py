@@ -98,11 +98,11 @@ def process(state: State, link: Link, now: float) -> bool:
 def _begin(state: State, link: Link, now: float) -> bool:
     """With CONNECT, and nothing else. Has it come, and something behind it?"""
     decoder = link.decoder
-    data = decoder.data
+    data = decoder.data  # from its beginning: nothing was given out yet
     size = len(data)
-    if decoder.position < size and data[decoder.position] >> 4 != CONNECT:
+    if size and data[0] >> 4 != CONNECT:
         raise ProtocolError("the first packet is not CONNECT")  # [MQTT5-3.1.0-1], seen before the rest of it is waited for
-    if 2 <= size < 0x82 and data[1] == size - 2 and decoder.position == 0 and size <= decoder.packet_bytes_max:  # alone in its read, as it mostly is
+    if 2 <= size < 0x82 and data[1] == size - 2 and size <= decoder.packet_bytes_max:  # alone in its read, as it mostly is
         decoder.data = b""
         _connect(state, link, data[0], data[2:], False, now)
         return False

@@ -134,7 +134,9 @@ class State:
     def send(self, link: Link, packet_bytes: bytes) -> None:
         """Commit one packet that is not a PUBLISH."""
         self.counters.packets_sent += 1
-        link.outbox.append(packet_bytes)
+        outbox = link.outbox
+        outbox.chunks.append(packet_bytes)
+        outbox.committed_bytes += len(packet_bytes)
         if not link.ready:
             link.ready = True
             self.ready.append(link)

@@ -59,8 +59,8 @@ from broker.wire.properties import WILL, decode_properties
 DISCONNECT_CODES: Final = reasons.CLIENT_DISCONNECT_CODES | reasons.SERVER_DISCONNECT_CODES
 PROTOCOL_NAMES: Final = {MQTT_31: "MQIsdp", MQTT_311: "MQTT", MQTT_5: "MQTT"}
 
-_HEAD_311: Final = b"\x00\x04MQTT\x04"
-_HEAD_5: Final = b"\x00\x04MQTT\x05"
+_HEADS: Final = (b"\x00\x04MQTT\x04", b"\x00\x04MQTT\x05")
+"""Of 3.1.1 and 5.0."""
 _CONNECT_HEAD_BYTES: Final = 10
 """Up to the Keep Alive."""
 _CLEAN_START: Final = 0x02
@@ -81,7 +81,7 @@ def decode(first_byte: int, body: bytes, version: int) -> Packet:
 
 
 def _decode_connect(first_byte: int, body: bytes, version: int) -> Connect:
-    if len(body) >= _CONNECT_HEAD_BYTES and (body[:7] == _HEAD_311 or body[:7] == _HEAD_5):
+    if len(body) >= _CONNECT_HEAD_BYTES and body[:7] in _HEADS:
         version = body[6]
         flags = body[7]
         keep_alive_s = body[8] << 8 | body[9]

@@ -71,10 +71,11 @@ def read_binary(body: bytes, position: int) -> tuple[bytes, int]:
 def read_string(body: bytes, position: int) -> tuple[str, int]:
     """Strict UTF-8, so no surrogates and no over-long forms, and no U+0000 [MQTT5-1.5.4-1, -2] [MQTT311-1.5.3-1, -2]."""
     start = position + 2
-    if start > len(body):
+    size = len(body)
+    if start > size:
         raise MalformedPacket(_OVERRUN)
     end = start + (body[position] << 8 | body[position + 1])
-    if end > len(body):
+    if end > size:
         raise MalformedPacket(_OVERRUN)
     text: str | None
     try:
