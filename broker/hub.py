@@ -438,6 +438,7 @@ async def serve(
     async with opened as hub:
         task_status.started(hub)
         await hub.wait_closed()
+        await hub._server.wait_ended()  # as long as whoever called `shutdown` gave it; the end of this scope would shorten that
 
 
 def _new_client_id() -> str:

@@ -87,6 +87,8 @@ class Publisher:
         outcome = outgoing.outcome
         if outcome == "acknowledged":
             self.counts["published"] += 1
+        elif outcome == "dropped":
+            self.counts["dropped_offline"] += 1
         else:
             self.counts[outcome if outcome in self.counts else "refused"] += 1
         if outgoing.qos:
@@ -101,7 +103,7 @@ class Publisher:
         if not outgoing.done:
             self._line.check_open()
         topic = outgoing.publish.topic
-        if outgoing.outcome == "acknowledged":
+        if outgoing.outcome in ("acknowledged", "dropped"):
             return outgoing.reason
         if outgoing.outcome == "unknown":
             raise DeliveryUnknown(f"the broker lost the session while {shown(topic)} was on its way at QoS 2: it may have been delivered, or not")
@@ -135,6 +137,7 @@ class Pipeline:
         self._count_max = count_max
         self._bytes_max = bytes_max
         self._bytes = 0
+        self._entering = 0  # there is a place for them, and they are not in it yet
         self._places: set[_Place] = set()
         self._failed: Outgoing | None = None
         self._changed = trio.lowlevel.ParkingLot()
@@ -158,11 +161,19 @@ class Pipeline:
         fields = message_properties(content_type, response_topic, correlation_data, user_properties, message_expiry_s, payload_is_text)
         publish = new_publish(topic, payload, qos, retain, fields)
         await self._wait_until(self._count_max - 1, self._bytes_max - len(publish.payload))
-        outgoing = await self._publisher.begin(publish, topic_alias=topic_alias, at_once=False)
+        self._entering += 1
+        self._bytes += len(publish.payload)
+        try:
+            outgoing = await self._publisher.begin(publish, topic_alias=topic_alias, at_once=False)
+        except BaseException:
+            self._free(publish)
+            raise
+        finally:
+            self._entering -= 1
         if outgoing.done:
+            self._free(publish)
             self._ended(outgoing)
             return
-        self._bytes += len(publish.payload)
         place = _Place(self, outgoing)
         self._places.add(place)
         self._publisher.wait_for(outgoing, place)
@@ -176,7 +187,8 @@ class Pipeline:
     async def _wait_until(self, count: int, size: int) -> None:
         while True:
             self._check()
-            if not self._places or (len(self._places) <= count and self._bytes <= size):
+            under_way = len(self._places) + self._entering
+            if not under_way or (under_way <= count and self._bytes <= size):
                 return
             await self._changed.park()
 
@@ -186,8 +198,11 @@ class Pipeline:
 
     def ended(self, place: _Place) -> None:
         self._places.discard(place)
-        self._bytes -= len(place.outgoing.publish.payload)
+        self._free(place.outgoing.publish)
         self._ended(place.outgoing)
+
+    def _free(self, publish: Publish) -> None:
+        self._bytes -= len(publish.payload)
         self._changed.unpark_all()
 
     def _ended(self, outgoing: Outgoing) -> None:

@@ -328,12 +328,15 @@ class ClientProtocol:
         before it was sent is "expired".
 
         The caller bounds how many are under way. NotSupported for what this connection's broker said it has not, ValueError for
-        what cannot be expressed. offline: for QoS 0, "raise" and "drop" end it when the connection is lost before it was sent.
+        what cannot be expressed. offline: for QoS 0, "raise" and "drop" end it where there is no connection, or no more before it was sent.
         """
         self.outbox.check(publish, topic_alias, connected=self.state == "connected")
         if now is not None:
             self.outbox.now = now
-        return self.outbox.add(publish, offline, topic_alias)
+        outgoing = self.outbox.add(publish, offline, topic_alias)
+        if offline != "wait" and not publish.qos and self.state != "connected":
+            self.outbox.lose(outgoing)
+        return outgoing
 
     def cancel_publish(self, outgoing: Outgoing) -> bool:
         """True: its PUBLISH had not left, and nothing has happened. False: the handshake goes on, `PublishDone` will come."""

@@ -11,11 +11,10 @@ import math
 from collections import deque
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
-from typing import Literal
 
 from msgspec import structs
 
-from broker.core.client_state import Capabilities, Outgoing
+from broker.core.client_state import Capabilities, Outcome, Outgoing
 from broker.core.inflight import Sender
 from broker.errors import NotSupported
 from broker.reasons import ReasonCode
@@ -166,11 +165,15 @@ class ClientOutbox:
     def lose_connection(self) -> None:
         """What of QoS 0 was being sent may have left, at least in part. At most once: it is not sent again."""
         ended, self._batch = self._batch, []
-        for outgoing in [waiting for waiting in self._waiting[0] if waiting.offline != "wait"]:
-            self._waiting[0].remove(outgoing)
-            ended.append(outgoing)
         for outgoing in ended:
             self._finish(outgoing, "offline" if outgoing.offline == "raise" else "acknowledged")
+        for outgoing in [waiting for waiting in self._waiting[0] if waiting.offline != "wait"]:
+            self.lose(outgoing)
+
+    def lose(self, outgoing: Outgoing) -> None:
+        """It waits for a connection, and is not to."""
+        self._waiting[0].remove(outgoing)
+        self._finish(outgoing, "offline" if outgoing.offline == "raise" else "dropped")
 
     # ---- sending -----------------------------------------------------------------------------------------------------
 
@@ -242,7 +245,7 @@ class ClientOutbox:
         for outgoing in done:
             self._finish(outgoing, "acknowledged")
 
-    def _finish(self, outgoing: Outgoing, outcome: Literal["acknowledged", "refused", "unknown", "offline", "expired"]) -> None:
+    def _finish(self, outgoing: Outgoing, outcome: Outcome) -> None:
         outgoing.outcome = outcome
         outgoing.done = True
         self._done(outgoing)

@@ -46,6 +46,9 @@ class ClientOptions(Struct, frozen=True, kw_only=True):
     """Answers that wait because the broker does not read; beyond it the connection ends."""
 
 
+Outcome: TypeAlias = Literal["", "acknowledged", "refused", "unknown", "offline", "dropped", "expired"]
+
+
 class Outgoing:
     """One publish under way. `publish` never has a packet id or DUP: those belong to one sending of it."""
 
@@ -76,7 +79,7 @@ class Outgoing:
         self.left = False
         """Its PUBLISH may be on the wire: from here on it can no longer be taken back."""
         self.done = False
-        self.outcome: Literal["", "acknowledged", "refused", "unknown", "offline", "expired"] = ""
+        self.outcome: Outcome = ""
         self.reason = ReasonCode.SUCCESS
         self.abandoned = False
         """Nobody waits for it any more."""

@@ -12,7 +12,7 @@ import socket
 import ssl
 from collections.abc import Mapping
 from typing import Final, Literal
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import trio
 from msgspec import Struct
@@ -82,7 +82,7 @@ def parse_url(url: str) -> Target:
         scheme,  # type: ignore[arg-type]  # one of PORTS' keys
         host=unquote(parts.hostname),
         port=PORTS[scheme] if port is None else port,
-        path=parts.path if scheme in ("ws", "wss") else "",
+        path=quote(parts.path, safe="/%:@!$&'()*+,;=") if scheme in ("ws", "wss") else "",
         username=None if parts.username is None else unquote(parts.username),
         password=None if parts.password is None else unquote(parts.password),
         options=options,

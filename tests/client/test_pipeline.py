@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import trio
 import trio.testing
@@ -41,6 +43,22 @@ async def answer(peer: Peer, count: int) -> None:
     for _ in range(count):
         packet = await peer.expect(Publish)
         await peer.send(PubAck(packet.packet_id))
+
+
+@pytest.mark.parametrize(("count_max", "bytes_max"), [(2, 1000), (100, 20)])
+async def test_several_tasks_share_its_bounds(count_max: int, bytes_max: int, autojump_clock: trio.testing.MockClock) -> None:
+    with trio.fail_after(60):
+        async with (
+            connected() as (client, peer, _),
+            client.pipeline(count_max=count_max, bytes_max=bytes_max) as pipeline,
+            trio.open_nursery() as nursery,
+        ):
+            for _ in range(8):
+                nursery.start_soon(partial(pipeline.publish, "a", bytes(10), qos=1))
+            for _ in range(4):
+                await trio.testing.wait_all_tasks_blocked()
+                assert client.statistics()["outgoing"] == 2
+                await answer(peer, 2)
 
 
 @pytest.mark.parametrize(("count_max", "bytes_max", "fit"), [(3, 1000, 3), (100, 25, 2), (100, 1, 1)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import trio
 import trio.testing
 
 from broker.client import Client, Reconnect, connect
+from broker.client.publishing import new_publish
 from broker.errors import ConnectionLost, DeliveryUnknown, InvalidTopic, MessageExpired, NotSupported, Offline, PublishRefused
 from broker.reasons import ReasonCode
 from broker.wire.packets import Connect, Disconnect, Properties, PubAck, PubComp, Publish, PubRec, PubRel, SubAck, Subscribe, UnsubAck, Unsubscribe
@@ -189,6 +191,31 @@ async def away(client: Client, peer: Peer) -> None:
     await peer.cut()
     await blocked()
     assert not client.connected
+
+
+async def test_what_was_to_be_dropped_is_counted_so_where_the_connection_breaks_first(autojump_clock: trio.testing.MockClock) -> None:
+    async with connected(reconnect=Reconnect(delay_s=5)) as (client, peer, _), trio.open_nursery() as nursery:
+        for _ in range(4):  # more than a batch of bytes: the last of them are never sent
+            nursery.start_soon(partial(client.publish, "a", bytes(60_000), offline="drop"))
+        await blocked()
+        assert client.statistics()["published"] == 0
+        await away(client, peer)
+        counts = client.statistics()
+        assert counts["dropped_offline"] >= 1
+        assert counts["published"] + counts["dropped_offline"] == 4
+
+
+async def test_nothing_waits_that_is_not_to_when_the_connection_goes_while_it_has_its_turn(autojump_clock: trio.testing.MockClock) -> None:
+    """`publish` looked whether there is a connection, then gave others their turn, and never looked again."""
+    async with connected(reconnect=Reconnect(delay_s=5)) as (client, _, _):
+        publish = new_publish("a", b"", 0, False, {})
+        client.core.connection_lost(trio.current_time())
+        publisher = client._driver.publisher
+        raised = await publisher.begin(publish, offline="raise")
+        with pytest.raises(Offline):
+            publisher.outcome(raised)
+        assert publisher.outcome(await publisher.begin(publish, offline="drop")) == ReasonCode.SUCCESS
+        assert client.statistics()["dropped_offline"] == 1
 
 
 async def test_qos_0_while_away(autojump_clock: trio.testing.MockClock) -> None:

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import socket
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,18 @@ async def test_what_is_no_config_and_no_hook_is_told_at_once() -> None:
         with pytest.raises(TypeError, match=said):
             async with open_broker(**given):
                 pytest.fail("opened")
+
+
+async def test_serve_gives_clients_as_long_as_shutdown_says(autojump_clock: MockClock) -> None:
+    """The end of its scope came at once, and with it the five seconds of `shutdown_grace_s`."""
+    autojump_clock.autojump_threshold = 0.1
+    async with trio.open_nursery() as nursery:
+        hub = await nursery.start(partial(serve, listeners=["mqtt://127.0.0.1:0"], close_timeout_s=60))
+        stuck = await dialled(hub)
+        await stuck.connect("stuck")
+        await hub.shutdown(20)
+        assert 19.9 <= trio.current_time() <= 21
+        await stuck.stream.aclose()
 
 
 # ---- who may come in -----------------------------------------------------------------------------------------------------
