@@ -90,7 +90,7 @@ def may_send(state: State, session: Session, link: Link) -> bool:
     """May one more QoS 1 or 2 message be under way? When all of memory is full, only to a client with nothing unsent or unacknowledged."""
     if session.sender.quota <= 0 and session.own_sender(link).quota <= 0:
         return False
-    if session.inflight_bytes >= state.limits.inflight_bytes_max:
+    if session.inflight_bytes >= link.limits.inflight_bytes_max:
         return False
     return not (session.inflight_bytes or link.outbox.counted_bytes) or not state.over_memory(0)
 

@@ -137,7 +137,6 @@ def _give(state: State, link: Link, route: Route, run: PublishRun, ids: PacketId
     at_most_once: list[bytes | None] | None = None
     refused_counts: dict[int, int] | None = None
     full = state.over_memory(0)
-    inflight_bytes_max = state.limits.inflight_bytes_max
     held_bytes = 0
     sent_count = 0
     for target in targets:
@@ -151,7 +150,7 @@ def _give(state: State, link: Link, route: Route, run: PublishRun, ids: PacketId
             or recipient.outbox.committed_bytes >= recipient.outbox_bytes_high
             or (full and (recipient.outbox.counted_bytes or (qos > 0 and session.inflight_bytes)))
             or (recipient.outbox.waiting.count if qos == 0 else session.queue.count or session.sender.resend)
-            or (qos > 0 and session.inflight_bytes >= inflight_bytes_max)
+            or (qos > 0 and session.inflight_bytes >= recipient.limits.inflight_bytes_max)
             or (qos > 0 and session.sender.quota < count and session.own_sender(recipient).quota < count)
         ):
             for packet_id, message in zip(ids.numbers, run.all_messages(), strict=True):

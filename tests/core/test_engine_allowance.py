@@ -7,7 +7,7 @@ import pytest
 from broker.core.allowance import Allowance, LimitOverrides
 from broker.core.limits import Limits
 from broker.reasons import ReasonCode
-from broker.wire.packets import ConnAck, Connect, Publish, WillMessage
+from broker.wire.packets import ConnAck, Connect, PubAck, Publish, WillMessage
 from tests.core.harness import Peer, World
 
 GENERAL = Limits(queue_count_max=3)
@@ -65,6 +65,29 @@ def test_a_will_above_its_users_limits(version: int) -> None:
     world.engine.authenticated(peer.link, "ann", world.now)
     world.settle()
     assert peer.ends_with(ReasonCode.QOS_NOT_SUPPORTED) if version == 5 else peer.link.closing and not peer.inbox  # 3.1.1 has no word for it
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_what_may_be_unacknowledged_is_the_listeners_or_the_users(together: bool) -> None:
+    world = World()
+    users = (("ann", LimitOverrides(inflight_bytes_max=2_500)),)
+    strict = Allowance(Limits(inflight_bytes_max=4_500), users)
+    ann, eve = (at(world, strict, name, name) for name in ("ann", "eve"))
+    other = world.client("other", username="ann")
+    for peer in (ann, eve, other):
+        peer.take()
+        peer.subscribe(("t", 1))
+    packets = [Publish("t", bytes(999), 1, packet_id=number) for number in range(1, 31)]
+    publisher = world.client("p")
+    for start in range(0, 30, 5 if together else 1):  # in runs of five, and one by one
+        publisher.send(*packets[start : start + (5 if together else 1)])
+    # A run goes out as one.
+    assert [len(peer.messages()) for peer in (ann, eve, other)] == ([5, 5, 30] if together else [3, 5, 30])
+    world.engine.set_limits(Limits(inflight_bytes_max=1), world.now)  # those of all are not theirs
+    publisher.publish("t", b"", 1, 99)
+    assert ann.messages() == []
+    ann.send(*(PubAck(number) for number in range(1, 6 if together else 4)))
+    assert len(ann.messages()) == 3
 
 
 def test_an_away_sessions_queue_is_its_users() -> None:
