@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from broker.core.limits import Limits
+from broker.core.limits import Limits, outbox_mark
 
 Number: TypeAlias = int | float
 
@@ -54,7 +54,7 @@ UserLimits: TypeAlias = Sequence[tuple[str, LimitOverrides]]
 class Allowance:
     """limits: of a client whose name nobody knows yet, or who has none of its own."""
 
-    __slots__ = ("_of_users", "limits")
+    __slots__ = ("_of_users", "limits", "outbox_bytes_high")
 
     def __init__(self, limits: Limits, users: UserLimits = ()) -> None:
         self.use(limits, users)
@@ -62,6 +62,7 @@ class Allowance:
     def use(self, limits: Limits, users: UserLimits = ()) -> None:
         """From now on. The caller says `Engine.set_limits` afterwards, which gives each link its new ones."""
         self.limits = limits
+        self.outbox_bytes_high = outbox_mark(limits)
         self._of_users: Mapping[str, Limits] = {name: overrides.over(limits) for name, overrides in users}
 
     def of(self, username: str | None) -> Limits:

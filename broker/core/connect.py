@@ -168,9 +168,11 @@ def time_out(state: State, link: Link, now: float) -> None:
 
 
 def accept(state: State, link: Link, packet: Connect, now: float, final_data: bytes | None = None) -> None:
-    limits = link.limits = link.allowance.of(link.username)
+    limits = link.limits
     will = packet.will
     refusal = None
+    if link.username is not None:
+        limits = link.limits = link.allowance.of(link.username)
     # Here, not when CONNECT came: others may have been let in while it was asked who this one is, and under which identifier it is served.
     if len(state.sessions) >= state.limits.sessions_count_max and link.client_id not in state.sessions:
         refusal = ReasonCode.QUOTA_EXCEEDED, "there are too many sessions"
@@ -294,7 +296,8 @@ def _adopt_capabilities(link: Link, packet: Connect, now: float) -> None:
         link.promised = limits
         link.decoder.packet_bytes_max = limits.packet_bytes_max
         link.outbox_bytes_high = outbox_mark(limits)
-    limit_rate(link, now)
+    if limits.publish_per_s_max or limits.receive_bytes_per_s_max:
+        limit_rate(link, now)
     wanted = packet.properties.topic_alias_maximum
     if wanted:
         aliases_max = min(wanted, limits.topic_alias_maximum)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from broker.core.inflight import PACKET_ID_MAX
-from broker.core.limits import outbox_mark
 from broker.core.outbox import Outbox
 from broker.wire.framing import FrameDecoder
 from broker.wire.packets import MQTT_5
@@ -104,7 +103,7 @@ class Link:
         self.receiving_bytes = 0
         """So much of it, and of what `rate` holds back, is in the account."""
         self.outbox = Outbox(account)
-        self.outbox_bytes_high = outbox_mark(limits)
+        self.outbox_bytes_high = allowance.outbox_bytes_high
         self.promised = limits
         """The limits that its CONNACK told of: what they allow stays allowed, though the broker's own change."""
         self.packet_bytes_max = PACKET_BYTES_LARGEST
