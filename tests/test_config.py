@@ -186,6 +186,7 @@ def test_mistakes_in_the_files_are_told_too(tmp_path: Path) -> None:
         ({"limits": {"receive_maximum": 1.5}}, "limits.receive_maximum", "expected a whole number, got 1.5"),
         ({"limits": {"outbox_bytes_max": 2000}}, "limits.outbox_bytes_max", "expected at least outbox_bytes_high (1,048,576), got 2,000"),
         ({"limits": {"connect_timeout_s": math.nan}}, "limits.connect_timeout_s", "expected 0.001 or more, got nan"),
+        ({"limits": {"inflight_bytes_max": 0}}, "limits.inflight_bytes_max", "expected 1 or more, got 0"),
         ({"listeners": [{"backlog": 2**31}]}, "listeners[0].backlog", "expected 1 to 2,147,483,647, got 2147483648"),
         ({"listeners": [{"send_buffer_bytes": 2**31}]}, "listeners[0].send_buffer_bytes", "expected 0 to 2,147,483,647, got 2147483648"),
         ({"listeners": [{"receive_buffer_bytes": 2**31}]}, "listeners[0].receive_buffer_bytes", "expected 0 to 2,147,483,647, got 2147483648"),

@@ -86,6 +86,7 @@ RANGES: Final[dict[str, tuple[float, float]]] = {
     "control_bytes_max": (128, 268_435_460),
     "client_id_bytes_max": (1, 65_535),
     "inflight_count_max": (1, 65_535),
+    "inflight_bytes_max": (1, math.inf),  # at 0 nothing of QoS 1 or 2 would ever be sent
     "receive_maximum": (1, 65_535),
     "topic_alias_maximum": (0, 65_535),
     "maximum_qos": (0, 2),
