@@ -3,6 +3,7 @@ the logger `broker`, so that an embedder's own logging is never touched."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import logging.handlers
@@ -164,7 +165,8 @@ class FileHandler(LineHandler):
 
     def close(self) -> None:
         self.write_held()
-        self.stream.close()
+        with contextlib.suppress(OSError):  # what a full disk did not take; the file is closed all the same
+            self.stream.close()
         super().close()
 
 

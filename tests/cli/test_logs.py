@@ -37,6 +37,21 @@ def test_a_line_of_text(tmp_path: Path) -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d{4} info: connected 'a\\nb' from x\\ny\\x1b\[0m é\n", line)
 
 
+def test_a_full_disk_does_not_keep_a_file_from_being_opened_anew(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """SIGHUP is what rotates it, and ended the broker."""
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    path = tmp_path / "log"
+    path.symlink_to("/dev/full")
+    logs.configure("info", "text", str(path))
+    logs.logger.info("lost")
+    assert "No space left" in capfd.readouterr().err
+    path.unlink()
+    logs.reopen()
+    logs.logger.info("kept")
+    assert path.read_text().endswith("info: kept\n")
+
+
 def test_a_line_of_json(tmp_path: Path) -> None:
     logs.configure("debug", "json", str(tmp_path / "log"))
     try:
