@@ -163,7 +163,8 @@ class Config(Struct, frozen=True, kw_only=True):
         except UnicodeDecodeError as error:
             raise ConfigError([("", f"is not UTF-8 at byte {error.start}")], source) from None
         except tomllib.TOMLDecodeError as error:
-            raise ConfigError([("", f"is not TOML: {error}")], source) from None
+            advice = "; from a mosquitto.conf to TOML: config/mosquitto-migration.md" if source.endswith(".conf") else ""
+            raise ConfigError([("", f"is not TOML: {error}{advice}")], source) from None
         except RecursionError:
             raise ConfigError([("", "is nested too deep")], source) from None
         return cls._read(data, os.environ if env is None else env, source, Path(path).absolute().parent)

@@ -211,6 +211,9 @@ def test_file_mistakes_name_the_file(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("port = = 3")
     with pytest.raises(ConfigError, match=r"bad\.toml: is not TOML: .*line 1"):
         Config.load(tmp_path / "bad.toml", env={})
+    (tmp_path / "mosquitto.conf").write_text("listener 1883\nallow_anonymous true\n")
+    with pytest.raises(ConfigError, match=r"mosquitto\.conf: is not TOML: .*line 1.*; from a .* to TOML: config/mosquitto-migration\.md"):
+        Config.load(tmp_path / "mosquitto.conf", env={})
     (tmp_path / "latin.toml").write_bytes(b'x = "\xe9"')
     with pytest.raises(ConfigError, match=r"is not UTF-8 at byte 5"):
         Config.load(tmp_path / "latin.toml", env={})

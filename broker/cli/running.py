@@ -160,12 +160,14 @@ def only_cause(error: BaseException) -> BaseException:
 def explain(error: BaseException) -> tuple[str, int]:
     """(one line, exit code) for whatever ended a command."""
     from broker import errors
+    from broker.reasons import ReasonCode
 
     if isinstance(error, Failure):
         return str(error), error.code
     if isinstance(error, errors.ConnectRefused):
         # 3.1.1 has return codes of its own, and scripts written for Mosquitto's tools test for them.
-        return str(error), int(getattr(error, "return_code", None) or error.reason)
+        advice = "; -V 311 speaks MQTT 3.1.1, as older brokers do" if error.return_code == ReasonCode.UNSUPPORTED_PROTOCOL_VERSION else ""
+        return f"{error}{advice}", error.return_code
     if isinstance(error, errors.PublishRefused | errors.SubscribeRefused):
         return str(error), int(error.reason)
     if isinstance(error, errors.ConnectionLost):

@@ -31,6 +31,7 @@ TABLE = [
     (errors.ConnectRefused("h:1", ReasonCode.NOT_AUTHORIZED), 135, "not authorized"),
     (errors.ConnectRefused("h:1", ReasonCode.BAD_USER_NAME_OR_PASSWORD), 134, "bad user name or password"),
     (refused_by_3_1_1(), 5, "not authorized"),
+    (errors.ConnectRefused("h:1", ReasonCode.UNSUPPORTED_PROTOCOL_VERSION), 132, "-V 311 speaks MQTT 3.1.1"),
     (errors.PublishRefused("t", ReasonCode.QUOTA_EXCEEDED), 151, "publish to 't' refused"),
     (errors.SubscribeRefused("f/#", ReasonCode.NOT_AUTHORIZED), 135, "subscription to 'f/#' refused"),
     (errors.ConnectionLost("taken over", ReasonCode.SESSION_TAKEN_OVER), 142, "taken over"),
