@@ -114,7 +114,7 @@ class Tokens:
         """From any thread. TokenFault says why not."""
         claims = self._verified(token)
         name = claims.get(self._settings.user_claim)
-        if not isinstance(name, str) or not name or "\0" in name or len(name) > 65_535:
+        if not isinstance(name, str) or not name or not _can_be_sent(name):
             raise TokenFault(f"its {self._settings.user_claim} is no user name")
         ends_at_s = math.inf
         if "exp" in claims:
@@ -178,6 +178,14 @@ class Tokens:
                 filled = filter.replace("${username}", "%u").replace("${clientid}", "%c")  # as others write them
                 rules.append(Rule(filled, _RIGHTS[word], None, True, f"token: {name}.{word}", filter))
         return AccessRules(rules)
+
+
+def _can_be_sent(name: str) -> bool:
+    """As a string of MQTT's; JSON writes lone surrogates too."""
+    try:
+        return "\0" not in name and len(name.encode()) <= 65_535
+    except UnicodeEncodeError:
+        return False
 
 
 def _header(token: bytes) -> dict[str, Any]:

@@ -104,6 +104,13 @@ def test_a_public_key_is_no_secret(tmp_path: Path, kind: str, algorithm: str) ->
         assert why_not(tokens, signed + b"." + base64.urlsafe_b64encode(digest).rstrip(b"=")) == "no key of ours has signed it"
 
 
+@pytest.mark.parametrize("name", ["", "a\0b", "x" * 70_000, "é" * 40_000, "\ud800", 5, None, ["ann"]])
+def test_a_user_name_is_one_that_a_packet_can_hold(tokens: Tokens, name: object) -> None:
+    """A lone surrogate came in, and where user names are Client Identifiers none could be told."""
+    with pytest.raises(TokenFault, match=r"sub is no user name|more than 16,384 bytes|lacks sub|no token"):
+        tokens.check(token(SECRET, "HS256", sub=name))
+
+
 @pytest.mark.parametrize("algorithm", ["none", "None", "NONE", "", "RS256", "ES256K", None, 5, ["HS256"], {"a": 1}])
 def test_what_does_not_count(tokens: Tokens, algorithm: object) -> None:
     assert why_not(tokens, forged({"alg": algorithm}))
