@@ -147,13 +147,14 @@ async def test_in_311_every_failure_is_0x80() -> None:
 
 
 @pytest.mark.statement("MQTT5-3.9.2-1", "MQTT5-3.9.2-2")
-async def test_suback_fits_the_clients_maximum_packet_size() -> None:
+@pytest.mark.parametrize("mark", ["-", "#"], ids=["ordinary", "refused"])
+async def test_suback_fits_the_clients_maximum_packet_size(mark: str) -> None:
     """It has neither Reason String nor User Properties. One that cannot be made to fit ends the connection: it may not be sent, nor left out."""
     async with Scene() as scene:
         peer = await scene.connect("a", maximum_packet_size=40)
-        await peer.subscribe(*(f"a#{number}" for number in range(35)))
+        await peer.subscribe(*(f"a{mark}{number}" for number in range(35)))
         assert len(peer.frames[-1]) == 40
-        await peer.send(Subscribe(99, tuple(S(f"b#{number}") for number in range(36))))
+        await peer.send(Subscribe(99, tuple(S(f"b{mark}{number}") for number in range(36))))
         await peer.expect_closed(0x95)
 
 
