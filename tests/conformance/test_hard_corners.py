@@ -442,12 +442,14 @@ async def test_a_refusal_is_told_as_fully_as_fits() -> None:
 
 @pytest.mark.parametrize("qos", [0, 1, 2])
 @pytest.mark.parametrize("away", [False, True])
-async def test_a_message_that_is_too_large_is_as_if_delivered(qos: int, away: bool) -> None:
-    """To the byte; no id and no quota stays taken; others get it; nothing in it is cut."""
+@pytest.mark.parametrize("sole", [False, True])
+async def test_a_message_that_is_too_large_is_as_if_delivered(qos: int, away: bool, sole: bool) -> None:
+    """To the byte; no id and no quota stays taken; others, if there are any, get it; nothing in it is cut."""
     async with Scene() as scene:
         publisher = await scene.connect("p")
         other = await scene.connect("other")
-        await other.subscribe("t", qos=qos)
+        if not sole:
+            await other.subscribe("t", qos=qos)
         options: dict[str, Any] = {"maximum_packet_size": 100, "receive_maximum": 1, "session_expiry_interval": NEVER}
         peer = await scene.connect("a", **options)
         await peer.subscribe("t", qos=qos)
@@ -462,8 +464,29 @@ async def test_a_message_that_is_too_large_is_as_if_delivered(qos: int, away: bo
             peer = await scene.connect("a", clean_start=False, **options)
         messages = await drained(peer)
         assert messages == ([] if away and qos == 0 else [b"x" * fits, b"last"])
-        assert await drained(other) == [*payloads, b"p"]
+        assert await drained(other) == ([] if sole else [*payloads, b"p"])
         await peer.expect_open()
+
+
+@pytest.mark.parametrize("granted", [0, 1, 2])
+@pytest.mark.parametrize("qos", [0, 1, 2])
+async def test_messages_that_are_too_large_together(qos: int, granted: int) -> None:
+    """As the first on their topics, as a run on one, and again when that is known."""
+    async with Scene() as scene:
+        publisher = await scene.connect("p")
+        peer = await scene.connect("a", maximum_packet_size=60)
+        await peer.subscribe("t/+", qos=granted)
+        number = 0
+        for topics in (("t/1", "t/2", "t/3", "t/4", "t/5"), ("t/1",) * 20, ("t/1",) * 20):
+            ids = range(number + 1, number + 1 + len(topics))
+            number += len(topics)
+            await publisher.send(*(Publish(topic, bytes(100), qos, packet_id=id if qos else 0) for topic, id in zip(topics, ids, strict=True)))
+        if qos == 2:
+            await publisher.send(*(PubRel(id) for id in range(1, number + 1)))
+        await publisher.receive_all()
+        await peer.expect_nothing()
+        await publisher.publish("t/1", b"fits", qos)
+        assert await drained(peer) == [b"fits"]
 
 
 async def test_a_message_that_no_longer_fits_on_the_next_connection() -> None:
