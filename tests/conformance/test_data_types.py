@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from broker.wire.packets import Publish, SubAck
+from broker.wire.packets import Disconnect, Publish, SubAck
 from tests.conformance.harness import V5, V311, Scene, both_versions
+from tests.conformance.shorthand import drained
 from tests.conformance.wirebytes import connect_frame, frame, properties, publish_frame, string, subscribe_frame, u16
 
 ILL_FORMED = {
@@ -89,6 +90,43 @@ async def test_remaining_length_in_more_bytes_than_it_needs_closes(bad: bytes) -
         peer = await scene.connect("c")
         await peer.send(bad)
         await peer.expect_closed()
+
+
+@both_versions
+@pytest.mark.statement("MQTT5-1.5.5-1")
+@pytest.mark.parametrize("first_byte", [0x30, 0x31, 0x32, 0x33, 0x34])
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("together", [False, True])
+async def test_a_publish_in_more_bytes_than_it_needs_closes(version: int, first_byte: int, known: bool, together: bool) -> None:
+    """In all the ways that it may be taken: the first on its topic or one of many, alone in its read or not. In 3.1.1 it is as good as others."""
+    async with Scene() as scene:
+        other = await scene.connect("s")
+        await other.subscribe("t/+", qos=2)
+        peer = await scene.connect("c", version)
+
+        def frame_of(payload: bytes, packet_id: int, topic: str, overlong: bool = False) -> bytes:
+            good = publish_frame(topic, payload, first_byte=first_byte, packet_id=packet_id if first_byte & 0x06 else None, version=version)
+            return good[:1] + bytes((good[1] | 0x80, 0)) + good[2:] if overlong else good
+
+        expected = []
+        if known:
+            for number in range(1, 5):
+                await peer.send(frame_of(b"good", number, "t/1"))
+                await scene.settle()
+                expected.append(b"good")
+        if together:
+            expected.append(b"before")
+        await peer.send((frame_of(b"before", 5, "t/2") if together else b"") + frame_of(b"overlong", 6, "t/1", overlong=True))
+        if version == V311:
+            expected.append(b"overlong")
+            await peer.receive_all()
+            await peer.expect_open()
+        else:
+            goodbye = (await peer.receive_all())[-1]
+            assert isinstance(goodbye, Disconnect)
+            assert goodbye.reason == 0x81
+            await peer.expect_end()
+        assert await drained(other) == expected
 
 
 @pytest.mark.statement("MQTT5-1.5.5-1")
