@@ -510,8 +510,11 @@ async def test_no_more_under_way_than_the_client_takes(maximum: int) -> None:
 
 
 @pytest.mark.statement("MQTT5-3.3.4-7")
-async def test_more_than_the_receive_maximum_closes() -> None:
+@pytest.mark.parametrize("wanted", [False, True])
+async def test_more_than_the_receive_maximum_closes(wanted: bool) -> None:
     async with Scene(receive_maximum=2) as scene:
+        if wanted:
+            await (await scene.connect("other")).subscribe("a", qos=2)
         peer = await scene.connect("c")
         assert peer.connack is not None
         assert peer.connack.properties.receive_maximum == 2

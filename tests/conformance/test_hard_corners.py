@@ -489,6 +489,23 @@ async def test_messages_that_are_too_large_together(qos: int, granted: int) -> N
         assert await drained(peer) == [b"fits"]
 
 
+@pytest.mark.parametrize("granted", [0, 1, 2])
+@pytest.mark.parametrize("qos", [0, 1, 2])
+@pytest.mark.parametrize("identifier", [0, 7])
+async def test_retained_messages_that_are_too_large(qos: int, granted: int, identifier: int) -> None:
+    """To the byte, and those that fit come all; no quota stays taken."""
+    async with Scene() as scene:
+        publisher = await scene.connect("p")
+        for size in range(30, 70):
+            await publisher.publish(f"t/{size}", bytes(size), qos, retain=True)
+        peer = await scene.connect("a", maximum_packet_size=60, receive_maximum=5)
+        await peer.subscribe("t/+", qos=granted, identifier=identifier)
+        room = 60 - 2 - 6 - (2 if min(qos, granted) else 0) - (3 if identifier else 1)  # header, topic, id, properties with their length
+        assert await drained(peer) == [bytes(size) for size in range(30, room + 1)]
+        await publisher.publish("t/1", b"fits", qos)
+        assert await drained(peer) == [b"fits"]
+
+
 async def test_a_message_that_no_longer_fits_on_the_next_connection() -> None:
     """Sent and not acknowledged; the client returns with less room. It is dropped, and so is its id; the rest goes on."""
     async with Scene() as scene:

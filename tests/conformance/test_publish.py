@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from broker.reasons import ReasonCode
-from broker.wire.packets import ConnAck, Properties, PubAck, PubComp, Publish, PubRec, PubRel, SubAck
+from broker.wire.packets import ConnAck, Properties, PubAck, PubComp, Publish, PubRec, PubRel, SubAck, Subscribe, SubscriptionRequest
 from broker.wire.topics import matches
-from tests.conformance.harness import NEVER, V5, V311, Scene, both_versions
+from tests.conformance.harness import NEVER, V5, V311, Peer, Scene, both_versions
+from tests.conformance.shorthand import drain
 from tests.conformance.wirebytes import connect_frame, properties, publish_frame, string, u16, u32
 
 
@@ -176,6 +178,42 @@ async def test_properties_are_forwarded_unchanged(version: int, qos: int) -> Non
             await late.subscribe("a", qos=qos)
             assert (await late.take_message()).properties == one
             await late.disconnect()
+
+
+@pytest.mark.parametrize("qos", [0, 1, 2])
+@pytest.mark.statement(
+    "MQTT5-3.3.2-4", "MQTT5-3.3.2-15", "MQTT5-3.3.2-16", "MQTT5-3.3.2-17", "MQTT5-3.3.2-18", "MQTT5-3.3.2-20", "MQTT5-3.3.4-3"
+)  # fmt: skip
+@pytest.mark.parametrize("identifier", [0, 7])
+async def test_properties_of_many_are_forwarded_unchanged_to_each(qos: int, identifier: int) -> None:
+    """At once or from a queue, at any lesser QoS, also as retained messages to whoever comes late; and they stand in nobody's way who has none."""
+    one = Properties(1, None, "text", "answers", b"c", user_properties=(("b", "1"), ("a", "2")))
+    payloads = [b"%d" % (number % 25 + 1) for number in range(50)]
+
+    async def watch(scene: Scene, name: str, granted: int, version: int) -> Peer:
+        watcher = await scene.connect(f"{name}{granted}{version}", version, **({"receive_maximum": 5 + 20 * granted} if version == V5 else {}))
+        section = Properties(subscription_identifiers=(identifier,)) if identifier and version == V5 else Properties()
+        await watcher.send(Subscribe(1, (SubscriptionRequest("t/+", granted),), section))
+        await watcher.take(SubAck)
+        return watcher
+
+    kinds = [(granted, version) for granted in (0, 1, 2) for version in (V5, V311)]
+    async with Scene() as scene:
+        watchers = [(granted, await watch(scene, "w", granted, version), 50) for granted, version in kinds]
+        publisher = await scene.connect("p")
+        for retain in (False, True):
+            ids = range(1, 26)
+            await publisher.send(*(Publish("t/1", b"%d" % id, qos, retain, packet_id=id if qos else 0, properties=one) for id in ids))
+            if qos == 2:
+                await publisher.send(*(PubRel(id) for id in ids))
+        await publisher.receive_all()
+        watchers += [(granted, await watch(scene, "late", granted, version), 1) for granted, version in kinds]
+        for granted, watcher, count in watchers:
+            messages = await drain(watcher)
+            assert [message.payload for message in messages] == payloads[-count:]
+            assert {message.qos for message in messages} == {min(qos, granted)}
+            expected = structs.replace(one, subscription_identifiers=(identifier,) if identifier else ()) if watcher.version == V5 else Properties()
+            assert all(message.properties == expected for message in messages)
 
 
 @pytest.mark.parametrize("identifier", [b"\x08", b"\x03"], ids=["response topic", "content type"])
