@@ -13,7 +13,7 @@ import logging
 import math
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -405,26 +405,8 @@ class Connection:
 
     # ---- writing ----
 
-    def take(self, engine: Engine, link: Link, now: float) -> bytes:
-        """What is to be sent, if one `send_nowait` may do; b"" if that is nothing, or has been done. Never raises, as `flush`.
-
-        Asked for each recipient of each read, so its server's engine and its own link are at hand.
-        """
-        if self.ended:
-            return b""
-        data = b""
-        try:
-            if not (self._writing or link.closing or self._unpaused is not None or self.inquiry is not None):
-                data = engine.take_to_send(link, TAKE_BYTES)
-        except Exception as error:
-            self.fail(error)
-            return b""
-        if not data:
-            self.flush(now)
-        return data
-
     def keep(self, data: bytes, count: int) -> None:
-        """The socket took only `count` bytes of what `take` gave."""
+        """The socket took only `count` bytes of what `take_to_send` gave."""
         link = self.link
         assert link is not None
         self.server.engine.give_back(link, data, count)
@@ -533,3 +515,36 @@ class Connection:
                 self._drained.set()
         # Something may have come in, or closing begun, during the last wait.
         self.flush(trio.current_time())
+
+
+def send_in_a_row(engine: Engine, links: Sequence[Link], now: float) -> None:
+    """Flush many: first everything is made ready, then it is sent, one right after the other: what little lies between two system calls is still
+    in the processor's caches after each (decision 0035). Whoever has more to do than to send goes the way of `Connection.flush`.
+
+    Never raises, as that. All in one loop for each half, with no call of ours for a link to whom nothing special happens.
+    """
+    ordinary: list[Link] = []
+    connections: list[Connection] = []
+    for link in links:
+        connection = link.transport
+        if not isinstance(connection, Connection) or connection.ended:
+            continue
+        if connection._writing or link.closing or connection._unpaused is not None or connection.inquiry is not None:
+            connection.flush(now)
+        else:
+            ordinary.append(link)
+            connections.append(connection)
+    for connection, data in zip(connections, engine.take_to_send(ordinary, TAKE_BYTES)):  # noqa: B905  # they are of one length
+        if not data:
+            connection.flush(now)
+            continue
+        transport = connection.transport
+        try:
+            count = transport.socket.send(data) if type(transport) is SocketTransport else transport.send_nowait(data)
+        except (BlockingIOError, InterruptedError):
+            count = 0
+        except Exception as error:  # whatever it is, it is this client's
+            connection.fail(error)
+            count = 0
+        if count < len(data):
+            connection.keep(data, count)

@@ -21,7 +21,7 @@ from broker.auth.throttle import address_of
 from broker.core.allowance import Allowance, UserLimits
 from broker.net.addresses import Addresses
 from broker.net.authentication import QUESTIONS_COUNT_MAX
-from broker.net.connection import Connection
+from broker.net.connection import Connection, send_in_a_row
 from broker.net.listen import HANDS_DOWN, BoundSocket
 from broker.net.locks import Guard, Lock
 from broker.net.proxy_protocol import is_trusted
@@ -338,7 +338,11 @@ class Server:
                 break
             budget -= len(links)
             if len(links) >= IN_A_ROW_COUNT_MIN:
-                self._send_in_a_row(links, now)
+                self._flushing = True
+                try:
+                    send_in_a_row(engine, links, now)
+                finally:
+                    self._flushing = False
                 continue
             for link in links:
                 connection = link.transport
@@ -349,35 +353,6 @@ class Server:
         deadline = engine.next_deadline()
         if deadline < self._timer_at:
             self._timer_at = self._timer_scope.deadline = deadline
-
-    def _send_in_a_row(self, links: Sequence[Link], now: float) -> None:
-        """First everything is made ready, then it is sent, one right after the other: what little lies between two system calls is still in
-        the processor's caches after each (decision 0035)."""
-        connections: list[Connection] = []
-        sends: list[bytes] = []
-        engine = self.engine
-        self._flushing = True
-        try:
-            for link in links:
-                connection = link.transport
-                if isinstance(connection, Connection):
-                    data = connection.take(engine, link, now)
-                    if data:
-                        connections.append(connection)
-                        sends.append(data)
-            size = sum(map(len, sends))
-            for connection, data in zip(connections, sends):  # noqa: B905  # they are of one length
-                try:
-                    count = connection.transport.send_nowait(data)
-                except Exception as error:  # whatever it is, it is this client's
-                    connection.fail(error)
-                    count = 0
-                if count < len(data):
-                    size -= len(data) - count
-                    connection.keep(data, count)
-            engine.count_sent(size)
-        finally:
-            self._flushing = False
 
     def note_progress(self) -> None:
         """A full socket has taken something, or is gone."""

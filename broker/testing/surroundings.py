@@ -172,12 +172,11 @@ class Surroundings:
         engine = self._engine
         if link.phase == ENDED:
             self._simulation.incarnations.ended(line)
-        taken = engine.take_to_send(link, 65_536)
+        (taken,) = engine.take_to_send([link], 65_536)
         if taken:
             count = max(0, min(len(taken), line.down.room_bytes))
             if count:
                 line.down.send(taken[:count])
-            engine.count_sent(count)
             if count < len(taken):
                 engine.give_back(link, taken, count)
         while not line.detached:

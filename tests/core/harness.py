@@ -283,10 +283,9 @@ class Peer:
     def flush(self) -> None:
         """Take what the socket takes."""
         engine = self.world.engine
-        taken = engine.take_to_send(self.link, 65_536)
+        (taken,) = engine.take_to_send([self.link], 65_536)
         if taken:
             count = self._took(taken)
-            engine.count_sent(count)
             if count < len(taken):
                 engine.give_back(self.link, taken, count)
             self.world._worked()

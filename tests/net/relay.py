@@ -123,13 +123,12 @@ class RelayEngine:
             link.ready = False
         return ready
 
-    def take_to_send(self, link: RelayLink, limit: int) -> bytes:
-        data = bytes(link.out) if len(link.out) <= limit else b""
-        del link.out[: len(data)]
-        return data
-
-    def count_sent(self, size: int) -> None:
-        pass
+    def take_to_send(self, links: list[RelayLink], limit: int) -> list[bytes]:
+        taken = []
+        for link in links:
+            taken.append(bytes(link.out) if len(link.out) <= limit else b"")
+            del link.out[: len(taken[-1])]
+        return taken
 
     def give_back(self, link: RelayLink, data: bytes, count: int) -> None:
         link.out[:0] = data[count:]
