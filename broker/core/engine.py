@@ -199,12 +199,12 @@ class Engine:
             ):
                 taken.append(b"")
                 continue
-            chunks = outbox.chunks
-            if len(chunks) == 1:
-                taken.append(chunks.pop())
+            if outbox.chunks is None:
+                taken.append(outbox.joined)
+                outbox.joined = b""
             else:
-                taken.append(b"".join(chunks))
-                chunks.clear()
+                taken.append(b"".join(outbox.chunks))
+                outbox.chunks = None
             outbox.committed_bytes = 0
             outbox.sent_bytes_total += size
             total += size

@@ -16,6 +16,7 @@ from __future__ import annotations
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
+from broker.core.outbox import JOINED_BYTES_MAX
 from broker.core.plain_properties import plain_stop
 from broker.core.publish import learn
 from broker.core.runs import alike, at_qos_0, cells
@@ -162,13 +163,13 @@ def _give(state: State, link: Link, names: list[bytes], frames: list[bytes], alo
     sole = link.passed_to != ""
     count = 0
     for frame, topic, entry in zip(frames, topics, entries):  # noqa: B905
-        if entry is None:
-            break
-        recipient: Link | None = None
         if isinstance(entry, Subscription) and entry.plain and topic != last:
             session = entry.session
-            if session.access is access or session.access.allows_all:
-                recipient = session.link
+            recipient = session.link if session.access is access or session.access.allows_all else None
+        elif entry is None:
+            break
+        else:
+            recipient = None
         if recipient is None:
             learn(state, link, topic, encode_string(topic))
             break
@@ -180,7 +181,16 @@ def _give(state: State, link: Link, names: list[bytes], frames: list[bytes], alo
         if recipient.version != version and (recipient.version >= MQTT_5) is not (version >= MQTT_5):
             frame = _other_form(link, frame, topic, len(names[count]))
             grown = outbox.committed_bytes + len(frame)
-        outbox.chunks.append(frame)
+        chunks = outbox.chunks  # as `outbox.append`, a call less
+        if chunks is not None:
+            chunks.append(frame)
+        elif not outbox.joined:
+            outbox.joined = frame
+        elif grown <= JOINED_BYTES_MAX:
+            outbox.joined += frame
+        else:
+            outbox.chunks = [outbox.joined, frame]
+            outbox.joined = b""
         outbox.committed_bytes = grown
         if not recipient.ready:
             recipient.ready = True

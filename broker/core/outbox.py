@@ -7,17 +7,25 @@ is encoded when bytes drain: expiry, overflow, aliases and size limits act at th
 
 from __future__ import annotations
 
+from typing import Final
+
 from broker.core.waiting import NOTHING_WAITS, Account, WaitingQueue
+
+JOINED_BYTES_MAX: Final = 256
+"""Up to so many, frames are joined as they come: most links have one or a few small ones to send, and then need no list of them (a first
+message, by sockets, 3.24 to 3.17 us)."""
 
 
 class Outbox:
-    __slots__ = ("account", "chunks", "committed_bytes", "counted_bytes", "head", "head_position", "sent_bytes_total", "waiting")
+    __slots__ = ("account", "chunks", "committed_bytes", "counted_bytes", "head", "head_position", "joined", "sent_bytes_total", "waiting")
 
     def __init__(self, account: Account) -> None:
-        self.chunks: list[bytes] = []
-        """Whole frames. Who appends to it counts them in `committed_bytes`, as `append` does."""
+        self.joined = b""
+        """Whole frames, or one large one; b"" while there are chunks. Who adds to it counts them in `committed_bytes`, as `append` does."""
+        self.chunks: list[bytes] | None = None
+        """Whole frames, when they are too many bytes to be joined each time."""
         self.head = b""
-        """What `data_to_send` gave, from `head_position` on not sent yet; before the chunks."""
+        """What `data_to_send` gave, from `head_position` on not sent yet; before all others."""
         self.head_position = 0
         self.committed_bytes = 0
         """Encoded and not yet sent."""
@@ -30,8 +38,16 @@ class Outbox:
 
     def append(self, frames: bytes) -> None:
         """Commit whole frames."""
-        self.chunks.append(frames)
         self.committed_bytes += len(frames)
+        if self.chunks is not None:
+            self.chunks.append(frames)
+        elif not self.joined:
+            self.joined = frames
+        elif self.committed_bytes <= JOINED_BYTES_MAX:
+            self.joined += frames
+        else:
+            self.chunks = [self.joined, frames]
+            self.joined = b""
 
     def own_queue(self) -> WaitingQueue:
         """`waiting`, for something that is to wait: made for the first."""
@@ -61,14 +77,13 @@ class Outbox:
         if head:
             return memoryview(head)[self.head_position :] if self.head_position else head
         chunks = self.chunks
-        if len(chunks) == 1:
-            head = self.head = chunks.pop()
+        if chunks is None:
+            head = self.head = self.joined
+            self.joined = b""
             return head
-        if not chunks:
-            return b""
         if self.committed_bytes <= limit:
             head = self.head = b"".join(chunks)
-            chunks.clear()
+            self.chunks = None
             return head
         count = 0
         size = 0
@@ -77,6 +92,8 @@ class Outbox:
             count += 1
         self.head = chunks[0] if count == 1 else b"".join(chunks[:count])
         del chunks[:count]
+        if not chunks:
+            self.chunks = None
         return self.head
 
     def give_back(self, data: bytes, count: int) -> None:

@@ -135,8 +135,11 @@ class State:
         """Commit one packet that is not a PUBLISH."""
         self.counters.packets_sent += 1
         outbox = link.outbox
-        outbox.chunks.append(packet_bytes)
-        outbox.committed_bytes += len(packet_bytes)
+        if outbox.committed_bytes:
+            outbox.append(packet_bytes)
+        else:  # it is mostly the first; a call less
+            outbox.joined = packet_bytes
+            outbox.committed_bytes = len(packet_bytes)
         if not link.ready:
             link.ready = True
             self.ready.append(link)

@@ -19,8 +19,9 @@ def take_all(outbox: Outbox, limit: int) -> bytes:
     """As `Engine.take_to_send`, where it does."""
     if outbox.head or outbox.committed_bytes > limit:
         return b""
-    data = b"".join(outbox.chunks)
-    outbox.chunks.clear()
+    data = outbox.joined if outbox.chunks is None else b"".join(outbox.chunks)
+    outbox.joined = b""
+    outbox.chunks = None
     outbox.committed_bytes = 0
     outbox.sent_bytes_total += len(data)
     return data
