@@ -68,7 +68,7 @@ it used up its core. Give the broker another core, and compare figures of one ma
     "-r",
     "--rate",
     section=WHAT,
-    type=values.seconds,
+    type=values.rate,
     metavar="PER_SECOND",
     help="Messages a second, of all publishers together, on schedule whatever the broker does; late is counted from the schedule.  "
     "[default: as fast as -w allows]",

@@ -126,6 +126,13 @@ def seconds_or_none(value: str) -> float:
     return number
 
 
+def rate(value: str) -> float:
+    number = _number(value)
+    if not 0 < number < math.inf:
+        raise click.BadParameter(f"messages a second, more than 0, expected, not {printable(value)!r}")
+    return number
+
+
 def percent(value: str) -> float:
     number = _number(value)
     if not 0.1 <= number <= 100:

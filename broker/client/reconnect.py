@@ -43,8 +43,8 @@ class Reconnect:
         attempts_max: int | None = None,
         give_up_after_s: float = math.inf,
     ) -> None:
-        if delay_s < 0 or delay_s_max < 0:
-            raise ValueError("delay_s and delay_s_max must not be negative")
+        if not (delay_s >= 0 and delay_s_max >= 0 and give_up_after_s >= 0):
+            raise ValueError("delay_s, delay_s_max and give_up_after_s must be 0 or more seconds")
         if attempts_max is not None and attempts_max < 1:
             raise ValueError(f"attempts_max must be at least 1, or None, not {attempts_max!r}")
         self.first = first

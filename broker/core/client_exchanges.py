@@ -51,8 +51,9 @@ class ClientExchanges:
         for request in requests:
             if self._version < MQTT_5 and (request.no_local or request.retain_as_published or request.retain_handling):
                 raise NotSupported("no_local, retain_as_published and retained need MQTT 5.0")
-            if connected:
-                self._check_filter(request.filter)
+        refusal = self._refusal(requests) if connected else None
+        if refusal is not None:
+            raise NotSupported(refusal[1])
         exchange = Exchange(tuple(request.filter for request in requests), requests, identifier, user_properties)
         self._check(exchange)
         self._begin_or_wait(exchange, connected)
@@ -82,12 +83,16 @@ class ClientExchanges:
             raise NotSupported("user_properties need MQTT 5.0")
         encode(self._packet(exchange, 1), self._version)
 
-    def _check_filter(self, filter: str) -> None:
-        group, plain = split_shared(filter)
-        if group is not None and not self._capabilities.shared:
-            raise NotSupported("this broker has no shared subscriptions")  # [MQTT5-3.2.2-18]
-        if not self._capabilities.wildcards and ("+" in plain or "#" in plain):
-            raise NotSupported("this broker has no wildcard subscriptions")
+    def _refusal(self, requests: tuple[SubscriptionRequest, ...]) -> tuple[ReasonCode, str] | None:
+        """Why this connection's broker may not be sent them; None if it may."""
+        able = self._capabilities
+        for request in requests:
+            group, plain = split_shared(request.filter)
+            if group is not None and not able.shared:
+                return ReasonCode.SHARED_SUBSCRIPTIONS_NOT_SUPPORTED, "this broker has no shared subscriptions"  # [MQTT5-3.2.2-18]
+            if not able.wildcards and ("+" in plain or "#" in plain):
+                return ReasonCode.WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED, "this broker has no wildcard subscriptions"
+        return None
 
     # ---- connections -------------------------------------------------------------------------------------------------
 
@@ -164,8 +169,11 @@ class ClientExchanges:
         self._pending[exchange.packet_id] = exchange
         packet = self._packet(exchange, exchange.packet_id)
         frame = encode(packet, self._version)
-        if len(frame) > self._capabilities.packet_bytes_max:  # [MQTT5-3.2.2-15]
-            self._end(exchange, (ReasonCode.PACKET_TOO_LARGE,) * len(exchange.filters))
+        refusal = self._refusal(exchange.requests)  # a broker closes the connection for such a one, and would close the next one too
+        if len(frame) > self._capabilities.packet_bytes_max:
+            refusal = ReasonCode.PACKET_TOO_LARGE, ""  # [MQTT5-3.2.2-15]
+        if refusal is not None:
+            self._end(exchange, (refusal[0],) * len(exchange.filters))
             return
         self._send(packet, frame)
 

@@ -124,6 +124,7 @@ def test_a_refusal_is_the_exit_code(scripted: Any) -> None:
         (("-n", "5", "--time", "5"), "-n and --time both say when to end"),
         (("--publishers", "0"), "leaves nothing to measure"),
         (("-s", "19"), "a whole number from 20"),
+        (("-r", "0"), "messages a second, more than 0, expected"),
         (("-t", "a/#"), "is no Topic Name"),
         (("-c",), "no such option"),
         (("--will-topic", "x"), "no such option"),

@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from broker import InvalidTopic, Will, connect, open_broker
+from broker import InvalidTopic, Reconnect, Will, connect, open_broker
 
 PAIRS: list[Any] = [{"a": 1}, {"a": b"x"}, [("a",)], [("a", "b", "c")], [1], "ab"]
 
@@ -75,6 +75,12 @@ def test_connect(where: Any, options: dict[str, Any], said: str) -> None:
 def test_what_no_connect_can_say(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         connect("mqtt://localhost", **options)
+
+
+@pytest.mark.parametrize("wrong", [{"delay_s": math.nan}, {"delay_s_max": -1}, {"give_up_after_s": math.nan}], ids=str)
+def test_a_policy_of_no_time(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="must be 0 or more seconds"):
+        Reconnect(**wrong)  # type: ignore[arg-type]  # none of them is `first`
 
 
 @pytest.mark.parametrize(

@@ -578,3 +578,33 @@ def test_a_stream_of_lasting_messages_does_not_pile_up() -> None:
         made.core.publish(lasting(86_400, 0), now=made.now)
         made.sent()
     assert len(made.core.outbox._expiring) < 100
+
+
+@pytest.mark.parametrize(
+    ("able", "filter", "reason"),
+    [
+        (Properties(wildcard_subscription_available=0), "a/#", ReasonCode.WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED),
+        (Properties(wildcard_subscription_available=0), "$share/g/+", ReasonCode.WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED),
+        (Properties(shared_subscription_available=0), "$share/g/a", ReasonCode.SHARED_SUBSCRIPTIONS_NOT_SUPPORTED),
+    ],
+)
+@pytest.mark.parametrize("stood", [False, True])
+def test_a_broker_is_never_sent_a_subscription_that_it_has_not(able: Properties, filter: str, reason: ReasonCode, stood: bool) -> None:
+    """It closes the connection for one, so what was asked for while away, or stood on another broker, closed one connection after the other."""
+    made = bench()
+    if not stood:
+        made.core.connection_lost(made.now)
+    exchange = made.core.subscribe((SubscriptionRequest("x"), SubscriptionRequest(filter)), 1)
+    if stood:
+        made.sent()
+        made.hear(SubAck(exchange.packet_id, (ReasonCode.SUCCESS, ReasonCode.SUCCESS)))
+        assert set(made.core.subscriptions) == {"x", filter}
+        made.core.connection_lost(made.now)
+    made.core.take_events()
+    assert made.connect(able) == []
+    events = made.core.take_events()
+    assert [event.exchange for event in events if isinstance(event, ExchangeDone)] == [exchange]
+    assert Resubscribed() in events
+    assert exchange.reasons == (reason, reason)
+    assert not made.core.subscriptions
+    assert made.core.idle
