@@ -232,6 +232,24 @@ async def test_qos_2_goes_to_no_other_member(after_pubrec: bool, ending: str) ->
         assert await drained(other) == [b"next"]
 
 
+@pytest.mark.statement("MQTT5-3.3.1-12", "MQTT5-3.3.1-13")
+@pytest.mark.parametrize("kept", [False, True])
+async def test_what_goes_to_another_member_has_the_retain_flag_that_this_one_asked_for(kept: bool) -> None:
+    """RETAIN 0 to whoever did not ask for it as published, though the first one had."""
+    async with Scene() as scene:
+        peer = await scene.connect("a", receive_maximum=1)
+        await peer.subscribe("$share/g/t", qos=2, retain_as_published=not kept)
+        publisher = await scene.connect("p")
+        await publisher.publish("t", b"sent", 1, retain=True)
+        await publisher.publish("t", b"queued", 2, retain=True)
+        await publisher.publish("t", b"plain", 1)
+        assert (await peer.take(Publish)).retain is not kept
+        other = await scene.connect("b")
+        await other.subscribe("$share/g/t", qos=2, retain_as_published=kept)
+        await peer.drop()
+        assert [(message.payload, message.retain) for message in await drain(other)] == [(b"sent", kept), (b"queued", kept), (b"plain", False)]
+
+
 @pytest.mark.parametrize("ending", ["expiry", "clean start", "DISCONNECT"])
 async def test_qos_1_goes_to_another_member_when_the_session_ends(ending: str) -> None:
     """And so does what had only been queued, at any QoS; what has expired meanwhile goes nowhere."""

@@ -240,6 +240,41 @@ def test_what_is_answered_before_it_is_repeated_leaves_no_place_above_the_receiv
     assert receiver.payloads() == [b"new"]
 
 
+@pytest.mark.parametrize("count", [3, 20])
+def test_a_pubrel_that_was_repeated_gives_back_no_place(count: int) -> None:
+    """[MQTT5-3.3.4-9] It took none on this connection; however many are answered in a row."""
+    world = World()
+    publisher, receiver = world.client("p"), lasting(world, "r", MQTT_5)
+    receiver.subscribe(("t", 2))
+    publisher.send(*(Publish("t", b"%d" % number, 2, packet_id=number) for number in range(1, count + 1)))
+    ids = [message.packet_id for message in receiver.messages()]
+    receiver.send(*(PubRec(packet_id) for packet_id in ids))
+    receiver.detach()
+    receiver = lasting(world, "r", MQTT_5, receive_maximum=2)
+    assert receiver.take() == [PubRel(packet_id) for packet_id in ids]
+    publisher.send(*(Publish("t", b"new %d" % number, 1, packet_id=50 + number) for number in range(4)))
+    new = receiver.messages()
+    assert [message.payload for message in new] == [b"new 0", b"new 1"]
+    receiver.send(*(PubComp(packet_id) for packet_id in ids))
+    assert receiver.take() == []
+    receiver.send(PubAck(new[0].packet_id))
+    assert receiver.payloads() == [b"new 2"]
+
+
+def test_what_waits_comes_in_the_order_in_which_it_came_whatever_its_qos() -> None:
+    world = World(outbox_bytes_high=1000, slow_subscriber_grace_s=0.0)
+    publisher, receiver = world.client("p"), world.client("r")
+    receiver.subscribe(("t/#", 2))
+    receiver.takes = 0
+    publisher.publish("t", bytes(2000))
+    for number in range(12):
+        qos = number % 3
+        publisher.publish(f"t/{qos}", b"%d" % number, qos, number + 1 if qos else 0)
+    receiver.takes = float("inf")
+    receiver.read()
+    assert receiver.payloads() == [bytes(2000), *(b"%d" % number for number in range(12))]
+
+
 def test_a_return_repeats_within_the_new_receive_maximum() -> None:
     world = World()
     publisher, receiver = world.client("p"), lasting(world, "r", MQTT_5)
