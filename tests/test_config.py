@@ -20,6 +20,7 @@ from broker.errors import ConfigError
 from broker.net.listen import Listener, parse_listener
 from broker.net.tls import TlsFiles, TlsName
 
+NO_HOST = "expected a name or an address, without brackets and port, got"
 EXAMPLE = Path(__file__).parent.parent / "config" / "broker.toml"
 
 
@@ -187,6 +188,8 @@ def test_mistakes_in_the_files_are_told_too(tmp_path: Path) -> None:
         ({"limits": {"outbox_bytes_max": 2000}}, "limits.outbox_bytes_max", "expected at least outbox_bytes_high (1,048,576), got 2,000"),
         ({"limits": {"connect_timeout_s": math.nan}}, "limits.connect_timeout_s", "expected 0.001 or more, got nan"),
         ({"limits": {"inflight_bytes_max": 0}}, "limits.inflight_bytes_max", "expected 1 or more, got 0"),
+        ({"listeners": [{"host": "localhost:1883"}]}, "listeners[0].host", f"{NO_HOST} 'localhost:1883'"),
+        ({"listeners": [{"host": "[::1]"}]}, "listeners[0].host", f"{NO_HOST} '[::1]'"),
         ({"listeners": [{"backlog": 2**31}]}, "listeners[0].backlog", "expected 1 to 2,147,483,647, got 2147483648"),
         ({"listeners": [{"send_buffer_bytes": 2**31}]}, "listeners[0].send_buffer_bytes", "expected 0 to 2,147,483,647, got 2147483648"),
         ({"listeners": [{"receive_buffer_bytes": 2**31}]}, "listeners[0].receive_buffer_bytes", "expected 0 to 2,147,483,647, got 2147483648"),
@@ -315,6 +318,8 @@ def test_listener_url(text: str, listener: Listener) -> None:
         "mqtt://:1",
         "mqtt://x:99999",
         "mqtt://u:p@x:1",
+        "mqtt://u:p@[x]:1",
+        "mqtt://u:p\u2100@x:1",
         "mqtt://x/y",
         "unix://",
     ],

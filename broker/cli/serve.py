@@ -30,7 +30,12 @@ class Order:
 )
 @click.option("-p", "--port", type=values.whole(0, 65_535), metavar="PORT", help="0 = a free one, which is printed.  [default: 1883]")
 @click.option(
-    "--host", "hosts", multiple=True, metavar="HOST", help="Listen on this address; may be repeated. '*' = all of them.  [default: localhost]"
+    "--host",
+    "hosts",
+    type=values.host,
+    multiple=True,
+    metavar="HOST",
+    help="Listen on this address; may be repeated. '*' = all of them.  [default: localhost]",
 )
 @click.option("--unix", multiple=True, metavar="PATH", help="Listen on this Unix socket; may be repeated.")
 @click.option("-c", "--config", metavar="FILE", help="Read this file (TOML); 'broker check FILE' tells what is wrong with one.")

@@ -215,7 +215,10 @@ def url_host(host: str) -> str:
 
 def parse_listener(text: str) -> Listener:
     """ "mqtt://127.0.0.1:1883", "mqtt://[::1]:0", "ws://127.0.0.1:8080/mqtt" or "unix:///run/mqtt.sock". ConfigError for anything else."""
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+    except ValueError:  # its words repeat what may be a password
+        raise ConfigError([("", "the host of a listener's URL is none; IPv6 is written mqtt://[::1]:1883")], "listener") from None
     if "@" in parts.netloc:  # not repeated: it may hold a password
         raise ConfigError([("", "a user name in a listener's URL means nothing; use mqtt://host:port")], "listener")
     if parts.scheme == "unix":
@@ -256,6 +259,8 @@ def check(listener: Listener) -> list[str]:
     faults += [f"origins: {fault}" for fault in map(origin_fault, listener.origins or ()) if fault is not None]
     if listener.unix is None and not 0 <= listener.port <= 65_535:
         faults.append(f"port: expected 0 to 65535, got {listener.port}")
+    if listener.unix is None and listener.descriptor is None and not _is_host(listener.host):
+        faults.append(f"host: expected a name or an address, without brackets and port, got {listener.host!r}")
     if listener.systemd is not None:
         if not re.fullmatch(r"[!-9;-~]{1,255}", listener.systemd):
             faults.append(f"systemd: expected the name of a socket, FileDescriptorName= or that of the .socket unit, got {listener.systemd!r}")
@@ -284,6 +289,17 @@ def check(listener: Listener) -> list[str]:
             wanted = f"{least} or more" if most == math.inf or value < least else f"{least} to {most:,}"
             faults.append(f"{name}: expected {wanted}, got {value}")
     return faults
+
+
+def _is_host(host: str) -> bool:
+    """Or "*"."""
+    if ":" not in host:
+        return not any(letter.isspace() or letter in "/@?#[]" for letter in host)
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError:
+        return False
+    return True
 
 
 # ---- binding ----------------------------------------------------------------------------------------------------------

@@ -118,6 +118,14 @@ def test_an_address_that_is_not_ours(words: list[str], said: str) -> None:
     assert said in only_line(done.stderr)
 
 
+@pytest.mark.parametrize("host", ["localhost:1883", "[::1]", "mqtt://localhost", ""])
+def test_a_host_is_no_url(host: str) -> None:
+    """It was said to be reachable from other machines."""
+    done = run("serve", "--host", host)
+    assert done.returncode == 2
+    assert "invalid value for '--host': a host" in only_line(done.stderr)
+
+
 def test_a_unix_path_that_cannot_be_made(tmp_path: Path) -> None:
     done = run("serve", "--unix", str(tmp_path / "no" / "where"))
     assert done.returncode == 1
