@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from datetime import datetime
+from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from msgspec import Struct
@@ -30,7 +31,7 @@ def ban_fault(ban: Ban) -> tuple[str, str] | None:
         return "", "expected client_id, username or address"
     if ban.address is not None:
         try:
-            ip_network(ban.address, strict=False)
+            _network(ban.address)
         except ValueError:
             return "address", f"expected an address or a network as 192.0.2.0/24, got {ban.address!r}"
     return None
@@ -85,7 +86,7 @@ class Bans:
             if (
                 ban.client_id in (None, client_id)
                 and ban.username in (None, username)
-                and (ban.address is None or (address is not None and address in ip_network(ban.address, strict=False)))
+                and (ban.address is None or (address is not None and address in _network(ban.address)))
                 and _holds(ban, now_s)
             ):
                 return ban
@@ -97,7 +98,7 @@ class Bans:
             return self._by_client_id.setdefault(ban.client_id, [])
         if ban.username is not None:
             return self._by_username.setdefault(ban.username, [])
-        network: IPv4Network | IPv6Network = ip_network(ban.address or "", strict=False)
+        network = _network(ban.address or "")
         networks = self._by_network.setdefault((network.version, network.prefixlen), {})
         return networks.setdefault(int(network.network_address) >> (network.max_prefixlen - network.prefixlen), [])
 
@@ -106,6 +107,15 @@ class Bans:
         if bans:
             gone = set(bans)
             self._begin([ban for ban in self._all if ban not in gone])
+
+
+@lru_cache(maxsize=4096)
+def _network(address: str) -> IPv4Network | IPv6Network:
+    """ValueError. An IPv4 network that was mapped to IPv6 as itself, as `ip_of` has the addresses of clients."""
+    found = ip_network(address, strict=False)
+    if isinstance(found, IPv6Network) and found.prefixlen >= 96 and (mapped := found.network_address.ipv4_mapped) is not None:
+        return IPv4Network((mapped, found.prefixlen - 96))
+    return found
 
 
 def _holds(ban: Ban, now_s: float) -> bool:
