@@ -36,6 +36,9 @@ class ScramSHA256:
     method = scram.METHOD
 
     def __init__(self, username: str, password: str) -> None:
+        for name, text in (("username", username), ("password", password)):
+            if not isinstance(text, str):
+                raise TypeError(f"{name} must be str, not {type(text).__name__}")
         self._username = saslprep(username)
         self._password = scram.SaltedPassword(password)
 
@@ -64,6 +67,8 @@ class Token:
     """A token, sent as it is; of JSON Web Tokens unless `method` says otherwise. token: text, or what gives the newest one for each connection."""
 
     def __init__(self, token: str | Callable[[], str], method: str = "JWT") -> None:
+        if not isinstance(token, str) and not callable(token):
+            raise TypeError(f"token must be str, or a function that gives it, not {type(token).__name__}")
         self._token = token
         self.method = method
 
@@ -72,7 +77,10 @@ class Token:
 
     def begin(self) -> Exchange:
         """For `connect`: what is sent this time."""
-        return _Sent(self._token if isinstance(self._token, str) else self._token())
+        token = self._token if isinstance(self._token, str) else self._token()
+        if not isinstance(token, str):
+            raise TypeError(f"the function that gives the token must give str, not {type(token).__name__}")
+        return _Sent(token)
 
 
 class _Sent:

@@ -149,6 +149,8 @@ def connect(
             raise TypeError(f"{name} must be str, not {type(text).__name__}")
     if will is not None and not isinstance(will, Will):
         raise TypeError(f"will must be a Will, not {type(will).__name__}")
+    if auth is not None and (isinstance(auth, type) or not hasattr(auth, "method") or not hasattr(auth, "begin")):
+        raise TypeError("auth must be ScramSHA256(user, password), Token(token) or another Authentication")
     if reconnect is not None and not isinstance(reconnect, Reconnect):
         raise TypeError(f"reconnect must be a Reconnect, or None for never, not {type(reconnect).__name__}")
     for name, seconds in (("connect_timeout_s", connect_timeout_s), ("close_grace_s", close_grace_s), ("unclaimed_grace_s", unclaimed_grace_s)):

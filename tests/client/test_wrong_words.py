@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from broker import InvalidTopic, Reconnect, Will, connect, open_broker
+from broker import InvalidTopic, Reconnect, ScramSHA256, Token, Will, connect, open_broker
 
 PAIRS: list[Any] = [{"a": 1}, {"a": b"x"}, [("a",)], [("a", "b", "c")], [1], "ab"]
 
@@ -51,6 +51,8 @@ async def test_what_is_wrong_with_a_topic_is_one_line_however_long_the_topic() -
         ("mqtt://localhost", {"keep_alive_s": 1.5}, "keep_alive_s must be a whole number, not float"),
         ("mqtt://localhost", {"close_grace_s": "5"}, "close_grace_s must be a number, not str"),
         ("mqtt://localhost", {"will": "gone"}, "will must be a Will, not str"),
+        ("mqtt://localhost", {"auth": "token"}, r"auth must be ScramSHA256\(user, password\), Token\(token\)"),
+        ("mqtt://localhost", {"auth": Token}, r"auth must be ScramSHA256\(user, password\), Token\(token\)"),
         ("mqtt://localhost", {"reconnect": True}, "reconnect must be a Reconnect, or None for never, not bool"),
     ],
 )
@@ -75,6 +77,16 @@ def test_connect(where: Any, options: dict[str, Any], said: str) -> None:
 def test_what_no_connect_can_say(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         connect("mqtt://localhost", **options)
+
+
+def test_what_proves_is_text() -> None:
+    wrong: Any = b"secret"
+    with pytest.raises(TypeError, match="token must be str, or a function that gives it, not bytes"):
+        Token(wrong)
+    with pytest.raises(TypeError, match="password must be str, not bytes"):
+        ScramSHA256("ann", wrong)
+    with pytest.raises(TypeError, match="must give str, not bytes"):
+        Token(lambda: wrong).begin()
 
 
 @pytest.mark.parametrize("wrong", [{"delay_s": math.nan}, {"delay_s_max": -1}, {"give_up_after_s": math.nan}], ids=str)
