@@ -261,6 +261,8 @@ def _known(fields: Mapping[str, FieldInfo], data: Mapping[str, Any], path: str, 
                 known[key] = msgspec.convert(value, fields[key].type)
             except msgspec.ValidationError as error:
                 problems.append((place, _expected(str(error), fields[key].type, value)))
+            except UnicodeEncodeError:  # of an environment variable
+                problems.append((place, "is not UTF-8"))
     return known
 
 
@@ -456,7 +458,7 @@ def _variables(env: Mapping[str, str]) -> dict[str, str]:
         if name.startswith(ENV_PREFIX):
             path = ""
             for step in name[len(ENV_PREFIX) :].lower().split("__"):
-                path += f"[{step}]" if step.isdigit() else f".{step}" if path else step
+                path += f"[{step}]" if step.isdecimal() else f".{step}" if path else step
             found[path] = name
     return found
 
@@ -489,9 +491,9 @@ def _put(into: Any, steps: list[str], value: Any) -> str | None:
     """Set one value; what is wrong with its path, or None."""
     for depth, step in enumerate(steps):
         last = depth == len(steps) - 1
-        empty: Any = [] if not last and steps[depth + 1].isdigit() else {}
+        empty: Any = [] if not last and steps[depth + 1].isdecimal() else {}
         if isinstance(into, list):
-            if not step.isdigit() or int(step) > len(into):
+            if not step.isdecimal() or int(step) > len(into):
                 return f"expected a number from 0 to {len(into)} after the name of a list"
             if int(step) == len(into):
                 into.append(empty)

@@ -225,6 +225,14 @@ def test_file_mistakes_name_the_file(tmp_path: Path) -> None:
         Config.load(tmp_path / "key.toml", env={})
 
 
+def test_an_environment_that_is_not_utf_8_or_counts_in_other_digits() -> None:
+    env = {"BROKER__LIMITS__MAXIMUM_QOS": "\udcff", "BROKER__LISTENERS__\u00b2__PORT": "1"}
+    assert problems_of({"listeners": []}, env) == {
+        "limits.maximum_qos": "is not UTF-8 (set by BROKER__LIMITS__MAXIMUM_QOS)",
+        "BROKER__LISTENERS__\u00b2__PORT": "expected a number from 0 to 0 after the name of a list",
+    }
+
+
 def test_a_byte_order_mark_is_none_of_the_file(tmp_path: Path) -> None:
     (tmp_path / "windows.toml").write_bytes(b"\xef\xbb\xbfsys_interval_s = 3\r\n")
     assert Config.load(tmp_path / "windows.toml", env={}).sys_interval_s == 3
