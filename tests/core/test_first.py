@@ -182,6 +182,19 @@ def test_who_has_passed_messages_to_others_is_not_paced_by_one() -> None:
     assert not p.link.paused
 
 
+@pytest.mark.parametrize("sizes", [[10], [2_000], [10, 20, 30], [10, 2_000, 10], [2_000, 10, 2_000], [90] * 8, [10] * 100])
+def test_what_one_client_gets_of_one_read_comes_whole_and_in_order(sizes: list[int]) -> None:
+    """However many they are, and of whatever size: joined in its outbox as they come, or in chunks."""
+    world = World()
+    one, p = world.client("one"), world.client("p")
+    topics = [f"t/{number}" for number in range(len(sizes))]
+    one.subscribe(*topics)
+    for _ in range(2):
+        p.give(b"".join(encode(Publish(topic, b"x" * size), MQTT_5) for topic, size in zip(topics, sizes, strict=True)))
+        assert [(message.topic, len(message.payload)) for message in one.messages()] == list(zip(topics, sizes, strict=True))
+        assert not one.link.outbox.committed_bytes
+
+
 def test_rules_are_asked_by_the_general_way() -> None:
     world = World(authorize=lambda username, client_id, action, topic: not (action == "receive" and topic == "secret"))
     one, p = world.client("one"), world.client("p")

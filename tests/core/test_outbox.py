@@ -28,7 +28,7 @@ def take_all(outbox: Outbox, limit: int) -> bytes:
 
 
 @given(
-    st.lists(st.one_of(st.binary(min_size=1, max_size=40), st.tuples(st.integers(1, 64), st.integers(0, 50)))),
+    st.lists(st.one_of(st.binary(min_size=1, max_size=40), st.binary(min_size=100, max_size=300), st.tuples(st.integers(1, 64), st.integers(0, 50)))),
     st.integers(1, 30),
 )
 def test_every_byte_comes_once_and_in_order(steps: list[bytes | tuple[int, int]], last_count: int) -> None:
