@@ -124,6 +124,10 @@ def read_doors(
         identity = listener.tls.identity if isinstance(listener.tls, TlsFiles) else "none"
         found = rules_of(listener.acl_file, f"{place}.acl_file")
         context = listener.tls if not isinstance(listener.tls, TlsFiles) else None
+        if context is not None and getattr(context, "protocol", ssl.PROTOCOL_TLS_CLIENT) is ssl.PROTOCOL_TLS_CLIENT:
+            # No context at all, or one for clients. Else the first who came would find out, and the accepting task with it.
+            problems.append((f"{place}.tls", "expected TlsFiles, or a context for servers, as ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)"))
+            context = None
         if isinstance(listener.tls, TlsFiles):
             try:
                 context = make_context(listener.tls, listener.protocol)

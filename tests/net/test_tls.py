@@ -198,6 +198,18 @@ def test_a_key_with_a_passphrase_is_a_mistake_and_asks_nobody(pki: Pki, tmp_path
         Config.load(tmp_path / "broker.toml", env={})
 
 
+async def test_a_context_that_is_not_for_servers_is_a_mistake(pki: Pki) -> None:
+    """The first who came ended the broker."""
+    for tls in (ssl.create_default_context(), "server.pem"):
+        with pytest.raises(ConfigError, match=r"listeners\[1\]\.tls: expected TlsFiles, or a context for servers"):
+            async with open_broker(listeners=[Listener(port=0), Listener(port=0, tls=tls)]):  # type: ignore[arg-type]
+                pass
+    async with open_broker(config_of(pki.files)) as hub:
+        mistaken = config_of(pki.files).replaced(listeners=[Listener(port=0, tls=ssl.create_default_context())])
+        with pytest.raises(ConfigError, match="context for servers"):
+            hub.reload(mistaken)
+
+
 # ---- handshakes ----------------------------------------------------------------------------------------------------------
 
 
