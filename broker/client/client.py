@@ -85,7 +85,7 @@ class Client:
     @property
     def unclaimed(self) -> Subscription:
         """Messages that no open subscription matches (a resumed session speaks before you subscribe). Held unsettled
-        unclaimed_grace_s, offered to each new subscription, then answered 0x83, counted and logged."""
+        unclaimed_grace_s, offered to each new subscription, then answered 0x83, counted and logged. What was unsubscribed from needs no grace."""
         return self._unclaimed
 
     def statistics(self) -> Mapping[str, int]:

@@ -134,6 +134,7 @@ class Driver:
         elif isinstance(event, Connected):
             self._counts["connections"] += 1
             self._was_connected = True
+            self.router.inherited = self.router.inherited and event.resumed
             if self.line.connector is not None:
                 self.line.connector.connected()
             if event.resumed:

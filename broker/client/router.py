@@ -25,7 +25,7 @@ from broker.wire.topics import matches, split_shared
 logger = logging.getLogger("broker.client")
 
 UNCLAIMED_COUNT_MAX: Final = 1000
-_RETIRED_COUNT_MAX: Final = 1000
+_ENDED_COUNT_MAX: Final = 1000
 
 
 class _Shared:
@@ -70,7 +70,7 @@ class DeliveryReceipt:
 class OpenSubscription:
     """One SUBSCRIBE with its channels, from before it is sent until its scope ends. filters: as sent, `$share/...` included."""
 
-    __slots__ = ("changed", "channel", "entered", "filters", "identifier", "keep", "plain_filters", "subscription")
+    __slots__ = ("changed", "channel", "entered", "filters", "identifier", "keep", "left", "plain_filters", "subscription")
 
     def __init__(self, filters: tuple[str, ...], identifier: int, channel: MessageChannel, keep: bool) -> None:
         self.filters = filters
@@ -78,6 +78,8 @@ class OpenSubscription:
         self.identifier = identifier
         self.channel = channel
         self.keep = keep
+        self.left: set[str] = set()
+        """Filters that the program has unsubscribed from meanwhile."""
         self.entered = False
         self.changed = trio.Event()
         self.subscription: Subscription | None = None
@@ -95,7 +97,11 @@ class Router:
         self._grace_s = unclaimed_grace_s
         self._open: dict[int, OpenSubscription] = {}
         self._filters: set[str] = set()
-        self._retired: dict[int, None] = {}
+        # Scopes that have ended, by identifier: the filters that stand in the Session, and those that nobody wants any more.
+        self._kept: dict[int, set[str]] = {}
+        self._given_up: dict[int, set[str]] = {}
+        self.inherited = True
+        """The Session may hold what an earlier program subscribed to."""
         self._deadlines: deque[tuple[float, Message]] = deque()
         self._last_identifier = 0
         self.unclaimed = MessageChannel(buffer_count_max=UNCLAIMED_COUNT_MAX, spares_acknowledged=True)
@@ -120,7 +126,7 @@ class Router:
             raise SubscriptionExists(f"this client uses the subscription identifier {subscription.identifier} already")
         self._filters.update(subscription.filters)
         self._open[subscription.identifier] = subscription
-        self._retired.pop(subscription.identifier, None)
+        self._given_up.pop(subscription.identifier, None)
         for message in self.unclaimed.waiting():
             if subscription.takes(message.topic) and self.unclaimed.remove(message):
                 if isinstance(message.receipt, DeliveryReceipt):
@@ -132,25 +138,40 @@ class Router:
         if self._open.pop(subscription.identifier, None) is None:
             return
         self._filters.difference_update(subscription.filters)
-        if not subscription.keep:
-            self._retired[subscription.identifier] = None
-            if len(self._retired) > _RETIRED_COUNT_MAX:
-                del self._retired[next(iter(self._retired))]
+        given_up = subscription.left if subscription.keep and subscription.entered else set(subscription.filters)
+        _note(self._given_up, subscription.identifier, given_up)
+        _note(self._kept, subscription.identifier, set(subscription.filters) - given_up)
         for channel in subscription.channel.siblings:
             if not failed:
                 channel.settle_hands()
             channel.close()
             held, left = channel.release()
             for message in held:
-                if not subscription.keep:
+                if not subscription.keep or self._is_given_up(message.topic, message.properties.subscription_identifiers):
                     self._refuse(channel, message)
                 elif channel.ack != "manual":  # a program may still call ack()
                     self._unclaim(message, for_ever=True)
             for message in left:
-                if subscription.keep:
+                if subscription.keep and not self._is_given_up(message.topic, message.properties.subscription_identifiers):
                     self._unclaim(message)
                 else:
                     self._refuse(channel, message)
+        if not subscription.keep:
+            self.give_up(subscription.filters)
+
+    def give_up(self, filters: tuple[str, ...]) -> None:
+        """They are unsubscribed from: what still comes for them, or is here and nobody took, needs no grace."""
+        for subscription in self._open.values():
+            subscription.left.update(set(filters).intersection(subscription.filters))
+        for identifier, kept in list(self._kept.items()):
+            gone = kept.intersection(filters)
+            _note(self._given_up, identifier, gone)
+            kept -= gone
+            if not kept:
+                del self._kept[identifier]
+        for message in self.unclaimed.waiting():
+            if self._is_given_up(message.topic, message.properties.subscription_identifiers) and self.unclaimed.remove(message):
+                self._refuse(self.unclaimed, message)
 
     def _refuse(self, channel: MessageChannel, message: Message) -> None:
         if message.receipt is not None and not message.receipt.done:
@@ -188,7 +209,7 @@ class Router:
         named = [self._open[identifier] for identifier in dict.fromkeys(identifiers) if identifier in self._open]
         # A resumed Session may still use an identifier that an earlier program gave: the filter has to match too.
         takers = [subscription for subscription in named if subscription.takes(publish.topic)]
-        if not takers and not self._is_retired(delivery):
+        if not takers and not (identifiers and self._is_given_up(publish.topic, identifiers)):
             takers = [subscription for subscription in self._open.values() if subscription.takes(publish.topic)]
         return [channel for subscription in takers for channel in subscription.channel.siblings if not channel.closed]
 
@@ -198,7 +219,7 @@ class Router:
             message = _message(delivery, received_at, None)
             for channel in channels:
                 channel.offer(message)
-            if not channels and not self._is_retired(delivery):
+            if not channels and not self._is_given_up(message.topic, message.properties.subscription_identifiers):
                 self._unclaim(message)
             return
         shared = _Shared(delivery, len(channels) or 1, self._settle)
@@ -208,16 +229,19 @@ class Router:
                 receipt.refuse()
         if not channels:
             receipt = DeliveryReceipt(shared, False)
-            if self._is_retired(delivery):
+            if self._is_given_up(delivery.publish.topic, delivery.publish.properties.subscription_identifiers):
                 self.refused += 1
                 receipt.refuse()
             else:
                 self._unclaim(_message(delivery, received_at, receipt))
 
-    def _is_retired(self, delivery: Delivery) -> bool:
-        """It was sent for a subscription whose scope has ended meanwhile."""
-        identifiers = delivery.publish.properties.subscription_identifiers
-        return bool(identifiers) and all(identifier in self._retired for identifier in identifiers)
+    def _is_given_up(self, topic: str, identifiers: tuple[int, ...]) -> bool:
+        """It was sent for subscriptions that the program has left, and for no other."""
+        if identifiers:
+            return all(_take(self._given_up, identifier, topic) and not _take(self._kept, identifier, topic) for identifier in identifiers)
+        if self.inherited or not any(_take(self._given_up, identifier, topic) for identifier in self._given_up):
+            return False
+        return not any(_take(self._kept, identifier, topic) for identifier in self._kept)
 
     # ---- unclaimed ---------------------------------------------------------------------------------------------------
 
@@ -247,6 +271,18 @@ class Router:
                     logger.warning("nobody subscribed to %r within %g s: refused (this is said once; see statistics())", message.topic, self._grace_s)
                 if message.receipt is not None:
                     message.receipt.refuse()
+
+
+def _note(scopes: dict[int, set[str]], identifier: int, filters: set[str]) -> None:
+    """Add filters to those of a scope that has ended; the oldest scope goes when there are too many."""
+    if filters:
+        scopes.setdefault(identifier, set()).update(filters)
+        if len(scopes) > _ENDED_COUNT_MAX:
+            del scopes[next(iter(scopes))]
+
+
+def _take(scopes: dict[int, set[str]], identifier: int, topic: str) -> bool:
+    return any(matches(split_shared(filter)[1], topic) for filter in scopes.get(identifier, ()))
 
 
 def settlement(taken: bool) -> ReasonCode:

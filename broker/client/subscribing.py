@@ -129,6 +129,7 @@ class Subscriber:
         line = self._line
         line.check_open()
         exchange = self.begin_unsubscribe(filters, user_properties)
+        self._router.give_up(filters)
         done: trio.Event = exchange.owner
         line.waiters.add(done)
         try:

@@ -8,11 +8,11 @@ import pytest
 import trio
 import trio.testing
 
-from broker.client import Message
+from broker.client import Message, connect
 from broker.errors import InvalidTopic, NotSupported, SubscribeRefused, SubscriptionExists
 from broker.reasons import ReasonCode
 from broker.wire.packets import Disconnect, PingReq, PingResp, Properties, PubAck, PubComp, Publish, PubRec, PubRel, SubAck, Subscribe, Unsubscribe
-from tests.client.scripted import Peer, connected
+from tests.client.scripted import Peer, ScriptedBroker, connected
 
 settle_at = trio.testing.wait_all_tasks_blocked
 
@@ -288,6 +288,100 @@ async def test_unclaimed_messages_are_refused_after_the_grace(autojump_clock: tr
         assert trio.current_time() - start == pytest.approx(7)
         assert client.statistics()["unclaimed_refused"] == 1
         assert "nobody subscribed to 'a'" in caplog.text
+
+
+async def test_what_was_unsubscribed_from_needs_no_grace(autojump_clock: trio.testing.MockClock) -> None:
+    async with connected() as (client, peer, _), trio.open_nursery() as nursery:
+        refused = ReasonCode.IMPLEMENTATION_SPECIFIC_ERROR
+        nursery.start_soon(peer.grant)
+        with trio.CancelScope() as scope:
+            async with client.subscribe("a", "b", qos=1, keep=True) as subscription:
+                await peer.send(publish("a", 1), publish("b", 2), publish("a", 3))
+                await subscription.receive()
+                await settle_at()
+                scope.cancel()
+                await trio.sleep_forever()
+        await peer.silence(5)
+        start = trio.current_time()
+        nursery.start_soon(peer.let_go)
+        await client.unsubscribe("a")
+        assert await peer.receive() == PubAck(1, refused)  # that in hand, which would be kept for ever
+        await peer.silence(1)  # b is kept, and its message holds up what is behind it
+        nursery.start_soon(peer.let_go)
+        await client.unsubscribe("b")
+        assert [await peer.receive() for _ in range(2)] == [PubAck(2, refused), PubAck(3, refused)]
+        for number in range(4, 8):  # what the broker had queued
+            await peer.send(publish("ab"[number % 2], number))
+            assert await peer.receive() == PubAck(number, refused)
+        assert trio.current_time() - start == pytest.approx(1)
+        assert client.statistics()["refused_messages"] == 7
+
+
+async def test_a_kept_scope_that_was_unsubscribed_from_keeps_nothing(autojump_clock: trio.testing.MockClock) -> None:
+    async with connected() as (client, peer, _), trio.open_nursery() as nursery:
+        nursery.start_soon(peer.grant)
+        async with client.subscribe("a", "b", qos=1, keep=True):
+            nursery.start_soon(peer.let_go)
+            await client.unsubscribe("a")
+            await peer.send(publish("a", 1), publish("b", 2))
+            await settle_at()
+        assert await peer.receive() == PubAck(1, ReasonCode.IMPLEMENTATION_SPECIFIC_ERROR)
+        await peer.silence(9)
+
+
+async def test_what_a_cancelled_subscribe_brings_needs_no_grace(autojump_clock: trio.testing.MockClock) -> None:
+    async with connected() as (client, peer, _):
+        with trio.move_on_after(1):
+            async with client.subscribe("a", qos=1):
+                pytest.fail("entered")
+        await peer.expect(Subscribe)
+        await peer.expect(Unsubscribe)
+        await peer.send(publish("a", 1))
+        with trio.fail_after(1):
+            assert await peer.receive() == PubAck(1, ReasonCode.IMPLEMENTATION_SPECIFIC_ERROR)
+
+
+async def test_without_identifiers_what_was_left_needs_no_grace(autojump_clock: trio.testing.MockClock) -> None:
+    async with connected(version="3.1.1") as (client, peer, _), trio.open_nursery() as nursery:
+        nursery.start_soon(peer.grant)
+        async with client.subscribe("a/b", qos=1, keep=True):
+            pass
+        nursery.start_soon(peer.grant)
+        async with client.subscribe("a/#", qos=1):
+            nursery.start_soon(peer.let_go)
+        await peer.send(publish("a/c", 1, ids=()))
+        with trio.fail_after(1):
+            assert await peer.receive() == PubAck(1)
+        await peer.send(publish("a/b", 2, ids=()))
+        await peer.silence(9)  # it may be for the other filter
+
+
+async def test_an_identifier_of_an_earlier_program_is_not_ours(autojump_clock: trio.testing.MockClock) -> None:
+    """Its first subscription and our first have the same number; the messages of its own are still to come."""
+    broker = ScriptedBroker()
+    async with trio.open_nursery() as nursery:
+        peers: list[Peer] = []
+
+        async def serve() -> None:
+            peers.append(await broker.next())
+            await peers[0].accept(session_present=True)
+
+        nursery.start_soon(serve)
+        async with connect(broker, client_id="me", clean_start=False, session_expiry_s=60, keep_alive_s=0) as client:
+            (peer,) = peers
+            try:
+                nursery.start_soon(peer.grant)
+                async with client.subscribe("state"):
+                    nursery.start_soon(peer.let_go)
+                nursery.start_soon(peer.grant)
+                await peer.send(publish("jobs", 1))
+                async with client.subscribe("jobs", qos=1, keep=True) as subscription:
+                    await peer.send(publish("jobs", 2))
+                    with trio.fail_after(1):
+                        assert [(await subscription.receive()).payload for _ in range(2)] == [b"1", b"2"]
+                await peer.settled(1, 2)
+            finally:
+                peer.ended.set()
 
 
 async def test_without_identifiers_filters_are_matched_here(autojump_clock: trio.testing.MockClock) -> None:
