@@ -374,6 +374,8 @@ class Engine:
             link.limits = link.allowance.of(link.username if link.phase == CONNECTED else None)
             if link.phase == CONNECTED:
                 limit_rate(link, now)
+                if link.rate is not None and link.rate.deadline is not None:
+                    pausing.hold_up_anew(state, link, link.rate, now)
 
     def set_overflow(self, overflow: Mapping[str, str]) -> None:
         """Topic Filter to rule, for what comes from now on. ConfigError: nothing was changed."""

@@ -182,6 +182,16 @@ def hold_up(state: State, link: Link, rate: Rate, wait_s: float, now: float) -> 
     state.observer.held_up(link)
 
 
+def hold_up_anew(state: State, link: Link, rate: Rate, now: float) -> None:
+    """Its rate has changed while it was held up: it waits for as long as the new one wants."""
+    state.deadlines.cancel(rate.deadline)
+    wait_s = rate.wait_s(now)
+    if wait_s:
+        rate.deadline = state.deadlines.add(now + wait_s, RATE, link)
+    else:
+        waited(state, link, now)
+
+
 def waited(state: State, link: Link, now: float) -> None:
     """It may send again."""
     if link.rate is not None:

@@ -165,6 +165,37 @@ def test_a_reload_gives_and_takes_a_rate() -> None:
     assert len(subscriber.payloads()) >= 1087
 
 
+@pytest.mark.parametrize(("limits", "wait_s"), [({}, 0), ({"publish_per_s_max": 1000}, 0.2), ({"receive_bytes_per_s_max": 10_000}, 0.2)])
+@pytest.mark.parametrize("before", ["publish_per_s_max", "receive_bytes_per_s_max"])
+def test_a_reload_shortens_a_wait_that_has_begun(before: str, limits: dict[str, float], wait_s: float) -> None:
+    """Who was held up by a mistaken limit waited for as long as that had said, which may be an hour."""
+    world, publisher, subscriber = pair(**{before: 0.01})
+    publisher.give(messages(20))
+    world.after(1)
+    assert publisher.link.paused
+    world.engine.set_limits(Limits(**limits), world.now)
+    world.settle()
+    world.after(wait_s)
+    assert not publisher.link.paused
+    assert len(subscriber.payloads()) == 20
+    world.end_all()
+    world.assert_empty()
+
+
+def test_a_reload_lengthens_a_wait_that_has_begun() -> None:
+    world, publisher, subscriber = pair(publish_per_s_max=10)
+    publisher.give(messages(60))
+    assert publisher.link.paused
+    world.engine.set_limits(Limits(publish_per_s_max=0.1), world.now)
+    subscriber.payloads()
+    world.after(8)
+    assert publisher.link.paused
+    assert not subscriber.payloads()
+    publisher.detach()
+    world.end_all()
+    world.assert_empty()
+
+
 def test_clients_of_one_user() -> None:
     world = World(connections_per_user_max=2)
     first, second = (world.client(name, username="ann") for name in ("a", "b"))
