@@ -290,6 +290,17 @@ def limit_rate(link: Link, now: float) -> None:
         link.rate.hold(link.decoder.take_rest())
 
 
+def follow_limits(link: Link, now: float) -> None:
+    """They have changed while it is connected: what CONNACK did not promise follows."""
+    limits = link.limits
+    bytes_high = outbox_mark(limits)
+    if link.outbox.committed_bytes <= bytes_high + limits.outbox_bytes_max:  # else its next packet would end it (`receiving.process`)
+        link.outbox_bytes_high = bytes_high
+        if link.aliases_out is None:
+            link.passing_bytes_max = min(bytes_high, link.packet_bytes_max + 1) - OTHER_FORM_BYTES_MAX
+    limit_rate(link, now)
+
+
 def _adopt_capabilities(link: Link, packet: Connect, now: float) -> None:
     limits = link.limits
     if link.promised is not limits:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from broker.core import incoming, pausing
 from broker.core.access import Access, Authorize
 from broker.core.allowance import Allowance, UserLimits
-from broker.core.connect import authenticated, challenge, limit_rate, refuse, time_out
+from broker.core.connect import authenticated, challenge, follow_limits, refuse, time_out
 from broker.core.deadlines import (
     AUTHENTICATION_END,
     CONNECT_TIMEOUT,
@@ -373,7 +373,7 @@ class Engine:
         for link in state.links:
             link.limits = link.allowance.of(link.username if link.phase == CONNECTED else None)
             if link.phase == CONNECTED:
-                limit_rate(link, now)
+                follow_limits(link, now)
                 if link.rate is not None and link.rate.deadline is not None:
                     pausing.hold_up_anew(state, link, link.rate, now)
 

@@ -7,7 +7,8 @@ import pytest
 from broker.core.allowance import Allowance, LimitOverrides
 from broker.core.limits import Limits
 from broker.reasons import ReasonCode
-from broker.wire.packets import ConnAck, Connect, PubAck, Publish, WillMessage
+from broker.wire.codec import encode
+from broker.wire.packets import ConnAck, Connect, PingReq, PubAck, Publish, WillMessage
 from tests.core.harness import Peer, World
 
 GENERAL = Limits(queue_count_max=3)
@@ -152,3 +153,38 @@ def test_names_of_limits() -> None:
     assert one == LimitOverrides(maximum_qos=0, queue_count_max=1)
     assert repr(one) == "LimitOverrides(maximum_qos=0, queue_count_max=1)"
     assert len({one, LimitOverrides(maximum_qos=0, queue_count_max=1), LimitOverrides()}) == 2
+
+
+@pytest.mark.parametrize("version", [4, 5])
+@pytest.mark.parametrize("count", [1, 40])  # one by one, and in runs
+def test_a_reload_changes_what_is_encoded_for_those_who_are_connected(version: int, count: int) -> None:
+    """It held only for those who came after it."""
+    world = World(outbox_bytes_high=4000, slow_subscriber_grace_s=0.0)
+    reader, publisher = world.client("reader", version), world.client("publisher", version)
+    reader.subscribe("#")
+
+    def unread() -> int:
+        reader.takes = 0
+        for start in range(0, 400, count):
+            publisher.give(b"".join(encode(Publish(f"t/{number}", bytes(90)), version) for number in range(start, start + count)))
+        return reader.link.outbox.committed_bytes
+
+    for mark in (2000, 20_000, 1024):
+        world.engine.set_limits(Limits(outbox_bytes_high=mark, slow_subscriber_grace_s=0.0), world.now)
+        assert mark <= unread() <= mark + count * 120
+        reader.read()
+        assert len(reader.payloads()) == 400
+
+
+def test_nobody_is_thrown_out_by_a_reload_that_takes_away_what_is_used() -> None:
+    world = World(outbox_bytes_high=1_000_000, slow_subscriber_grace_s=0.0)
+    reader, publisher = world.client("reader"), world.client("publisher")
+    reader.subscribe("#")
+    reader.takes = 0
+    for _ in range(50):
+        publisher.publish("t", bytes(10_000))
+    world.engine.set_limits(Limits(outbox_bytes_high=1024, outbox_bytes_max=1024), world.now)
+    reader.send(PingReq())
+    assert not reader.link.closing
+    reader.read()
+    assert len([packet for packet in reader.take() if isinstance(packet, Publish)]) == 50

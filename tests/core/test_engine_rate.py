@@ -167,7 +167,7 @@ def test_a_reload_gives_and_takes_a_rate() -> None:
 
 @pytest.mark.parametrize(("limits", "wait_s"), [({}, 0), ({"publish_per_s_max": 1000}, 0.2), ({"receive_bytes_per_s_max": 10_000}, 0.2)])
 @pytest.mark.parametrize("before", ["publish_per_s_max", "receive_bytes_per_s_max"])
-def test_a_reload_shortens_a_wait_that_has_begun(before: str, limits: dict[str, float], wait_s: float) -> None:
+def test_a_reload_shortens_a_wait_that_has_begun(before: str, limits: dict[str, Any], wait_s: float) -> None:
     """Who was held up by a mistaken limit waited for as long as that had said, which may be an hour."""
     world, publisher, subscriber = pair(**{before: 0.01})
     publisher.give(messages(20))
