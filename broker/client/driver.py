@@ -31,7 +31,7 @@ class Driver:
         self.line = Line(core, address, self.handle)
         self.publisher = Publisher(self.line, outgoing_count_max)
         self.requests = Requests()
-        self.subscriber = Subscriber(self.line, self.router, self.requests.forget_topics)
+        self.subscriber = Subscriber(self.line, self.router, self.requests.forget_topics, self.requests.is_response_topic)
         self.requester = Requester(self.line, self.router, self.requests, self.publisher, self.subscriber)
         self.news: WeakSet[NewsIterator] = WeakSet()
         self.failure: BaseException | None = None

@@ -41,14 +41,27 @@ class Request:
 
 
 class ResponseTopic:
-    """A topic that answers come to, subscribed to once for all requests that name it."""
+    """A topic that answers come to, subscribed to once for all requests that name it. waiting: those of them that wait for their answers."""
 
-    __slots__ = ("changed", "exchange", "users")
+    __slots__ = ("changed", "exchange", "users", "waiting")
 
     def __init__(self, exchange: Exchange) -> None:
         self.exchange = exchange
         self.changed = trio.Event()
         self.users = 0
+        self.waiting: set[Request] = set()
+
+    def set(self) -> None:
+        """Its SUBSCRIBE has ended, be it the first or one that made it again after the Session was lost."""
+        self.changed.set()
+        for request in self.waiting:
+            request.set()
+
+    @property
+    def refused(self) -> ReasonCode | None:
+        """Why no answers come here, if the broker has said so."""
+        reasons = self.exchange.reasons
+        return reasons[0] if reasons and reasons[0] >= 0x80 else None
 
 
 class Requests:
@@ -98,7 +111,9 @@ class Requests:
     def forget_topics(self, filters: tuple[str, ...]) -> None:
         """They are unsubscribed from."""
         for filter in filters:
-            self.topics.pop(filter, None)
+            topic = self.topics.pop(filter, None)
+            if topic is not None:
+                topic.set()
 
 
 class Requester:
@@ -117,6 +132,8 @@ class Requester:
         waits_at = await self._subscribe(request.response_topic, own)
         outgoing: Outgoing | None = None
         self._requests.begin(request)
+        if waits_at is not None:
+            waits_at.waiting.add(request)
         try:
             outgoing = await self._publisher.begin(publish)
             if not outgoing.done:
@@ -124,6 +141,8 @@ class Requester:
             while request.reply is None:
                 if outgoing.done and self._publisher.outcome(outgoing) == ReasonCode.NO_MATCHING_SUBSCRIBERS:
                     raise PublishRefused(publish.topic, ReasonCode.NO_MATCHING_SUBSCRIBERS)
+                if waits_at is not None:
+                    self._check_granted(request.response_topic, waits_at)
                 self._line.check_open()
                 await request.changed.park()
             return request.reply
@@ -131,6 +150,8 @@ class Requester:
             if outgoing is not None and not outgoing.done:
                 self._publisher.give_up(outgoing)
             self._requests.end(request)
+            if waits_at is not None:
+                waits_at.waiting.discard(request)
             self._leave(request.response_topic, waits_at, own)
 
     async def _subscribe(self, response_topic: str, own: bool) -> ResponseTopic | None:
@@ -143,7 +164,7 @@ class Requester:
         if waits_at is None:
             wanted = (SubscriptionRequest(response_topic, qos=0, retain_handling=2),)
             waits_at = ResponseTopic(self._line.core.subscribe(wanted, self._router.new_identifier()))
-            waits_at.exchange.owner = waits_at.changed
+            waits_at.exchange.owner = waits_at
             topics[response_topic] = waits_at
             self._line.handle()
         waits_at.users += 1
@@ -151,22 +172,29 @@ class Requester:
             await waits_at.changed.wait()
             if not waits_at.exchange.done:
                 self._line.check_open()
-            reason = waits_at.exchange.reasons[0]
-            if reason >= 0x80:
-                if topics.get(response_topic) is waits_at:
-                    del topics[response_topic]
-                raise SubscribeRefused(response_topic, reason)
+            self._check_granted(response_topic, waits_at)
         except BaseException:
             self._leave(response_topic, waits_at, own)
             raise
         return waits_at
+
+    def _check_granted(self, response_topic: str, waits_at: ResponseTopic) -> None:
+        """SubscribeRefused; the next request asks anew."""
+        reason = waits_at.refused
+        if reason is not None:
+            if self._requests.topics.get(response_topic) is waits_at:
+                del self._requests.topics[response_topic]
+            raise SubscribeRefused(response_topic, reason)
 
     def _leave(self, response_topic: str, waits_at: ResponseTopic | None, own: bool) -> None:
         """A response topic that the program chose is left with its last request; our own stays."""
         if waits_at is None:
             return
         waits_at.users -= 1
-        if waits_at.users == 0 and not own and self._requests.topics.get(response_topic) is waits_at and self._line.lost is None:
+        if waits_at.users or own or self._requests.topics.get(response_topic) is not waits_at:
+            return
+        del self._requests.topics[response_topic]
+        if self._line.lost is None and not self._router.is_open(response_topic):  # else it is the program's by now
             self._subscriber.begin_unsubscribe((response_topic,), ())
 
 

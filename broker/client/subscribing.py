@@ -23,12 +23,13 @@ _Pairs = tuple[tuple[str, str], ...]
 
 
 class Subscriber:
-    """left: called with the filters of each UNSUBSCRIBE."""
+    """left: called with the filters of each UNSUBSCRIBE. is_awaited: do requests wait for answers there, for whom it has to stay?"""
 
-    def __init__(self, line: Line, router: Router, left: Callable[[tuple[str, ...]], None]) -> None:
+    def __init__(self, line: Line, router: Router, left: Callable[[tuple[str, ...]], None], is_awaited: Callable[[str], bool]) -> None:
         self._line = line
         self._router = router
         self._left = left
+        self._is_awaited = is_awaited
         self._leaving: set[trio.Event] = set()  # of the UNSUBSCRIBEs that a scope waits for, though no longer than the connection stands
 
     def check(self, filters: tuple[str, ...], no_local: bool, identifier: int | None) -> None:
@@ -61,7 +62,8 @@ class Subscriber:
             failed = False
         finally:
             self._router.close(opened, failed=failed)
-            exchange = None if keep or line.lost is not None else self.begin_unsubscribe(opened.filters, ())
+            filters = () if keep or line.lost is not None else tuple(filter for filter in opened.filters if not self._is_awaited(filter))
+            exchange = self.begin_unsubscribe(filters, ()) if filters else None
             line.handle()
             if exchange is not None and not failed and line.connected:
                 await self._wait_left(exchange)
