@@ -235,10 +235,15 @@ class Engine:
             outbox.count()
         return outbox.committed_bytes > 0
 
+    def is_behind(self, link: Link) -> bool:
+        """Is there more for it than a verb's budget allowed to look at? `tick` goes on with it."""
+        return link in self.state.backlog
+
     def detach(self, link: Link, now: float, *, still_reads: bool = False) -> None:
         """The stream has ended, and what is left for its peer is lost.
 
-        still_reads: the peer has closed only its sending side. What was queued for it may still be drained, until `detach` is called again without.
+        still_reads: the peer has closed only its sending side. What was queued for it may still be drained, and is while it `is_behind`, until
+        `detach` is called again without.
         """
         state = self.state
         if not link.attached:

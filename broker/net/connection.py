@@ -330,7 +330,7 @@ class Connection:
         engine.detach(link, clock(), still_reads=True)
         server.flush()
         if alone:
-            return not self._writing
+            return not (self._writing or engine.is_behind(link))
         await self._drain()
         return True
 
@@ -387,13 +387,18 @@ class Connection:
 
     async def _drain(self) -> None:
         """Until everything is sent, or it took too long."""
+        link = self.link
+        assert link is not None
         self._hurry()
         while True:
             self.flush(trio.current_time())
-            if not self._writing:
+            if self._writing:
+                self._drained = trio.Event()
+                await self._drained.wait()
+            elif self.server.engine.is_behind(link):
+                await trio.lowlevel.checkpoint()  # the timer's turn
+            else:
                 return
-            self._drained = trio.Event()
-            await self._drained.wait()
 
     def _hurry(self) -> None:
         """From now on the peer has `close_timeout_s`."""

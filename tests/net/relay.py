@@ -104,6 +104,9 @@ class RelayEngine:
                 self.send(one, data)
         return False
 
+    def is_behind(self, link: RelayLink) -> bool:
+        return False
+
     def send(self, link: RelayLink, data: bytes) -> None:
         link.out += data
         self.mark(link)

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import socket
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from broker.config import Config
+from broker.core.message import ApplicationMessage
 from broker.errors import BrokerError, ConfigError, InvalidTopic, ListenError
 from broker.hub import Broker, open_broker, serve
 from broker.net.authentication import ConnectRequest
 from broker.net.listen import Listener
 from broker.net.memory import memory_stream_pair
 from broker.reasons import ReasonCode
-from broker.wire.packets import Connect, Disconnect, PingReq, PingResp, Publish
+from broker.wire.packets import Connect, Disconnect, Packet, PingReq, PingResp, Publish, Subscribe, SubscriptionRequest
 from tests.net.mqtt import Client
 
 
@@ -364,6 +366,33 @@ async def test_a_takeover_waits_for_nobody(autojump_clock: MockClock) -> None:
         await trio.sleep(6)  # close_timeout_s
         assert hub.statistics()["connections_open_count"] == 1
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("kind", ["socket", "memory"])
+async def test_a_half_closed_peer_gets_what_is_found_in_many_turns(kind: str) -> None:
+    """As `nc -N` is one. It was left as soon as a turn had found nothing."""
+    async with open_broker(listeners=[Listener(port=0)], work_per_turn_max=20) as hub, trio.open_nursery() as nursery:
+        for topic in [*(f"k/{number}/y" for number in range(3000)), "k/last/x"]:
+            hub._engine.publish(ApplicationMessage(topic, b"x", retain=True), trio.current_time())
+        stream: trio.abc.HalfCloseableStream
+        if kind == "socket":
+            stream = await trio.open_tcp_stream("127.0.0.1", int(hub.urls[0].rpartition(":")[2]))
+        else:
+            stream, inside = memory_stream_pair()
+            nursery.start_soon(hub.attach, inside)
+        client = Client(stream)
+        with trio.fail_after(10):
+            await client.send(Connect("c"), Subscribe(1, (SubscriptionRequest("k/+/x"),)))
+            await stream.send_eof()
+            got = [packet async for packet in _packets(client)]
+        assert [packet.topic for packet in got if isinstance(packet, Publish)] == ["k/last/x"]
+        await stream.aclose()
+        assert not hub._engine.state.backlog
+
+
+async def _packets(client: Client) -> AsyncIterator[Packet]:
+    while (packet := await client.receive()) is not None:
+        yield packet
 
 
 async def test_violations_are_logged_with_id_address_and_cause(caplog: pytest.LogCaptureFixture) -> None:
