@@ -10,7 +10,6 @@ import inspect
 import itertools
 import logging
 import math
-import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -352,7 +351,7 @@ async def open_broker(
     Left normally: `shutdown(shutdown_grace_s)`. Cancelled, or left by an exception: the same goodbye, with the same deadline; the
     body's own exception comes out bare. ConfigError for a listener that is not loopback or Unix while nothing says who may come in.
     """
-    _check_kinds(config, authenticate, authorize)
+    _check_kinds(config, authenticate, authorize, overflow)
     wanted = _listeners(config, listeners)
     unknown = sorted(limits.keys() - set(Limits.__struct_fields__))
     if unknown:
@@ -449,9 +448,11 @@ def _log_authorize_error(error: Exception) -> None:
     logger.error("the authorize rule failed; refused", exc_info=error)
 
 
-def _check_kinds(config: Any, authenticate: Any, authorize: Any) -> None:
-    if isinstance(config, (str, os.PathLike, Mapping)):
+def _check_kinds(config: Any, authenticate: Any, authorize: Any, overflow: Any) -> None:
+    if config is not None and not hasattr(config, "listeners"):
         raise TypeError("config must be a Config, as Config.load(PATH) or Config.from_dict({...}) gives")
+    if overflow is not None and not isinstance(overflow, Mapping):
+        raise TypeError(f"overflow maps Topic Filters to rules, and is no {type(overflow).__name__}")
     if authenticate is not None and not callable(authenticate):
         raise TypeError(f"authenticate must be an async function, not {type(authenticate).__name__}")
     if authorize is not None and (not callable(authorize) or inspect.iscoroutinefunction(authorize)):
@@ -459,12 +460,14 @@ def _check_kinds(config: Any, authenticate: Any, authorize: Any) -> None:
 
 
 def _listeners(config: Settings | None, listeners: Sequence[Listener | str | trio.SocketListener] | None) -> list[Listener | trio.SocketListener]:
-    if isinstance(listeners, str):
+    if isinstance(listeners, (str, Listener, trio.SocketListener)):
         raise TypeError("listeners is a list: listeners=[...]")
     found: list[Listener | trio.SocketListener] = []
     wanted: Sequence[Listener | str | trio.SocketListener] = listeners if listeners is not None else () if config is None else config.listeners
     for index, listener in enumerate(wanted):
         one = parse_listener(listener) if isinstance(listener, str) else listener
+        if not isinstance(one, (Listener, trio.SocketListener)):
+            raise TypeError(f"a listener is a Listener, a URL or a trio.SocketListener, not {type(one).__name__}")
         if isinstance(one, Listener) and one.descriptor is not None:
             try:
                 one = at_descriptor(one, one.descriptor)

@@ -63,6 +63,8 @@ class ClientOutbox:
         """NotSupported for what this connection's broker said it has not, ValueError for what cannot be expressed."""
         if self._version < MQTT_5 and (publish.properties is not NO_PROPERTIES or topic_alias is not None):
             raise NotSupported("properties of a message need MQTT 5.0")
+        if topic_alias is not None and not isinstance(topic_alias, int):
+            raise TypeError(f"topic_alias must be a whole number, not {type(topic_alias).__name__}")
         refusal = self.refusal(publish, topic_alias) if connected else None
         if refusal is not None:
             raise NotSupported(refusal[1])

@@ -1,6 +1,6 @@
 """Every bound of the broker in one struct, the unit last in its name. The config's `[limits]` table is this struct.
 
-Nothing in the core grows without one of these. `math.inf` and 0 have no special meaning unless the comment says so.
+Nothing in the core grows without one of these. 0 has no special meaning unless the comment says so.
 """
 
 from __future__ import annotations

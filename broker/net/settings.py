@@ -97,6 +97,8 @@ RANGES: Final[dict[str, tuple[float, float]]] = {
     "filter_levels_max": (1, 65_535),
     "work_per_turn_max": (1, math.inf),
     "routes_count_max": (1, math.inf),
+    "publish_per_s_max": (0, 1_000_000_000),  # what is no bound is 0
+    "receive_bytes_per_s_max": (0, 1_000_000_000_000),
     "connects_per_address_burst_max": (1, math.inf),
     "connects_per_client_id_burst_max": (1, math.inf),
 }
@@ -114,6 +116,9 @@ def limit_faults(limits: Limits, place: str = "limits", names: Sequence[str] = L
             continue
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             found.append((f"{place}.{name}", f"expected a number, got {value!r}"))
+            continue
+        if isinstance(default, int) and isinstance(value, float):
+            found.append((f"{place}.{name}", f"expected a whole number, got {value!r}"))
             continue
         least, most = RANGES.get(name, (0, math.inf))
         if not least <= value <= most:

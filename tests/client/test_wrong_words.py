@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from broker import InvalidTopic, Reconnect, ScramSHA256, Token, Will, connect, open_broker
+from broker import InvalidTopic, Listener, Reconnect, ScramSHA256, Token, Will, connect, open_broker
 
 PAIRS: list[Any] = [{"a": 1}, {"a": b"x"}, [("a",)], [("a", "b", "c")], [1], "ab"]
 
@@ -145,3 +145,31 @@ async def test_what_no_subscribe_can_say_is_never_under_way(away: bool, autojump
             await client.wait_connected()
             left_at = trio.current_time()
         assert trio.current_time() == left_at
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"config": 5}, "config must be a Config"),
+        ({"listeners": Listener(port=0)}, "listeners is a list"),
+        ({"listeners": [5]}, "a listener is a Listener, a URL or a trio.SocketListener, not int"),
+        ({"overflow": "latest"}, "overflow maps Topic Filters to rules, and is no str"),
+    ],
+)
+async def test_open_broker(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(TypeError, match=said):
+        async with open_broker(**options):
+            pytest.fail("entered")
+
+
+async def test_a_topic_alias_that_is_no_whole_number_ends_nothing() -> None:
+    alias: Any = 1.5
+    async with open_broker() as hub, connect(hub) as client:
+        for qos in (0, 1):
+            with pytest.raises(TypeError, match="topic_alias must be a whole number, not float"):
+                await client.publish("a", qos=qos, topic_alias=alias)
+        async with client.pipeline() as pipeline:
+            with pytest.raises(TypeError, match="topic_alias must be a whole number, not float"):
+                await pipeline.publish("a", topic_alias=alias)
+            await pipeline.publish("a", qos=1)
+        assert client.core.idle

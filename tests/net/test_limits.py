@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from contextlib import AsyncExitStack
+from math import inf, nan
 
 import pytest
 import trio
@@ -101,6 +102,10 @@ async def test_a_listeners_connect_timeout(caplog: pytest.LogCaptureFixture) -> 
     [
         (LimitOverrides(memory_bytes_max=5), r"listeners\[0\]\.limits\.memory_bytes_max: holds for the whole broker"),
         (LimitOverrides(receive_maximum=0), r"listeners\[0\]\.limits\.receive_maximum: expected 1 to 65,535, got 0"),
+        (LimitOverrides(maximum_qos=1.5), r"listeners\[0\]\.limits\.maximum_qos: expected a whole number, got 1\.5"),
+        (LimitOverrides(queue_count_max=nan), r"listeners\[0\]\.limits\.queue_count_max: expected a whole number, got nan"),
+        (LimitOverrides(receive_maximum=inf), r"listeners\[0\]\.limits\.receive_maximum: expected a whole number, got inf"),
+        (LimitOverrides(publish_per_s_max=inf), r"listeners\[0\]\.limits\.publish_per_s_max: expected 0 to 1,000,000,000, got inf"),
     ],
 )
 async def test_mistakes_in_a_listeners_limits(limits: LimitOverrides, fault: str) -> None:
