@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from broker.core.message import ApplicationMessage
 from broker.wire.packets import NO_PROPERTIES, PUBLISH
-from broker.wire.primitives import encode_varint, read_varint
+from broker.wire.primitives import VARINT_MAX, encode_varint, read_varint
 from broker.wire.properties import decode_properties
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def kept_of(message: ApplicationMessage, is_mqtt_5: bool = False) -> Kept:
 def size_as_kept(message: ApplicationMessage, is_mqtt_5: bool) -> int:
     """What it will count for."""
     remaining = len(message.topic_field) + len(_properties_of(message, is_mqtt_5)) + len(message.payload)
-    return 1 + len(encode_varint(remaining)) + remaining
+    return 1 + len(encode_varint(min(remaining, VARINT_MAX))) + remaining
 
 
 def _properties_of(message: ApplicationMessage, is_mqtt_5: bool) -> bytes:
@@ -66,9 +66,9 @@ def _properties_of(message: ApplicationMessage, is_mqtt_5: bool) -> bytes:
 
 
 def framed(first_byte: int, topic_field: bytes, properties: bytes, payload: bytes) -> bytes:
-    """properties: as they stand in the frame, with their length; nothing before 5.0."""
+    """properties: as they stand in the frame, with their length; nothing before 5.0. What the protocol has no length for is sent to nobody."""
     remaining = len(topic_field) + len(properties) + len(payload)
-    return b"".join((bytes((first_byte,)), encode_varint(remaining), topic_field, properties, payload))
+    return b"".join((bytes((first_byte,)), encode_varint(min(remaining, VARINT_MAX)), topic_field, properties, payload))
 
 
 def message_of(kept: Kept, origin: str = "") -> ApplicationMessage:

@@ -11,6 +11,7 @@ from typing import Final
 
 from broker.wire.codec import encode_properties, encode_string, encode_varint
 from broker.wire.packets import MQTT_5, NO_PROPERTIES, Properties
+from broker.wire.primitives import VARINT_MAX
 
 _SHARED_PAYLOAD_BYTES_MIN: Final = 4096
 """From here on a payload is a chunk of its own in the outbox, not copied into a frame for each recipient."""
@@ -107,7 +108,8 @@ class ApplicationMessage:
     def frame(self, version: int, first_byte: int, packet_id: bytes, own_properties: bytes, topic_field: bytes) -> tuple[bytes, bytes]:
         """A PUBLISH for one recipient in two parts, of which the second may be empty or shared.
 
-        packet_id: two bytes, or none at QoS 0. own_properties: encoded properties of this recipient's copy.
+        packet_id: two bytes, or none at QoS 0. own_properties: encoded properties of this recipient's copy. What the protocol has no length for
+        is larger than any client takes, and not to be sent.
         """
         if version >= MQTT_5:
             fixed = self.fixed_properties
@@ -117,6 +119,8 @@ class ApplicationMessage:
             properties = b""
         payload = self.payload
         remaining = len(topic_field) + len(packet_id) + len(properties) + len(payload)
+        if remaining > VARINT_MAX:
+            remaining = VARINT_MAX
         if len(payload) < _SHARED_PAYLOAD_BYTES_MIN:
             return b"".join((bytes((first_byte,)), encode_varint(remaining), topic_field, packet_id, properties, payload)), b""
         return b"".join((bytes((first_byte,)), encode_varint(remaining), topic_field, packet_id, properties)), payload

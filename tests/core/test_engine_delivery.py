@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from broker.core.link import PACKET_BYTES_LARGEST
+from broker.core.message import ApplicationMessage
 from broker.reasons import ReasonCode
 from broker.wire.codec import encode
 from broker.wire.packets import (
@@ -387,6 +389,24 @@ def test_what_is_too_large_for_a_client_is_left_out(qos: int) -> None:
         receiver.acknowledge(message)
     assert got == [b"x" * 30, b"y" * 30, b"z" * 30]  # [MQTT5-3.1.2-24, -25]
     assert world.dropped("too-large") == 2
+
+
+def test_what_grows_beyond_the_protocols_largest_packet_for_a_client_is_left_out() -> None:
+    """As large as one of 3.1.1 can be it is a byte more in 5.0, and more yet with a Subscription Identifier: that was its publisher's end."""
+    payload = bytes(PACKET_BYTES_LARGEST - 5 - 3)
+    world = World(memory_bytes_max=1 << 34)
+    plain, identified, retained = world.client("plain"), world.client("identified"), world.client("retained")
+    plain.subscribe("t")
+    identified.subscribe(("t", 1), identifier=7)
+    for qos in (0, 1):
+        world.engine.publish(ApplicationMessage("t", payload, qos), world.now)
+    assert world.dropped("too-large") == 4
+    world.engine.publish(ApplicationMessage("kept", payload, retain=True), world.now)
+    retained.subscribe("kept")
+    assert world.dropped("too-large") == 5
+    for peer in (plain, identified, retained):
+        assert not peer.inbox
+        assert not peer.link.closing
 
 
 def test_a_packet_above_the_brokers_maximum_is_refused_at_its_header() -> None:
