@@ -207,12 +207,35 @@ def test_the_clients_flags(version: int) -> None:
     assert flags == {1: {0}, 3: {0, 1, 2, 3, 4, 5}, 4: {0}, 5: {0}, 6: {2}, 7: {0}, 8: {2}, 10: {2}, 12: {0}, 14: {0}}
 
 
+RIGHT_FLAGS = {2: 0, 4: 0, 5: 0, 6: 2, 7: 0, 9: 0, 11: 0, 13: 0}
+"""Of what a broker sends, but for PUBLISH, DISCONNECT and AUTH."""
+
+
 @VERSIONS
-@pytest.mark.parametrize("first_byte", [0x21, 0x41, 0x5F, 0x60, 0x63, 0x71, 0x92, 0xB2, 0xD1], ids=hex)
+@pytest.mark.parametrize("first_byte", [kind << 4 | flags for kind in RIGHT_FLAGS for flags in range(16)], ids=hex)
 @pytest.mark.statement("MQTT5-2.1.3-1", "MQTT311-2.2.2-1", "MQTT311-2.2.2-2", side="client")
 def test_wrong_flags_from_a_broker_close(version: int, first_byte: int) -> None:
-    body = b"" if first_byte >> 4 == 13 else u16(1) if first_byte >> 4 != 2 else b"\x00\x00"
-    faulted(ready(version), frame(first_byte, body), 0x81)
+    """In a packet that the client waits for, so that the same one with the right flags is good."""
+    kind, flags = first_byte >> 4, first_byte & 0x0F
+    broker = ScriptedBroker(version)
+    if kind == 2:
+        broker.client.begin_connection(0)
+    else:
+        broker.connect()
+        broker.client.subscribe((SubscriptionRequest("s"),))
+        broker.client.unsubscribe(("u",))
+        for qos in (1, 2, 2):
+            broker.client.publish(Publish("t", b"", qos))
+        broker.sent()
+        broker.say(b"\x50\x02" + u16(5), broker.message(9, 2))
+        broker.settle_all()
+    section = b"\x00" if version == 5 else b""
+    bodies = {2: b"\x00\x00" + section, 4: u16(3), 5: u16(4), 6: u16(9), 7: u16(5), 9: u16(1) + section + b"\x00", 11: u16(2) + section * 2, 13: b""}
+    broker.sent()
+    answer = broker.say(frame(first_byte, bodies[kind]))
+    assert broker.client.closing is (flags != RIGHT_FLAGS[kind])
+    if broker.client.closing:
+        assert answer == ([b"\xe0\x01\x81"] if version == 5 and kind != 2 else [])
 
 
 @VERSIONS
@@ -223,10 +246,19 @@ def test_qos_3_from_a_broker_closes(version: int, first_byte: int) -> None:
 
 
 @VERSIONS
+@pytest.mark.parametrize("first_byte", [0x38, 0x39], ids=hex)
+@pytest.mark.statement("MQTT5-3.3.1-2", "MQTT311-3.3.1-2", side="client")
+def test_dup_at_qos_0_from_a_broker_closes(version: int, first_byte: int) -> None:
+    faulted(ready(version), publish_frame("t", version=version, first_byte=first_byte), 0x81)
+
+
+@VERSIONS
 @pytest.mark.statement("MQTT5-2.2.1-2", "MQTT311-2.3.1-5", side="client")
 def test_qos_0_has_no_packet_identifier(version: int) -> None:
     broker = ready(version)
     assert broker.publish("t", b"xy")[1] == [b"\x30\x06\x00\x01t\x00xy" if version == 5 else b"\x30\x05\x00\x01txy"]
+    broker.say(broker.message(0, 0, b"xy"))
+    assert broker.received == [b"xy"]
 
 
 @VERSIONS
@@ -261,19 +293,23 @@ def test_packet_identifiers_are_one_pool(version: int) -> None:
     assert not broker.client.closing
 
 
-@pytest.mark.statement("MQTT5-2.2.1-3", "MQTT311-2.3.1-2", side="client")
-def test_a_wrapped_packet_identifier_passes_over_a_subscribe_under_way() -> None:
+@pytest.mark.statement("MQTT5-2.2.1-3", "MQTT311-2.3.1-1", "MQTT311-2.3.1-2", side="client")
+@pytest.mark.statement("MQTT5-4.3.2-1", "MQTT5-4.3.3-1", "MQTT311-4.3.2-1", "MQTT311-4.3.3-1", side="client")
+def test_packet_identifiers_go_past_65535_and_pass_over_those_in_use() -> None:
+    """Of a SUBSCRIBE, an UNSUBSCRIBE, a QoS 1 message, and a QoS 2 message before and after its PUBREC. 0 is none."""
     broker = ready()
     broker.client.subscribe((SubscriptionRequest("s"),))
-    (held,) = broker.sent()
-    assert body_of(held)[:2] == b"\x00\x01"
-    last = b""
-    for _ in range(65_535):
+    broker.client.unsubscribe(("u",))
+    for qos in (1, 2, 2):
+        broker.client.publish(Publish("t", b"", qos))
+    broker.sent()
+    broker.say(b"\x50\x02" + u16(5))
+    used = []
+    for _ in range(65_532):
         _, (one,) = broker.publish(qos=1)
-        last = body_of(one)[3:5]
-        assert last != b"\x00\x01"
-        broker.say(b"\x40\x02" + last)
-    assert last == b"\x00\x02"
+        used.append(body_of(one)[3:5])
+        broker.say(b"\x40\x02" + used[-1])
+    assert used == [u16(number) for number in (*range(6, 65_536), 6, 7)]
 
 
 @VERSIONS
@@ -335,12 +371,13 @@ async def test_first_comes_connect(version: int) -> None:
     assert len(sent) == 2 + sent[1]  # and nothing else before the answer
     # Whatever is asked of it before there is a connection waits.
     broker = ScriptedBroker(version)
-    broker.client.publish(Publish("t", b"x", 1))
+    for qos in (0, 1):
+        broker.client.publish(Publish("t", b"x", qos))
     broker.client.subscribe((SubscriptionRequest("t"),))
     assert broker.sent() == []
     broker.client.begin_connection(0)
     assert [one[0] for one in broker.sent()] == [0x10]
-    assert sorted(one[0] for one in broker.say(b"\x20\x03\x00\x00\x00" if version == 5 else b"\x20\x02\x00\x00")) == [0x32, 0x82]
+    assert sorted(one[0] for one in broker.say(b"\x20\x03\x00\x00\x00" if version == 5 else b"\x20\x02\x00\x00")) == [0x30, 0x32, 0x82]
 
 
 def parts_of(version: int, *, will: bool, username: bool, password: bool) -> tuple[int, list[bytes]]:

@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from broker.client import Client, Will, connect
+from broker.core.client_state import Reauthenticated
 from broker.errors import InvalidTopic
 from broker.reasons import ReasonCode
 from broker.wire.packets import Connect, Disconnect, Packet, PingReq, Properties, PubAck, Publish, SubscriptionRequest
@@ -51,7 +52,7 @@ def test_requests_byte_by_byte(version: int) -> None:
 @pytest.mark.statement("MQTT311-4.7.1-2", "MQTT311-4.7.1-3", "MQTT311-4.7.3-1", "MQTT311-4.7.3-2", "MQTT311-4.7.3-3", side="client")
 @VERSIONS
 async def test_filters_that_are_none_are_never_sent(version: int) -> None:
-    bad = ["", "a#", "#/a", "a/#/b", "##", "a+", "+a/b", "a/+b", "a\0b", "\ud800", "x" * 65_536, "é" * 32_768]
+    bad = ["", "a#", "#/a", "a/#/b", "##", "#/#", "a+", "+a/b", "a/+b", "a\0b", "\ud800", "x" * 65_536, "é" * 32_768]
     if version == 5:
         bad += ["$share//a", "$share/", "$share/g", "$share/g/", "$share/g+/a", "$share/#/a", "$share/g/a#"]
     async with connected(version=NAMES[version]) as (client, peer, _):
@@ -171,6 +172,17 @@ async def test_the_client_says_goodbye_last_and_closes(version: int, error: type
         assert sent == ([Disconnect(ReasonCode(0x04))] if version == 5 else [])
 
 
+@pytest.mark.statement("MQTT5-3.14.2-3", "MQTT5-3.14.2-4", "MQTT5-3.2.2-15", side="client")
+@pytest.mark.parametrize(
+    ("size", "goodbye"), [(17, "E0 0F 00 0D 1F 0003 627965 26 0001 61 0001 62"), (16, "E0 09 00 07 26 0001 61 0001 62"), (10, "E0 00")]
+)
+def test_a_goodbye_leaves_out_what_the_broker_cannot_take(size: int, goodbye: str) -> None:
+    broker = ScriptedBroker(disconnect_properties=Properties(reason_string="bye", user_properties=(("a", "b"),)))
+    broker.connect(bytes.fromhex("20 08 00 00 05 27") + size.to_bytes(4, "big"))
+    broker.client.disconnect(ReasonCode.SUCCESS, 0)
+    assert broker.sent() == [bytes.fromhex(goodbye)]
+
+
 @pytest.mark.statement("MQTT5-3.14.4-1", "MQTT311-3.14.4-2", side="client")
 @VERSIONS
 def test_nothing_leaves_after_the_disconnect(version: int) -> None:
@@ -206,7 +218,7 @@ def test_a_code_that_is_none_ends_it_too(code: int) -> None:
     assert broker.client.state == "closing"
 
 
-@pytest.mark.statement("MQTT5-3.14.1-1", side="client")
+@pytest.mark.statement("MQTT5-2.1.3-1", "MQTT5-3.14.1-1", side="client")
 @pytest.mark.parametrize("flags", range(1, 16))
 def test_a_disconnect_with_flags_is_malformed(flags: int) -> None:
     broker = ScriptedBroker()
@@ -314,12 +326,11 @@ def test_without_a_method_the_client_sends_no_auth_and_takes_none(data: str, aft
     assert broker.client.state == "closing"
 
 
-@pytest.mark.statement("MQTT5-4.12.0-3", "MQTT5-4.12.0-5", "MQTT5-4.12.1-1", "MQTT5-4.12.1-2", side="client")
+@pytest.mark.statement("MQTT5-4.12.0-5", "MQTT5-4.12.1-2", side="client")
 @pytest.mark.parametrize("data", ["F0 06 18 04 15 00 01 78", "F0 06 18 04 15 00 01 79", "F0 06 00 04 15 00 01 78", "F0 06 19 04 15 00 01 78"])
 @pytest.mark.parametrize("after", [False, True], ids=["before CONNACK", "after CONNACK"])
 def test_a_client_that_named_a_method_answers_no_auth_but_closes(data: str, after: bool) -> None:
-    """Our client can name a method and its first data, and speaks no AUTH: so it sends none with a wrong code or method, begins no
-    re-authentication, and a challenge, or a broker's failing re-authentication, ends the connection."""
+    """With `connect_properties` alone there is nobody who could answer: a challenge, or a broker's failing re-authentication, ends the connection."""
     broker = ScriptedBroker(connect_properties=Properties(authentication_method="x", authentication_data=b"proof"))
     if after:
         assert broker.connect("20 07 00 00 04 15 00 01 78") == []
@@ -328,6 +339,85 @@ def test_a_client_that_named_a_method_answers_no_auth_but_closes(data: str, afte
         assert goodbye[0] == 0xE0
     else:
         assert broker.connect(data) == []
+    assert broker.client.state == "closing"
+
+
+def _auth(code: int, data: bytes, method: str = "x", flags: int = 0) -> bytes:
+    return bytes((0xF0 | flags, 10, code, 8, 0x15, 0, 1)) + method.encode() + b"\x16\x00\x01" + data
+
+
+def _authenticating() -> ScriptedBroker:
+    """A client that can answer by method x, begins with "a", and is told by "z" that it is the right broker; CONNECT has been sent."""
+    broker = ScriptedBroker(connect_properties=Properties(authentication_method="x"))
+    broker.client.auth.prepare(b"a", lambda last: last == b"z")
+    broker.client.begin_connection(0)
+    (hello,) = broker.sent()
+    assert bytes.fromhex("15 0001 78 16 0001 61") in hello
+    return broker
+
+
+@pytest.mark.statement("MQTT5-3.15.1-1", "MQTT5-3.15.2-1", "MQTT5-4.12.0-3", "MQTT5-4.12.0-5", "MQTT5-4.12.1-1", "MQTT5-2.1.3-1", side="client")
+def test_auth_byte_by_byte() -> None:
+    broker = _authenticating()
+    assert broker.say(_auth(0x18, b"b")) == []
+    broker.client.answer_challenge(b"c")
+    assert broker.sent() == [_auth(0x18, b"c")]
+    assert broker.say("20 0B 00 00 08 15 0001 78 16 0001 7A") == []
+    assert broker.connected
+    broker.client.auth.prepare(b"d", lambda last: last == b"z")
+    broker.client.reauthenticate()
+    assert broker.sent() == [_auth(0x19, b"d")]
+    assert broker.say(_auth(0x18, b"e")) == []
+    broker.client.answer_challenge(b"f")
+    assert broker.sent() == [_auth(0x18, b"f")]
+    assert broker.say(_auth(0x00, b"z")) == []
+    assert isinstance(broker.events[-1], Reauthenticated)
+    assert broker.connected
+
+
+@pytest.mark.statement("MQTT5-3.14.4-1", side="client")
+def test_no_auth_leaves_after_the_disconnect() -> None:
+    broker = _authenticating()
+    broker.say(_auth(0x18, b"b"))
+    broker.client.answer_challenge(b"c")
+    broker.say("20 0B 00 00 08 15 0001 78 16 0001 7A")
+    broker.client.reauthenticate()
+    broker.say(_auth(0x18, b"e"))
+    broker.client.disconnect(ReasonCode.SUCCESS, 0)
+    broker.client.answer_challenge(b"f")
+    broker.client.reauthenticate()
+    assert broker.sent() == [b"\xe0\x00"]
+
+
+@pytest.mark.statement("MQTT5-3.14.2-1", "MQTT5-4.13.2-1", side="client")
+@pytest.mark.statement("MQTT5-3.15.1-1", "MQTT5-3.15.2-1", "MQTT5-4.12.0-5", "MQTT5-4.12.1-2", "MQTT5-2.1.3-1", side="client")
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize(
+    ("bad", "code"),
+    [
+        *((_auth(0x18, b"b", flags=flags), 0x81) for flags in range(1, 16)),
+        *((_auth(code, b"z"), 0x82) for code in (0x01, 0x17, 0x19, 0x80, 0x87, 0xFF)),
+        (_auth(0x18, b"b", method="y"), 0x82),
+        (bytes.fromhex("F0 02 18 00"), 0x82),
+        (_auth(0x18, b"b") * 2, 0x82),
+        (_auth(0x00, b"y"), 0x82),  # not the right broker
+    ],
+)
+def test_an_auth_that_may_not_come_ends_the_connection(again: bool, bad: bytes, code: int) -> None:
+    """When one is waited for: the first time, and when it is done again."""
+    broker = _authenticating()
+    if again:
+        broker.say("20 0B 00 00 08 15 0001 78 16 0001 7A")
+        broker.client.reauthenticate()
+        broker.sent()
+    assert broker.say(bad) == ([bytes((0xE0, 1, code))] if again else [])
+    assert broker.client.state == "closing"
+
+
+@pytest.mark.statement("MQTT5-3.15.2-1", side="client")
+def test_success_before_connack_is_none_of_auths() -> None:
+    broker = _authenticating()
+    assert broker.say(_auth(0x00, b"z")) == []
     assert broker.client.state == "closing"
 
 
