@@ -8,6 +8,7 @@ they may do.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import ssl
 import time
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from broker.net.settings import Settings
 
 WATCH_INTERVAL_S: Final = 2.0
+RETRY_INTERVAL_S: Final = 60.0
+"""Files that could not be used are tried again though they look the same: what was missing may be a permission, or a free file descriptor."""
 BANS_COUNT_MAX: Final = 100_000
 """Of a program, while it runs."""
 
@@ -326,13 +329,15 @@ class Doorkeeper:
     async def watch(self, server: Server) -> None:
         """A chore of the server: read the files again when they have changed and hold still."""
         changed: dict[str, tuple[int, ...]] | None = None
+        refused: dict[str, tuple[int, ...]] | None = None
+        again_at = math.inf
         while True:
             if not self._seen:
                 await self._paths_changed.wait()
                 continue
             await trio.sleep(WATCH_INTERVAL_S)
             found = self._signatures()
-            if found == self._seen:
+            if found == self._seen or (found == refused and trio.current_time() < again_at):
                 changed = None
             elif found != changed:
                 changed = found  # somebody may still be writing, or has yet to bring the key that belongs to the certificate
@@ -344,8 +349,10 @@ class Doorkeeper:
                     server.flush()
                     logger.info("read again: %s", names)
                 except ConfigError as error:
-                    self._seen = found  # told once
-                    logger.error("%s changed and is not used: %s", names, error)
+                    again_at = trio.current_time() + RETRY_INTERVAL_S
+                    if found != refused:  # told once
+                        refused = found
+                        logger.error("%s changed and is not used: %s", names, error)
 
     def _signatures(self) -> dict[str, tuple[int, ...]]:
         """What tells each file's content from another, as far as the file system knows."""

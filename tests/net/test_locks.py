@@ -399,5 +399,27 @@ async def test_files_that_change_are_read_again_once_they_hold_still(
         assert not may(None, "x", "receive", "a")
 
 
+async def test_a_file_that_could_not_be_read_is_tried_again(
+    tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after `chmod`, which leaves its time and its size alone. It was read when it changed the next time, which may be months."""
+    path = tmp_path / "acl"
+    path.write_text("topic read a\n")
+
+    def load(path: str) -> None:
+        raise ConfigError([("", "cannot be read: permission denied")], path)
+
+    async with open_broker(Config(listeners=(), acl_file=str(path), sys_interval_s=0)) as hub:
+        may = hub._engine.state.access.may
+        path.write_text("topic read another\n")
+        with monkeypatch.context() as patch:
+            patch.setattr(doors, "load_rules", load)
+            await trio.sleep(doors.RETRY_INTERVAL_S * 3)
+        assert may(None, "x", "receive", "a")
+        await trio.sleep(doors.RETRY_INTERVAL_S * 2)
+        assert may(None, "x", "receive", "another")
+        assert sum("is not used" in record.message for record in caplog.records) == 1
+
+
 def test_the_limit_of_threads_leaves_a_core() -> None:
     assert 1 <= locks.HASHES_COUNT_MAX < math.inf
