@@ -159,7 +159,8 @@ class Client:
         """One SUBSCRIBE, one Subscription Identifier, one channel; entered when every filter is granted, else SubscribeRefused.
 
         group="g" subscribes to $share/g/...; with no_local it is a ValueError. Leaving sends UNSUBSCRIBE (without waiting
-        if cancelled) unless keep=True, which leaves it in the Session, so that messages queue while the program is away.
+        if cancelled) unless keep=True, which leaves it in the Session, so that messages queue while the program is away; also
+        where the wait for the grant is cancelled.
         Overlap: a message goes to every subscription whose identifier it carries, and is settled when all have settled it.
         Without identifiers (3.1.1) filters are matched here, and a server that sends one copy each is seen twice.
         identifier: 1 to 268,435,455, instead of one that is chosen here. Raises also InvalidTopic, SubscriptionExists,

@@ -69,7 +69,7 @@ class Subscriber:
                 await self._wait_left(exchange)
 
     async def _enter(self, opened: OpenSubscription, requests: tuple[SubscriptionRequest, ...], user_properties: _Pairs) -> None:
-        """SUBSCRIBE and wait for its grants. Whatever fails, nothing of it stays."""
+        """SUBSCRIBE and wait for its grants. Whatever fails, nothing of it stays, but for what is to be kept where only the wait was cancelled."""
         line = self._line
         line.check_open()
         self._router.open(opened)
@@ -85,21 +85,23 @@ class Subscriber:
             for filter, reason in zip(exchange.filters, exchange.reasons, strict=True):
                 if reason >= 0x80:
                     raise SubscribeRefused(filter, reason)
-        except BaseException:
+        except BaseException as error:
+            # An earlier run may have kept it: a program that ends while it starts is not to lose what comes meanwhile.
+            opened.entered = opened.keep and isinstance(error, trio.Cancelled)
             keep, opened.keep = opened.keep, True  # what it was offered goes back to the unclaimed
             self._router.close(opened, failed=True)
             opened.keep = keep
             if exchange is not None and line.lost is None:
-                self._withdraw(exchange)
+                self._withdraw(exchange, stays=opened.entered)
             raise
         finally:
             line.waiters.discard(opened.changed)
         opened.entered = True
         opened.subscription = Subscription(opened.filters, tuple(QoS(reason) for reason in exchange.reasons), opened.channel)
 
-    def _withdraw(self, exchange: Exchange) -> None:
-        """Undo a SUBSCRIBE that nobody waits for: all of it if its answer is not here yet, else what was granted."""
-        if self._line.core.cancel_exchange(exchange):
+    def _withdraw(self, exchange: Exchange, *, stays: bool) -> None:
+        """Undo a SUBSCRIBE that nobody waits for: all of it if its answer is not here yet, else what was granted. stays: only if it has not left."""
+        if self._line.core.cancel_exchange(exchange) or stays:
             return
         granted = tuple(filter for filter, reason in zip(exchange.filters, exchange.reasons, strict=False) if reason < 0x80)
         filters = granted if exchange.done else exchange.filters

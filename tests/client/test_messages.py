@@ -524,3 +524,19 @@ async def test_topic_aliases_from_the_broker(autojump_clock: trio.testing.MockCl
             await peer.send(Publish("", b"3", properties=Properties(topic_alias=17)))
             assert await peer.receive() == Disconnect(ReasonCode.TOPIC_ALIAS_INVALID)
             await peer.cut()
+
+
+async def test_a_kept_subscription_stays_where_the_wait_for_its_grant_is_cancelled(autojump_clock: trio.testing.MockClock) -> None:
+    """An earlier run may have made it, and this program ended while it started."""
+    async with connected() as (client, peer, _), trio.open_nursery() as nursery:
+        with trio.move_on_after(1):
+            async with client.subscribe("a", qos=1, keep=True):
+                pytest.fail("entered")
+        asked = await peer.expect(Subscribe)
+        await peer.send(SubAck(asked.packet_id, (ReasonCode.GRANTED_QOS_1,)), publish("a", 1))
+        await peer.silence(5)
+        assert set(client.core.subscriptions) == {"a"}
+        nursery.start_soon(peer.grant)
+        async with client.subscribe("a", qos=1, keep=True) as subscription:
+            assert (await subscription.receive()).payload == b"1"
+        await peer.settled(1)
