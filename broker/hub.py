@@ -262,7 +262,7 @@ class Broker:
         old = self._config
         plan = self._doorkeeper.read(config)
         limits = _limits(self._overrides, config, plan.listeners)
-        check_open(plan.listeners, config, self._doorkeeper.hook)
+        check_open([*plan.listeners, *self._doorkeeper.adopted], config, self._doorkeeper.hook)
         self._engine.set_overflow(_overflow_rules(self._overflow, config))
         self._doorkeeper.use(plan)
         self._server.set_limits(limits, config.limits_for)

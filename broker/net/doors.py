@@ -247,6 +247,11 @@ class Doorkeeper:
         self._bound = bound
         self._use(self._doors)
 
+    @property
+    def adopted(self) -> list[Listener]:
+        """Of sockets that somebody else had opened: no settings say anything of them alone."""
+        return [one.listener for one in self._bound if one.listener not in self._listeners]
+
     def read(self, settings: Settings | None) -> Plan:
         """New settings, or the old ones with what is in their files now; nothing was changed. ConfigError."""
         listeners = list(self._listeners)

@@ -225,6 +225,23 @@ async def test_an_open_address_needs_a_word() -> None:
             pytest.fail("entered")
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1"])
+@pytest.mark.parametrize("adopted", [True, False])
+async def test_a_reload_opens_no_address_that_needs_a_word(host: str, adopted: bool, tmp_path: Path) -> None:
+    """A socket that was adopted stood open after it to everybody who could reach it."""
+    (tmp_path / "passwords").write_text("")
+    locked = Config(listeners=(), password_file=str(tmp_path / "passwords"), sys_interval_s=0)
+    listeners = await trio.open_tcp_listeners(0, host=host) if adopted else [Listener(host=host, port=0)]
+    async with open_broker(locked, listeners=listeners) as hub:
+        if host == "127.0.0.1":
+            assert hub.reload(Config(listeners=(), sys_interval_s=0)) == []
+        else:
+            with pytest.raises(ConfigError, match="can be reached from other machines"):
+                hub.reload(Config(listeners=(), sys_interval_s=0))
+            assert hub.reload(Config(listeners=(), sys_interval_s=0, allow_anonymous=True)) == []
+        assert hub.reload(locked) == []
+
+
 async def test_authenticate_decides_and_names(caplog: pytest.LogCaptureFixture) -> None:
     async def authenticate(request: ConnectRequest) -> str | None:
         await trio.lowlevel.checkpoint()
