@@ -492,6 +492,10 @@ class ClientProtocol:
             return self._parts_bytes
         if frame is None:
             frame = encode(packet, self.version)
+            if len(frame) > self.capabilities.packet_bytes_max and self.state == "connected":  # not CONNECT: nothing was announced yet
+                # It may be neither sent [MQTT5-3.2.2-15] nor left out: nobody would know how things stand.
+                self.abandon(f"the broker takes packets of {self.capabilities.packet_bytes_max} bytes, and {type(packet).__name__} has {len(frame)}")
+                return self._parts_bytes
         self._parts.append(frame)
         self._parts_bytes += len(frame)
         if self.on_packet is not None:

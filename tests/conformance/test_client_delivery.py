@@ -151,7 +151,9 @@ def test_what_was_acknowledged_counts_no_more_against_the_receive_maximum(reason
     for number in range(1, 10):
         qos = 1 + number % 2
         broker.say(broker.message(number, qos))
-        broker.client.settle(broker.events[-1].delivery, ReasonCode(reason))  # type: ignore[union-attr]
+        event = broker.events[-1]
+        assert isinstance(event, Received)
+        broker.client.settle(event.delivery, ReasonCode(reason))
         assert [frame[0] for frame in broker.sent()] == [0x40 if qos == 1 else 0x50]
         if qos == 2 and not reason:
             assert [frame[0] for frame in broker.say(b"\x62\x02\x00" + bytes((number,)))] == [0x70]
@@ -323,3 +325,15 @@ def test_acknowledgements_fit_the_smallest_packet_and_have_listed_codes() -> Non
     codes = {kind: {answer[4] for answer in answers if answer[0] == kind and len(answer) == 5} for kind in (0x40, 0x50, 0x62, 0x70)}
     assert codes[0x40] == codes[0x50] == {0x80, 0x83, 0x87, 0x90, 0x91, 0x97, 0x99}
     assert codes[0x62] == codes[0x70] == {0x92}
+
+
+@pytest.mark.statement("MQTT5-3.2.2-15", side="client")
+@pytest.mark.parametrize("size", [4, 5])
+def test_an_acknowledgement_that_the_broker_has_no_room_for_is_not_sent(size: int) -> None:
+    broker = ScriptedBroker()
+    broker.connect(f"20 08 00 00 05 27 00 00 00 0{size}")
+    broker.say(broker.message(1, 1))
+    assert isinstance(broker.events[-1], Received)
+    broker.client.settle(broker.events[-1].delivery, ReasonCode.NOT_AUTHORIZED)
+    assert broker.sent() == ([bytes.fromhex("40 03 00 01 87")] if size == 5 else [])
+    assert broker.client.closing is (size == 4)

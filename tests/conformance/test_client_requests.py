@@ -356,7 +356,8 @@ def _authenticating() -> ScriptedBroker:
     return broker
 
 
-@pytest.mark.statement("MQTT5-3.15.1-1", "MQTT5-3.15.2-1", "MQTT5-4.12.0-3", "MQTT5-4.12.0-5", "MQTT5-4.12.1-1", "MQTT5-2.1.3-1", side="client")
+@pytest.mark.statement("MQTT5-3.15.1-1", "MQTT5-3.15.2-1", "MQTT5-3.15.2-2", "MQTT5-3.15.2-3", "MQTT5-2.1.3-1", side="client")
+@pytest.mark.statement("MQTT5-4.12.0-3", "MQTT5-4.12.0-5", "MQTT5-4.12.1-1", side="client")
 def test_auth_byte_by_byte() -> None:
     broker = _authenticating()
     assert broker.say(_auth(0x18, b"b")) == []
@@ -373,6 +374,27 @@ def test_auth_byte_by_byte() -> None:
     assert broker.say(_auth(0x00, b"z")) == []
     assert isinstance(broker.events[-1], Reauthenticated)
     assert broker.connected
+
+
+@pytest.mark.statement("MQTT5-3.2.2-15", side="client")
+@pytest.mark.parametrize("fits", [False, True])
+@pytest.mark.parametrize("answer", [False, True])
+def test_an_auth_that_the_broker_has_no_room_for_is_not_sent(fits: bool, answer: bool) -> None:
+    """Then the connection ends: its next CONNECT shows the same. Before CONNACK nobody knows how much the broker takes."""
+    broker = _authenticating()
+    broker.say(_auth(0x18, b"b"))
+    broker.client.answer_challenge(b"c" * 100)
+    assert len(broker.sent()) == 1
+    broker.say(bytes.fromhex("20 10 00 00 0D 15 0001 78 16 0001 7A 27 000000 0C"))
+    long = b"d" if fits else b"dd"
+    broker.client.auth.prepare(b"d" if answer else long, lambda last: True)
+    broker.client.reauthenticate()
+    if answer:
+        assert broker.sent() == [_auth(0x19, b"d")]
+        broker.say(_auth(0x18, b"b"))
+        broker.client.answer_challenge(long)
+    assert broker.sent() == ([_auth(0x18 if answer else 0x19, b"d")] if fits else [])
+    assert broker.client.closing is not fits
 
 
 @pytest.mark.statement("MQTT5-3.14.4-1", side="client")
