@@ -7,7 +7,9 @@ import contextlib
 import json
 import logging
 import logging.handlers
+import math
 import os
+import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -15,12 +17,13 @@ from typing import Any, Final, TextIO
 
 import trio
 
-from broker.cli.running import Failure, os_error_line
+from broker.cli.running import Failure, os_error_line, say
 
 LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 _SYSLOG: Final = ("/dev/log", "/var/run/syslog")
 
 HELD_COUNT_MAX: Final = 256
+LOST_INTERVAL_S: Final = 10.0
 
 logger: Final = logging.getLogger("broker")
 clients = logging.getLogger("broker.clients")
@@ -99,6 +102,7 @@ class LineHandler(logging.StreamHandler[TextIO]):
         """Unix time, what is said, and of whom."""
         self._wanted: trio.Event | None = None
         """Set when something is held; None while nobody would write it later."""
+        self._quiet_until_s = -math.inf
 
     def setFormatter(self, formatter: logging.Formatter | None) -> None:
         assert isinstance(formatter, (TextFormatter, JsonFormatter))
@@ -121,7 +125,7 @@ class LineHandler(logging.StreamHandler[TextIO]):
         try:
             line, name = self._line, clients.name
             self._write("\n".join([line(created, "info", name, text % args if args else text) for created, text, args in held]))
-        except Exception:  # as the library does: says so on stderr, if that is open, and goes on
+        except Exception:
             self.handleError(Record(logger.name, logging.INFO, "", 0, f"{len(held)} lines", None, None))
 
     async def write_each_turn(self) -> None:
@@ -141,6 +145,16 @@ class LineHandler(logging.StreamHandler[TextIO]):
             self._write(self.format(record))
         except Exception:
             self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Says so on stderr, if that is open, and goes on; of a disk that is full or read-only in one line, seldom, and not with the library's
+        two tracebacks for each that is lost."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif time.monotonic() >= self._quiet_until_s:
+            self._quiet_until_s = time.monotonic() + LOST_INTERVAL_S
+            say(f"lines of the log are lost: {os_error_line(error)}")
 
     def _write(self, lines: str) -> None:
         self.stream.write(f"{lines}\n")

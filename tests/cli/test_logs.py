@@ -45,9 +45,31 @@ def test_a_full_disk_does_not_keep_a_file_from_being_opened_anew(tmp_path: Path,
     path.symlink_to("/dev/full")
     logs.configure("info", "text", str(path))
     logs.logger.info("lost")
-    assert "No space left" in capfd.readouterr().err
+    assert capfd.readouterr().err == "broker: lines of the log are lost: no space left on device\n"
     path.unlink()
     logs.reopen()
+    logs.logger.info("kept")
+    assert path.read_text().endswith("info: kept\n")
+
+
+def test_lines_that_are_lost_are_told_seldom(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Each was two tracebacks on stderr."""
+    path = tmp_path / "log"
+    logs.configure("info", "text", str(path))
+    path.rename(tmp_path / "log.1")
+    path.mkdir()  # as where the disk has become read-only
+    logs.reopen()
+    said = f"broker: lines of the log are lost: {path}: is a directory\n"
+    for number in range(100):
+        logs.logger.info("line %d", number)
+    assert capfd.readouterr().err == said
+    for handler in logs.logger.handlers:
+        assert isinstance(handler, logs.LineHandler)
+        handler._quiet_until_s = 0.0
+    logs.logger.info("a line")
+    logs.logger.info("a line for %d %d", 1)  # a mistake of a program is another matter
+    assert capfd.readouterr().err.startswith(f"{said}--- Logging error ---\n")
+    path.rmdir()
     logs.logger.info("kept")
     assert path.read_text().endswith("info: kept\n")
 
