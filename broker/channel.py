@@ -108,6 +108,7 @@ class MessageChannel:
             return False
         dropped = self._buffer[victim]
         del self._buffer[victim]
+        self._settle_placed()
         self._dropped += 1
         if dropped.receipt is not None:
             dropped.receipt.refuse()

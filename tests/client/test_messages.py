@@ -151,6 +151,18 @@ async def test_on_receipt_settles_what_has_a_place(autojump_clock: trio.testing.
             nursery.start_soon(peer.let_go)
 
 
+async def test_on_receipt_settles_what_moves_up_into_the_place_of_one_that_is_dropped(autojump_clock: trio.testing.MockClock) -> None:
+    async with connected() as (client, peer, _), trio.open_nursery() as nursery:
+        nursery.start_soon(peer.grant)
+        async with client.subscribe("a", qos=1, ack="on_receipt", buffer_count_max=1) as subscription:
+            await peer.send(publish("a", 1, qos=0), publish("a", 2))
+            await peer.silence()
+            await peer.send(publish("a", 3, qos=0))
+            await peer.settled(2)
+            assert [(await subscription.receive()).payload for _ in range(2)] == [b"2", b"3"]
+            nursery.start_soon(peer.let_go)
+
+
 async def test_a_task_that_asks_again_in_another_way_settles_too(autojump_clock: trio.testing.MockClock) -> None:
     async with connected() as (client, peer, _), trio.open_nursery() as nursery:
         nursery.start_soon(peer.grant)
