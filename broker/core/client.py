@@ -377,7 +377,7 @@ class ClientProtocol:
         return self.exchanges.unsubscribe(filters, user_properties, connected=self.state == "connected")
 
     def cancel_exchange(self, exchange: Exchange) -> bool:
-        """True: it had not left, and nothing has happened."""
+        """Do not send it (again). True: it had not left, and nothing has happened."""
         return self.exchanges.cancel(exchange)
 
     @property

@@ -71,10 +71,10 @@ class ClientExchanges:
         return exchange
 
     def cancel(self, exchange: Exchange) -> bool:
-        """True: it had not left, and nothing has happened."""
+        """Do not send it (again). True: it had not left, and nothing has happened."""
         if exchange in self._waiting:
             self._waiting.remove(exchange)
-            return True
+            return not exchange.sent
         return False
 
     def _check(self, exchange: Exchange) -> None:
@@ -175,6 +175,7 @@ class ClientExchanges:
         if refusal is not None:
             self._end(exchange, (refusal[0],) * len(exchange.filters))
             return
+        exchange.sent = True
         self._send(packet, frame)
 
     def _packet(self, exchange: Exchange, packet_id: int) -> Subscribe | Unsubscribe:

@@ -103,7 +103,7 @@ class Delivery:
 class Exchange:
     """One SUBSCRIBE or UNSUBSCRIBE under way; `requests` is empty for the latter."""
 
-    __slots__ = ("abandoned", "done", "filters", "identifier", "left", "owner", "packet_id", "reasons", "remade", "requests", "user_properties")
+    __slots__ = ("done", "filters", "identifier", "left", "owner", "packet_id", "reasons", "remade", "requests", "sent", "user_properties")
 
     def __init__(
         self,
@@ -121,7 +121,8 @@ class Exchange:
         self.packet_id = 0
         self.reasons: tuple[ReasonCode, ...] = ()
         self.done = False
-        self.abandoned = False
+        self.sent = False
+        """The broker may know of it, though the connection was lost before it answered."""
         self.remade = False
         """A subscription made again because the Session was lost."""
         self.owner: Any = None

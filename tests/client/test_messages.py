@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
-from broker.client import Message, connect
+from broker.client import Client, Message, Reconnect, connect
 from broker.errors import InvalidTopic, NotSupported, SubscribeRefused, SubscriptionExists
 from broker.reasons import ReasonCode
 from broker.wire.packets import Disconnect, PingReq, PingResp, Properties, PubAck, PubComp, Publish, PubRec, PubRel, SubAck, Subscribe, Unsubscribe
@@ -445,6 +447,48 @@ async def test_cancelled_subscribe_withdraws(autojump_clock: trio.testing.MockCl
         with trio.move_on_after(1):
             async with client.subscribe("a"):  # the filter is free again
                 pytest.fail("entered")
+
+
+async def test_a_subscribe_that_was_cut_off_and_then_cancelled_is_undone(autojump_clock: trio.testing.MockClock) -> None:
+    """The broker may have granted it before the connection was lost."""
+    broker = ScriptedBroker()
+    async with trio.open_nursery() as nursery, connect_twice(broker, nursery) as (client, peers):
+        scope = trio.CancelScope()
+
+        async def subscribe() -> None:
+            with scope:
+                async with client.subscribe("a", qos=1):
+                    pytest.fail("entered")
+
+        nursery.start_soon(subscribe)
+        await peers[0].expect(Subscribe)
+        await peers[0].cut()
+        await settle_at()
+        scope.cancel()
+        await settle_at()
+        await peers[1].accept(session_present=True)
+        assert (await peers[1].let_go()).filters == ("a",)
+        await settle_at()
+        assert client.core.idle
+
+
+@asynccontextmanager
+async def connect_twice(broker: ScriptedBroker, nursery: trio.Nursery) -> AsyncIterator[tuple[Client, list[Peer]]]:
+    """A client whose first connection stands; the second one is dialled when that is lost, and its CONNECT is the caller's to answer."""
+    peers: list[Peer] = []
+
+    async def serve() -> None:
+        peers.append(await broker.next())
+        await peers[0].accept()
+        peers.append(await broker.next())
+
+    nursery.start_soon(serve)
+    async with connect(broker, client_id="me", session_expiry_s=60, keep_alive_s=0, reconnect=Reconnect(delay_s=0)) as client:
+        try:
+            yield client, peers
+        finally:
+            for peer in peers:
+                peer.ended.set()
 
 
 async def test_groups(autojump_clock: trio.testing.MockClock) -> None:
