@@ -353,11 +353,14 @@ class Doorkeeper:
                     self.use(self.read(self._settings))
                     server.flush()
                     logger.info("read again: %s", names)
-                except ConfigError as error:
+                except Exception as error:  # of ours, or a file that vanishes while it is read: no reason to throw out everybody who is served
                     again_at = trio.current_time() + RETRY_INTERVAL_S
                     if found != refused:  # told once
                         refused = found
-                        logger.error("%s changed and is not used: %s", names, error)
+                        if isinstance(error, ConfigError):
+                            logger.error("%s changed and is not used: %s", names, error)
+                        else:
+                            logger.error("%s changed and is not used, by a fault of the broker: please report it", names, exc_info=error)
 
     def _signatures(self) -> dict[str, tuple[int, ...]]:
         """What tells each file's content from another, as far as the file system knows."""

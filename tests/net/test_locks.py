@@ -399,15 +399,17 @@ async def test_files_that_change_are_read_again_once_they_hold_still(
         assert not may(None, "x", "receive", "a")
 
 
+@pytest.mark.parametrize("fault", [ConfigError([("", "cannot be read: permission denied")], "acl"), FileNotFoundError(2, "vanished")])
 async def test_a_file_that_could_not_be_read_is_tried_again(
-    tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    fault: Exception, tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As after `chmod`, which leaves its time and its size alone. It was read when it changed the next time, which may be months."""
+    """As after `chmod`, which leaves its time and its size alone. It was read when it changed the next time, which may be months; one that
+    vanished in the middle of reading ended the broker."""
     path = tmp_path / "acl"
     path.write_text("topic read a\n")
 
     def load(path: str) -> None:
-        raise ConfigError([("", "cannot be read: permission denied")], path)
+        raise fault
 
     async with open_broker(Config(listeners=(), acl_file=str(path), sys_interval_s=0)) as hub:
         may = hub._engine.state.access.may
