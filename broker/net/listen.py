@@ -182,7 +182,9 @@ class BoundSocket:
     def use(self, listener: Listener) -> None:
         """What it says anew, for those who come from now on."""
         before, self.listener = self.listener, listener
-        if self.is_tcp and HANDS_DOWN and (before.nodelay, before.tcp_keepalive_s) != (listener.nodelay, listener.tcp_keepalive_s):
+        if not (self.is_tcp and HANDS_DOWN) or self.socket.fileno() < 0:  # not ours to set, or closed: the broker is ending
+            return
+        if (before.nodelay, before.tcp_keepalive_s) != (listener.nodelay, listener.tcp_keepalive_s):
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 0)
             set_options(self.socket, nodelay=listener.nodelay, tcp_keepalive_s=listener.tcp_keepalive_s)

@@ -377,6 +377,8 @@ async def test_reload_takes_over_overflow_and_a_listeners_small_keys() -> None:
         assert hub._engine.state.overflow.rule_for("a") == "latest"
         assert hub._server.bound[0].listener.connections_count_max == 1
         assert hub.reload(Config.from_dict({"listeners": [{"port": 0, "backlog": 7}]})) == ["listeners"]
+        await hub.shutdown()
+        assert hub.reload(Config.from_dict({"listeners": [{"port": 0, "nodelay": False, "tcp_keepalive_s": 9}]})) == []  # there is no socket any more
 
 
 async def test_files_that_change_are_read_again_once_they_hold_still(
