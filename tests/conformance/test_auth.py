@@ -76,6 +76,18 @@ async def test_rounds_then_connack_all_with_the_method() -> None:
         await peer.expect_open()
 
 
+@pytest.mark.statement("MQTT5-4.12.0-5")
+async def test_connack_has_the_method_though_there_is_no_data() -> None:
+    async def at_once(request: ConnectRequest) -> str | None:
+        return "user"
+
+    async with Scene(authenticate=at_once) as scene:
+        peer = await scene.connect("a", authentication_method="two")
+        assert peer.connack is not None
+        assert peer.connack.properties.authentication_method == "two"
+        assert peer.connack.properties.authentication_data is None
+
+
 @pytest.mark.statement("MQTT5-4.12.0-1", "MQTT5-4.13.2-1")
 @pytest.mark.parametrize("hook", [None, authenticate], ids=["no hook", "a hook that does not know it"])
 async def test_unknown_method_is_refused(hook: Any) -> None:
@@ -168,7 +180,7 @@ async def test_without_a_method_no_auth_and_no_method(version: int) -> None:
 
 
 @pytest.mark.statement("MQTT5-4.12.0-7", "MQTT5-4.13.1-1")
-@pytest.mark.parametrize("packet", [auth(CONTINUE, b"1"), auth(AGAIN, b"hello"), b"\xf0\x00"])
+@pytest.mark.parametrize("packet", [auth(CONTINUE, b"1"), auth(AGAIN, b"hello"), auth(AGAIN, method=None), b"\xf0\x00"])
 async def test_auth_without_a_method_in_connect_closes(packet: Any) -> None:
     async with Scene(authenticate=authenticate) as scene:
         peer = await scene.connect("a", username="user")
@@ -196,7 +208,7 @@ async def test_reauthentication_while_everything_else_goes_on() -> None:
         await peer.expect_open()
 
 
-@pytest.mark.statement("MQTT5-4.12.1-1", "MQTT5-4.13.1-1")
+@pytest.mark.statement("MQTT5-4.12.1-1", "MQTT5-3.15.2-1", "MQTT5-4.13.1-1")
 @pytest.mark.parametrize(
     "packet", [auth(AGAIN, b"hello", "other"), auth(AGAIN, b"hello", None), auth(ReasonCode.SUCCESS), auth(CONTINUE, b"1"), b"\xf0\x00"]
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from broker.reasons import ReasonCode
-from broker.wire.packets import ConnAck, Properties, WillMessage
+from broker.wire.packets import ConnAck, Connect, Properties, WillMessage
 from tests.conformance.harness import NEVER, V5, V31, V311, Peer, Scene, both_versions
 from tests.conformance.wirebytes import connect_frame, frame, properties, publish_frame, string, subscribe_frame, u16
 
@@ -340,3 +340,12 @@ async def test_connack_tells_the_limits(version: int, answer: ConnAck) -> None:
         connack = await peer.connect("c", session_expiry_interval=NEVER)
         assert connack.properties.session_expiry_interval == 1_209_600
         assert u16(0) not in peer.frames
+
+
+@pytest.mark.statement("MQTT311-3.2.2-6", "MQTT311-3.2.2-5")
+@pytest.mark.parametrize("will", [WillMessage("$SYS/x", b""), WillMessage("w", b"", 2), WillMessage("w", b"", retain=True)])
+async def test_a_refusal_that_3_1_1_has_no_code_for_is_silent(will: WillMessage) -> None:
+    async with Scene(maximum_qos=1, retain_available=False) as scene:
+        peer = await scene.peer(V311)
+        await peer.send(Connect("c", V311, will=will))
+        await peer.expect_end()

@@ -28,17 +28,22 @@ async def resume(scene: Scene, version: int, client_id: str = "a", **options: An
 
 @pytest.mark.statement("MQTT5-4.1.0-1", "MQTT311-4.1.0-2")
 @both_versions
-async def test_state_stays_while_connected(version: int) -> None:
-    """However short the Session Expiry Interval, and however often it is spent."""
+@pytest.mark.parametrize("resumed", [False, True])
+async def test_state_stays_while_connected(version: int, resumed: bool) -> None:
+    """However short the Session Expiry Interval, and however often it is spent; nor does that of an earlier connection go on."""
+    options: dict[str, Any] = {"clean_start": not resumed} | ({"session_expiry_interval": 1} if version == V5 else {})
     async with Scene() as scene:
-        peer = await scene.connect("a", version, **({"session_expiry_interval": 1} if version == V5 else {}))
+        peer = await scene.connect("a", version, **options)
         await peer.subscribe("t", qos=2)
+        if resumed:
+            await peer.drop()
+            peer = await scene.connect("a", version, **options)
         await peer.send(Publish("x", b"", 2, packet_id=5))
         await peer.take(PubRec)
         publisher = await scene.connect("p", version)
         await publisher.publish("t", b"x", 1)
         message = await peer.take(Publish)
-        await scene.advance(100_000)
+        await scene.advance(2_000_000)
         await publisher.publish("t", b"y", 0)
         await peer.expect(Publish("t", b"y"))
         await peer.send(PubAck(message.packet_id), PubRel(5))

@@ -6,7 +6,7 @@ import pytest
 
 from broker.reasons import ReasonCode
 from broker.wire.packets import Properties, Publish, WillMessage
-from tests.conformance.harness import V5, V311, Peer, Scene, both_versions
+from tests.conformance.harness import NEVER, V5, V311, Peer, Scene, both_versions
 from tests.conformance.wirebytes import connect_frame, publish_frame, string
 
 WILL = WillMessage("will", b"gone")
@@ -48,12 +48,15 @@ LOSSES = [end_by_drop, end_by_half_close, end_by_silence, end_by_violation, end_
 
 @both_versions
 @pytest.mark.parametrize("end", LOSSES)
+@pytest.mark.parametrize("lasting", [False, True])
 @pytest.mark.statement("MQTT5-3.1.2-7", "MQTT5-3.1.2-8", "MQTT5-3.1.2-10", "MQTT311-3.1.2-8", "MQTT311-3.1.2-10")
-async def test_will_is_published_once_when_the_connection_is_lost(version: int, end: object) -> None:
+async def test_will_is_published_once_when_the_connection_is_lost(version: int, end: object, lasting: bool) -> None:
+    """Whether or not its session goes on."""
+    options = {"session_expiry_interval": NEVER} if lasting and version == V5 else {}
     async with Scene() as scene:
         watcher = await scene.connect("watcher", version)
         await watcher.subscribe("will")
-        peer = await scene.connect("c", version, keep_alive_s=10, will=WILL)
+        peer = await scene.connect("c", version, keep_alive_s=10, will=WILL, clean_start=not lasting, **options)
         await scene.advance(9)
         await watcher.expect_nothing()
         await end(scene, peer)  # type: ignore[operator]
