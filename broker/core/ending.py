@@ -14,8 +14,8 @@ from broker.core.deadlines import SESSION_EXPIRY, WILL_DELAY
 from broker.core.link import CONNECTED, ENDED
 from broker.core.message import ApplicationMessage
 from broker.reasons import SERVER_DISCONNECT_CODES, ReasonCode
-from broker.wire.codec import encode_properties, encode_within
-from broker.wire.packets import NO_PROPERTIES, Disconnect, Properties, WillMessage
+from broker.wire.codec import encode, encode_properties
+from broker.wire.packets import MQTT_5, NO_PROPERTIES, Disconnect, WillMessage
 
 if TYPE_CHECKING:
     from broker.core.link import Link
@@ -23,14 +23,11 @@ if TYPE_CHECKING:
     from broker.core.state import State
 
 
-def close_link(state: State, link: Link, reason: ReasonCode, cause: str, now: float, *, explanation: str | None = None) -> None:
+def close_link(state: State, link: Link, reason: ReasonCode, cause: str, now: float) -> None:
     """End a connection from our side: DISCONNECT with the reason where MQTT 5.0 has one, then close [MQTT5-4.13.2-1]."""
     if link.phase == CONNECTED and link.is_mqtt_5 and reason in SERVER_DISCONNECT_CODES:
-        properties = Properties(reason_string=explanation) if explanation else NO_PROPERTIES
-        # Left out where it would not fit [MQTT5-3.14.2-3]; no DISCONNECT before CONNACK [MQTT5-3.14.0-1].
-        packet = encode_within(Disconnect(reason, properties), link.version, link.packet_bytes_max)
-        if packet is not None:
-            state.send(link, packet)
+        # Its code alone: three bytes fit wherever a CONNACK did [MQTT5-3.14.2-3, -4]. No DISCONNECT before CONNACK [MQTT5-3.14.0-1].
+        state.send(link, encode(Disconnect(reason), MQTT_5))
     leave(state, link, now, cause, error=True)
     link.closing = True
     state.mark_ready(link)
