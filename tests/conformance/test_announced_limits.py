@@ -321,6 +321,7 @@ async def test_maximum_qos(maximum: int) -> None:
         assert bytes((0x24, maximum)) in peer.frames[0]
         suback = await peer.subscribe(*(SubscriptionRequest(f"q/{qos}", qos) for qos in range(3)))
         assert suback.reasons == tuple(min(qos, maximum) for qos in range(3))
+        assert (await peer.subscribe("q/3", qos=2)).reasons == (maximum,)
         sender = await scene.connect("s")
         await sender.publish("q/2", b"x", maximum)
         assert (await peer.take_message()).qos == maximum

@@ -166,6 +166,7 @@ async def test_new_messages_have_unused_ids_and_no_dup(version: int) -> None:
         assert 0 not in {message.packet_id for message in messages}
 
 
+@pytest.mark.statement("MQTT5-2.2.1-4", "MQTT311-2.3.1-4")
 @pytest.mark.statement("MQTT5-4.3.2-1", "MQTT5-4.3.3-1", "MQTT311-4.3.2-1", "MQTT311-4.3.3-1")
 @pytest.mark.parametrize("plain", [True, False])
 async def test_ids_go_past_65535_and_pass_over_those_in_use(plain: bool) -> None:

@@ -79,6 +79,7 @@ async def test_a_refused_publish_is_acknowledged_and_dropped() -> None:
         await watcher.expect_nothing()
 
 
+@pytest.mark.statement("MQTT311-4.3.2-2")
 async def test_an_acknowledgement_has_no_code_even_where_nobody_subscribed() -> None:
     async with Scene() as scene:
         peer = await scene.connect("a", V311)

@@ -87,7 +87,7 @@ async def test_at_quota_zero_everything_else_goes_on() -> None:
         assert await drained(peer) == [b"%d" % number for number in range(1, 6)]
 
 
-@pytest.mark.statement("MQTT5-4.9.0-1", "MQTT5-4.9.0-2")
+@pytest.mark.statement("MQTT5-4.9.0-1", "MQTT5-4.9.0-2", "MQTT5-3.3.4-9")
 async def test_the_quota_is_the_new_connections_and_repetitions_take_it() -> None:
     async with Scene() as scene:
         peer = await queued(scene, 4, 1)
@@ -107,22 +107,30 @@ async def test_the_quota_is_the_new_connections_and_repetitions_take_it() -> Non
         assert len(await peer.receive_all()) == 2
 
 
-@pytest.mark.statement("MQTT5-4.9.0-1")
-async def test_a_pubcomp_of_the_last_connection_does_not_raise_the_quota() -> None:
+@pytest.mark.statement("MQTT5-4.9.0-1", "MQTT5-3.3.4-9")
+@pytest.mark.parametrize("count", [1, 3, 40])
+async def test_a_pubcomp_of_the_last_connection_does_not_raise_the_quota(count: int) -> None:
+    """By itself, or one of a row in one read."""
+    options: dict[str, Any] = {"receive_maximum": count, "session_expiry_interval": NEVER}
     async with Scene() as scene:
-        peer = await queued(scene, 1, 2)
-        packet_id = (await peer.take(Publish)).packet_id
-        await peer.send(PubRec(packet_id))
-        await peer.expect(PubRel(packet_id))
+        peer = await scene.connect("a", **options)
+        await peer.subscribe("t", qos=2)
+        publisher = await scene.connect("p")
+        for _ in range(3 * count):
+            await publisher.publish("t", b"x", 2)
+        ids = [packet.packet_id for packet in await peer.receive_all() if isinstance(packet, Publish)]
+        assert len(ids) == count
+        await peer.send(*map(PubRec, ids))
+        await peer.expect(*map(PubRel, ids))
         await peer.drop()
-        peer = await scene.connect("a", clean_start=False, receive_maximum=1, session_expiry_interval=NEVER)
-        await peer.expect(PubRel(packet_id))
-        second = await peer.take(Publish)
+        peer = await scene.connect("a", clean_start=False, **options)
+        await peer.expect(*map(PubRel, ids))
+        more = [packet.packet_id for packet in await peer.receive_all() if isinstance(packet, Publish)]
+        assert len(more) == count
+        await peer.send(*map(PubComp, ids))
         await peer.expect_nothing()
-        await peer.send(PubComp(packet_id))
-        await peer.expect_nothing()
-        await peer.send(PubRec(second.packet_id))
-        await peer.expect(PubRel(second.packet_id))
+        await peer.send(*map(PubRec, more))
+        await peer.expect(*map(PubRel, more))
         await peer.expect_nothing()
 
 
