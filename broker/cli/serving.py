@@ -111,7 +111,7 @@ async def _serve(order: Order, config: Config, sockets: Mapping[str, Sequence[in
             await anext(aiter(signals))
         _end_at_once_on_the_next(config)
         await notifier.stopping("clients are told goodbye")
-        logger.info("stopping: clients are told goodbye, for at most %g s; a second signal ends at once", config.shutdown_grace_s)
+        logger.info("stopping: clients are told goodbye, and get what is queued for them; a second signal ends at once")
         nursery.cancel_scope.cancel()
     return DONE
 
