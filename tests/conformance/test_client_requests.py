@@ -17,6 +17,7 @@ from broker.reasons import ReasonCode
 from broker.wire.packets import Connect, Disconnect, Packet, PingReq, Properties, PubAck, Publish, SubscriptionRequest
 from tests.client.scripted import Peer, connected
 from tests.conformance.scripted import ScriptedBroker
+from tests.conformance.wirebytes import body_of
 
 VERSIONS = pytest.mark.parametrize("version", [5, 4], ids=["5.0", "3.1.1"])
 NAMES: dict[int, Any] = {5: "5.0", 4: "3.1.1"}
@@ -252,6 +253,16 @@ def test_a_brokers_violation_is_named_and_ends_the_connection(data: str, code: i
     broker = ScriptedBroker()
     broker.connect("20 08 00 00 05 27 00 00 00 05")
     assert broker.say(data) == [bytes((0xE0, 1, code))]
+    assert broker.client.state == "closing"
+
+
+@pytest.mark.statement("MQTT5-3.14.2-1", "MQTT5-4.13.2-1", side="client")
+@pytest.mark.parametrize(("qos", "answer"), [(1, 0x50), (2, 0x40)], ids=["PUBREC at QoS 1", "PUBACK at QoS 2"])
+def test_an_acknowledgement_of_the_other_qos_ends_the_connection(qos: int, answer: int) -> None:
+    broker = ScriptedBroker()
+    broker.connect()
+    _, (frame,) = broker.publish(payload=b"x", qos=qos)
+    assert broker.say(bytes((answer, 2)) + body_of(frame)[3:5]) == [b"\xe0\x01\x82"]
     assert broker.client.state == "closing"
 
 
