@@ -26,6 +26,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 import trio
+import trio.testing
 
 from broker import Broker, BrokerError, Will, connect, open_broker
 from broker.wire.codec import encode
@@ -188,6 +189,7 @@ async def settle(hub: Broker) -> None:
 
 async def soak(seconds: float, seed: int, pause_s: float) -> bool:
     async with open_broker(listeners=["mqtt://127.0.0.1:0"], queue_count_max=2000, memory_bytes_max=64 << 20, routes_count_max=1000) as hub:
+        await trio.testing.wait_all_tasks_blocked()  # it has all that it opens for itself
         empty = figures(hub)
         show("empty", empty)
         load = Load(hub.urls[0], seed, pause_s)
