@@ -296,9 +296,14 @@ def follow_limits(link: Link, now: float) -> None:
     bytes_high = outbox_mark(limits)
     if link.outbox.committed_bytes <= bytes_high + limits.outbox_bytes_max:  # else its next packet would end it (`receiving.process`)
         link.outbox_bytes_high = bytes_high
-        if link.aliases_out is None:
-            link.passing_bytes_max = min(bytes_high, link.packet_bytes_max + 1) - OTHER_FORM_BYTES_MAX
+        _bound_passing(link)
     limit_rate(link, now)
+
+
+def _bound_passing(link: Link) -> None:
+    """By its high mark, and by what its client takes."""
+    if link.aliases_out is None:
+        link.passing_bytes_max = min(link.outbox_bytes_high, link.packet_bytes_max + 1) - OTHER_FORM_BYTES_MAX
 
 
 def _adopt_capabilities(link: Link, packet: Connect, now: float) -> None:
@@ -307,15 +312,13 @@ def _adopt_capabilities(link: Link, packet: Connect, now: float) -> None:
         link.promised = limits
         link.decoder.packet_bytes_max = limits.packet_bytes_max
         link.outbox_bytes_high = outbox_mark(limits)
-    if limits.publish_per_s_max or limits.receive_bytes_per_s_max:
-        limit_rate(link, now)
+    limit_rate(link, now)
     wanted = packet.properties.topic_alias_maximum
     if wanted:
         aliases_max = min(wanted, limits.topic_alias_maximum)
         link.aliases_out_max = aliases_max  # [MQTT5-3.1.2-26, -27]
         link.aliases_out = {} if aliases_max else None
-    if link.aliases_out is None:
-        link.passing_bytes_max = min(link.outbox_bytes_high, link.packet_bytes_max + 1) - OTHER_FORM_BYTES_MAX
+    _bound_passing(link)
 
 
 def _connack(

@@ -134,12 +134,7 @@ class State:
     def send(self, link: Link, packet_bytes: bytes) -> None:
         """Commit one packet that is not a PUBLISH."""
         self.counters.packets_sent += 1
-        outbox = link.outbox
-        if outbox.committed_bytes:
-            outbox.append(packet_bytes)
-        else:  # it is mostly the first; a call less
-            outbox.joined = packet_bytes
-            outbox.committed_bytes = len(packet_bytes)
+        link.outbox.append(packet_bytes)
         if not link.ready:
             link.ready = True
             self.ready.append(link)
