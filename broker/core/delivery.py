@@ -299,12 +299,13 @@ def _wait(state: State, session: Session, queue: WaitingQueue, delivery: Deliver
             if rule == "disconnect" and link is not None:
                 close_link(state, link, ReasonCode.QUOTA_EXCEEDED, "it takes its messages too slowly", now)
             return False
-        if rule == "latest" and queue.conflate(delivery):
-            state.count_dropped(session.client_id, reason)
-            while queue.count and (queue.bytes > bytes_max or _over_memory(state, 0, connected)):
-                queue.pop()  # the newcomer was the larger one
+        if rule == "latest":
+            older = queue.newest_on(delivery.message.topic)
+            growth = 0 if older is None else size - older.message.size
+            if older is not None and (growth <= 0 or (queue.bytes + growth <= bytes_max and not _over_memory(state, growth, connected))):
+                queue.replace(older, delivery)
                 state.count_dropped(session.client_id, reason)
-            return queue.count > 0
+                return True  # where it is too much larger, what came first gives way, for the newest on a topic is what this rule keeps
         while queue.count and not _has_place(state, queue, size, count_max, bytes_max, connected):
             queue.pop()
             state.count_dropped(session.client_id, reason)

@@ -258,8 +258,8 @@ class WaitingQueue:
         self._count(-dropped, -dropped * first.size)
         return dropped
 
-    def conflate(self, delivery: Delivery) -> bool:
-        """Put it in the place of the newest one on the same topic that waits; False when there is none.
+    def newest_on(self, topic: str) -> Delivery | None:
+        """What waits on that topic and came last.
 
         The index it needs is built at the first call, so that a queue that never overflows does not pay for it.
         """
@@ -267,17 +267,17 @@ class WaitingQueue:
             singles = self.deliveries()
             self._entries = deque(singles) if singles else None
             self._by_topic = {waiting.message.topic: waiting for waiting in singles}
-        older = self._by_topic.get(delivery.message.topic)
-        if older is None:
-            return False
-        self._count(0, delivery.message.size - older.message.size)
-        older.message = delivery.message
-        older.qos = delivery.qos
-        older.retain = delivery.retain
-        older.identifiers = delivery.identifiers
-        older.group = delivery.group
-        older.size = delivery.size
-        return True
+        return self._by_topic.get(topic)
+
+    def replace(self, older: Delivery, newer: Delivery) -> None:
+        """Put a message in the place of one that waits, which is forgotten."""
+        self._count(0, newer.message.size - older.message.size)
+        older.message = newer.message
+        older.qos = newer.qos
+        older.retain = newer.retain
+        older.identifiers = newer.identifiers
+        older.group = newer.group
+        older.size = newer.size
 
     def leave_account(self) -> None:
         """Count no more in the account of all: its stream, or its session, is gone."""

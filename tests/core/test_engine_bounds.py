@@ -466,6 +466,24 @@ def test_latest_keeps_its_bytes_when_the_newer_ones_are_larger(qos: int) -> None
     receiver.detach()
 
 
+@pytest.mark.parametrize("limits", [{"outbox_bytes_max": 120}, {"memory_bytes_max": 320}])
+def test_latest_keeps_the_newest_on_a_topic_when_it_is_larger_than_what_it_replaces(limits: dict[str, Any]) -> None:
+    world = World(overflow={"#": "latest"}, slow_subscriber_grace_s=0.0, outbox_bytes_high=100, **limits)
+    publisher, receiver = world.client("p"), world.client("r")
+    receiver.subscribe("t/#")
+    receiver.take()
+    receiver.takes = 0
+    while not receiver.link.outbox.waiting.count:
+        publisher.publish("t/old", b"x")
+    queue = receiver.link.outbox.waiting
+    while not world.dropped("overflow"):
+        publisher.publish("t/other", b"y" * 20)
+    assert queue.deliveries()[0].message.topic == "t/old"  # at the head, where the place of a larger one has to come from
+    publisher.publish("t/old", b"z" * 40)
+    assert [one.message.payload for one in queue.deliveries() if one.message.topic == "t/old"][-1:] == [b"z" * 40]
+    assert queue.count > 1
+
+
 def test_a_message_larger_than_the_whole_queue() -> None:
     world, publisher, receiver = overflowing("drop-oldest")
     publish_each(publisher, 0, 15)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from broker.core.waiting import Account, Delivery, WaitingQueue
@@ -41,6 +41,7 @@ RUNS = st.lists(st.tuples(st.sampled_from(["t/1", "t/2"]), st.integers(1, 40), s
 @pytest.mark.parametrize("rule", RULES)
 @settings(max_examples=40)
 @given(runs=RUNS, limits=st.sampled_from([{"outbox_count_max": 30}, {"outbox_bytes_max": 1000}, {"memory_bytes_max": 3000}, {}]))
+@example(runs=[("t/1", 1, 0, 0, False), ("t/2", 27, 19, 0, False), ("t/1", 3, 23, 0, True)], limits={"outbox_bytes_max": 1000})
 def test_a_run_waits_as_its_messages_would(rule: str, version: int, runs: list[Any], limits: dict[str, int]) -> None:
     outcomes = []
     for together in (True, False):
@@ -82,7 +83,11 @@ def test_a_queue_of_runs_is_like_a_list() -> None:
     assert queue.drop_first(2, 2) == 2
     assert [one.message.payload for one in queue.deliveries()] == [b"3", b"4", b"5"]
     newest = queue.deliveries()[-1]
-    assert queue.conflate(Delivery(newest.message, 0, False, (), None, 9))
+    assert queue.newest_on("b") is None
+    older = queue.newest_on("a")
+    assert older is not None
+    assert older.message.payload == b"5"
+    queue.replace(older, Delivery(newest.message, 0, False, (), None, 9))
     queue.append_run(WaitingRun(b"\x30\x04\x00\x01a7" * 2, 6, 5, "a", NO_PROPERTIES, "p", 10))  # by itself now, for the index
     assert [queue.pop().message.payload for _ in range(5)] == [b"3", b"4", b"5", b"7", b"7"]
     assert (queue.count, queue.bytes, account.count, account.bytes) == (0, 0, 0, 0)

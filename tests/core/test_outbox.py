@@ -119,7 +119,7 @@ def test_waiting_messages_are_counted_here_and_in_the_account_of_all() -> None:
     assert (account.count, account.bytes) == (0, 0)
 
 
-STEPS = st.lists(st.tuples(st.sampled_from(["append", "pop", "conflate", "groups", "clear"]), st.sampled_from("abc"), st.integers(0, 9)), max_size=60)
+STEPS = st.lists(st.tuples(st.sampled_from(["append", "pop", "replace", "groups", "clear"]), st.sampled_from("abc"), st.integers(0, 9)), max_size=60)
 
 
 @given(STEPS)
@@ -138,10 +138,12 @@ def test_the_waiting_queue_is_like_a_list(steps: list[tuple[str, str, int]]) -> 
         elif what == "pop" and model:
             got = queue.pop()
             assert (got.message.topic, got.message.payload, got.group is group) == model.pop(0)
-        elif what == "conflate":
+        elif what == "replace":
             places = [position for position, entry in enumerate(model) if entry[0] == topic]
-            assert queue.conflate(made) == bool(places)
-            if places:
+            older = queue.newest_on(topic)
+            assert (older is not None) == bool(places)
+            if older is not None:
+                queue.replace(older, made)
                 model[places[-1]] = (topic, payload, shared)
         elif what == "groups":
             assert [(d.message.topic, d.message.payload, True) for d in queue.take_groups()] == [entry for entry in model if entry[2]]
