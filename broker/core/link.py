@@ -140,6 +140,11 @@ class Link:
         return self.phase == CONNECTED
 
     @property
+    def has_spoken_ahead(self) -> bool:
+        """Is something kept that it has sent while it is asked who it is? (Where it takes part in that, nothing else may come before the answer.)"""
+        return self.phase == AUTHENTICATING and self.auth_method is None and self.decoder.buffered_bytes > 0
+
+    @property
     def is_mqtt_5(self) -> bool:
         return self.version >= MQTT_5
 

@@ -1,7 +1,7 @@
 """Asking the embedder who a client is: in that client's nursery, with a deadline, a limited number at a time.
 
 Whatever goes wrong refuses; nobody gets in by a mistake. The client is read meanwhile, so that its departure cancels the
-question, and a slow answer holds up nobody else.
+question (unless there is something that it has said before it left: see `inquiry`), and a slow answer holds up nobody else.
 """
 
 from __future__ import annotations

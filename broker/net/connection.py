@@ -90,7 +90,7 @@ class Connection:
         self.finished: trio.Event | None = None
         """Set at the very end, for those who wait for it."""
         self.inquiry: Inquiry | None = None
-        """Who it is, while that is being asked."""
+        """Who it is, while that is being asked and what came ahead of the answer worked off."""
         self._proxied = proxied
         """The socket from which a PROXY header must come first."""
         self._nursery: trio.Nursery | None = None
@@ -187,6 +187,7 @@ class Connection:
                 over = await (self._read() if self.transport.half_closes else self._read_until_shut())
             except BROKEN as error:
                 self._broken(error)
+                await self._hear_out()
             finally:
                 # Before the nursery closes, or a flush might start a writer in a closed one.
                 if over:
@@ -295,6 +296,7 @@ class Connection:
                     return self.ended
                 data = transport.take()
                 if data == b"":
+                    await self._hear_out()
                     break
                 if data is None or link.closing:
                     continue  # when closing: discarded, so that the kernel sends no RST, which may overtake our last bytes
@@ -349,8 +351,18 @@ class Connection:
 
     def _ask(self, question: AuthRequest) -> bool:
         assert self._nursery is not None
-        self.inquiry = Inquiry(self, question)
-        return self.inquiry.ask(self._nursery, trio.current_time() if question.reauthentication else self._attached_at)
+        inquiry = Inquiry(self, question)
+        if inquiry.ask(self._nursery, trio.current_time() if question.reauthentication else self._attached_at):
+            return True
+        self.inquiry = inquiry
+        return False
+
+    async def _hear_out(self) -> None:
+        """Its stream has ended. What it has sent ahead is worked off all the same, when it is known who it is; if there is nothing, nobody is asked
+        any more."""
+        inquiry = self.inquiry
+        if inquiry is not None and self.link is not None and (inquiry.question.done or self.link.has_spoken_ahead):
+            await inquiry.over.wait()
 
     async def work_off(self) -> None:
         """What was read and held back while something had to be decided first. (The reading task may be waiting for more.)"""

@@ -1,6 +1,8 @@
 """One question of who a client is: put to its listener's lock, asked of a hook if need be, answered to the core.
 
-It lives from CONNECT, or from an AUTH that authenticates anew, to its verdict; a connection has one at a time.
+It lives from CONNECT, or from an AUTH that authenticates anew, to its verdict, and until what the client has sent ahead is worked off; a
+connection has one at a time. Not even the end of the client's stream takes it back, if there is something ahead: "connect, publish, close" in one
+go is a message. What bounds it is what bounds the question of a client that stays: `connect_timeout_s`, and the account of what comes in.
 """
 
 from __future__ import annotations
@@ -16,18 +18,20 @@ from broker.net.locks import BANNED
 
 if TYPE_CHECKING:
     from broker.core.auth import AuthRequest
-    from broker.net.authentication import Verdict
+    from broker.net.authentication import Authenticate, Verdict
     from broker.net.connection import Connection
 
 
 class Inquiry:
-    __slots__ = ("_answered", "connection", "question", "scope")
+    __slots__ = ("_answered", "connection", "over", "question", "scope")
 
     def __init__(self, connection: Connection, question: AuthRequest) -> None:
         self.connection = connection
         self.question = question
         self.scope: trio.CancelScope | None = None
         """Of the hook, while it runs."""
+        self.over = trio.Event()
+        """Nothing more comes of it."""
         self._answered: trio.Event | None = None
 
     def ask(self, nursery: trio.Nursery, asked_at: float) -> bool:
@@ -45,15 +49,22 @@ class Inquiry:
             return True
         deadline = asked_at + connection.limits.connect_timeout_s
         limiter = None if lock.hook is None else server.limiter
-        nursery.start_soon(authentication.ask, self, lock.authenticate, limiter, deadline)
+        nursery.start_soon(self._wait_answer, lock.authenticate, limiter, deadline)
         return False
+
+    async def _wait_answer(self, authenticate: Authenticate, limiter: trio.CapacityLimiter | None, deadline: float) -> None:
+        try:
+            await authentication.ask(self, authenticate, limiter, deadline)
+        finally:
+            self.over.set()
+            if self.connection.inquiry is self:
+                self.connection.inquiry = None
 
     def attend(self) -> None:
         """The core has named the link: the client has answered a challenge, or nobody wants a verdict any more."""
         if self.question.done:
             if self.scope is not None:
                 self.scope.cancel()
-            self.connection.inquiry = None
         elif self.question.answers and self._answered is not None:
             self._answered.set()
 
@@ -83,7 +94,6 @@ class Inquiry:
         assert connection.link is not None
         if verdict.refused is None and not self.question.reauthentication:
             verdict = server.lock_of(connection.bound).admit(self.question, verdict, connection.peer)
-        connection.inquiry = None
         now = trio.current_time()
         ends_at = now + (verdict.ends_at_s - time.time())
         # Without rules of its own it has the listener's, also if it had others before.
