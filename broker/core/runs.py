@@ -7,7 +7,8 @@ With longer heads (a long topic, properties) it is cheaper to take the heads of 
 
 from __future__ import annotations
 
-from struct import unpack
+from functools import lru_cache
+from struct import Struct, unpack
 from typing import Final
 
 from broker.wire.primitives import encode_string, encode_varint
@@ -90,14 +91,19 @@ def tails(data: bytes, size: int, start: int) -> list[bytes]:
 
 def cells(data: bytes, position: int, size: int, start: int, length: int, count: int) -> list[bytes]:
     """What stands in each of `count` frames of `size` bytes, the first of which is at `position`: `length` bytes from `start` on."""
-    row = f"{start}x{length}s{size - start - length}x"
     found: list[bytes] = []
     while count > 0:
         rows = min(count, _CELLS_COUNT_MAX)
-        found += unpack(row * rows, data[position : position + rows * size])
+        found += _table(start, length, size - start - length, rows).unpack(data[position : position + rows * size])
         position += rows * size
         count -= rows
     return found
+
+
+@lru_cache(maxsize=128)
+def _table(before: int, length: int, after: int, rows: int) -> Struct:
+    """Kept by numbers: `struct` keeps formats too, but to find one again it has to be written out and hashed, two bytes and more for each cell."""
+    return Struct(f"{before}x{length}s{after}x" * rows)
 
 
 def at_qos_0(frames: bytes, size: int, topic: str, properties: bytes, payload_at: int) -> bytes:
