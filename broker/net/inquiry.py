@@ -15,6 +15,7 @@ import trio
 from broker.core.access import Access
 from broker.net import authentication
 from broker.net.locks import BANNED
+from broker.net.pausing import work_off
 
 if TYPE_CHECKING:
     from broker.core.auth import AuthRequest
@@ -71,7 +72,7 @@ class Inquiry:
     async def answer(self, verdict: Verdict) -> None:
         """The hook's verdict, for the core; then what the client has sent ahead."""
         self._settle(verdict)
-        await self.connection.work_off()
+        await work_off(self.connection)
 
     async def challenge(self, data: bytes) -> bytes:
         """Ask the client for more and wait for what it says; the caller's deadline bounds it."""

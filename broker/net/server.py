@@ -19,6 +19,7 @@ import trio
 
 from broker.auth.throttle import address_of
 from broker.core.allowance import Allowance, UserLimits
+from broker.net import life
 from broker.net.addresses import Addresses
 from broker.net.authentication import QUESTIONS_COUNT_MAX
 from broker.net.connection import Connection, send_in_a_row
@@ -175,7 +176,7 @@ class Server:
 
     def _begin(self, connection: Connection, clients: trio.Nursery) -> None:
         self.connections.add(connection)
-        clients.start_soon(connection.run, name="client")  # else Trio makes a name of 85 bytes for each
+        clients.start_soon(life.run, connection, name="client")  # else Trio makes a name of 85 bytes for each
 
     def forget(self, connection: Connection) -> None:
         """Its `run` is over."""
@@ -275,7 +276,7 @@ class Server:
                 arrived.append(connection)
         now = self.clock()
         for connection in arrived:
-            connection.hear(now)
+            life.hear(connection, now)
         self.flush(now)
         for connection in arrived:
             self._begin(connection, clients)

@@ -57,14 +57,14 @@ async def test_a_client_has_a_nursery_from_the_moment_that_it_needs_one() -> Non
         await quick.send_all(b"hello")
         assert await receive_exactly(slow, 5) == await receive_exactly(quick, 5) == b"hello"
         await wait_all_tasks_blocked()
-        assert [connection._nursery for connection in server.connections] == [None, None]
+        assert [connection.nursery for connection in server.connections] == [None, None]
         engine.send(engine.links[0], MEGABYTES)
         server.flush()
         await wait_all_tasks_blocked()
         (full,) = server.writing
         (other,) = server.connections - server.writing
-        assert full._nursery is not None
-        assert other._nursery is None
+        assert full.nursery is not None
+        assert other.nursery is None
         other.cancel()
         assert await receive_all(quick) == b""
         await wait_all_tasks_blocked()
@@ -244,7 +244,7 @@ def reset(stream: trio.SocketStream) -> None:
 
 
 async def test_a_paused_link_that_breaks_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("broker.net.connection.PAUSED_LOOK_S", 0.01)
+    monkeypatch.setattr("broker.net.pausing.PAUSED_LOOK_S", 0.01)
     engine = RelayEngine()
     async with running(engine) as server:
         peer = await dial(server)
@@ -260,7 +260,7 @@ async def test_a_paused_link_that_breaks_is_noticed(monkeypatch: pytest.MonkeyPa
 
 
 async def test_what_came_before_the_end_of_a_paused_link_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("broker.net.connection.PAUSED_LOOK_S", 0.001)
+    monkeypatch.setattr("broker.net.pausing.PAUSED_LOOK_S", 0.001)
     engine = RelayEngine(relays=False)
     async with running(engine) as server:
         peer = await dial(server)
@@ -281,7 +281,7 @@ async def test_what_came_before_the_end_of_a_paused_link_is_not_lost(monkeypatch
 
 async def test_what_came_before_the_end_of_a_paused_unix_socket_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """There the end is to be seen at once, though the last messages have not been read."""
-    monkeypatch.setattr("broker.net.connection.PAUSED_LOOK_S", 0.001)
+    monkeypatch.setattr("broker.net.pausing.PAUSED_LOOK_S", 0.001)
     engine = RelayEngine(relays=False)
     ours, theirs = socket.socketpair()
     async with running(engine) as server:

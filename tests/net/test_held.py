@@ -131,11 +131,11 @@ async def test_who_was_asked_is_alone_again_when_it_has_answered(tmp_path: Path)
         await client.send(PingReq())
         await pong(client)
         await wait_all_tasks_blocked()
-        assert connection._nursery is None
+        assert connection.nursery is None
         await client.subscribe("t/+")
         await client.send(*[Publish(f"t/{number}", bytes(6000)) for number in range(10)])  # for which it needs one again
         await wait_all_tasks_blocked()
-        assert connection._nursery is not None
+        assert connection.nursery is not None
         with trio.fail_after(5):
             for _ in range(10):
                 assert isinstance(await client.receive(), Publish)
