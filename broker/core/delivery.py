@@ -252,7 +252,7 @@ def _send_kept(state: State, link: Link, session: Session, subscription: Subscri
             _commit_frames(state, link, frames)
             frames = []
             message = message_of(kept)
-            if link.mount_point and not session.may_receive(message.topic):
+            if link.mount_point and not (session.may_receive(message.topic) and subscription.matches(message.topic)):
                 continue
             qos = min(message.qos, subscription.qos)
             if qos == 0:

@@ -2,6 +2,7 @@
 
 "factory1/" is put before every Topic Name and Topic Filter that such a client says, as it comes in, and taken off the topics that it
 is sent, as they are encoded; in between (routes, retained messages, access rules, overflow rules) everything is called by its full name.
+One rule looks at how a topic begins, and is kept for such a client's names: `is_hidden`.
 The fast paths relay bytes as they came, which is no good where one side calls a topic otherwise: a link with a mount point knows
 no topics by their bytes, and a route that leads to one is not plain.
 """
@@ -47,6 +48,12 @@ def mounted_will(mount_point: str, will: WillMessage) -> WillMessage:
 def is_below(mount_point: str, topic: str) -> bool:
     """Is there anything left of a topic that a mounted filter matches? "factory1/#" matches "factory1" and "factory1/" too."""
     return len(topic) > len(mount_point)
+
+
+def is_hidden(mount_point: str, topic: str) -> bool:
+    """Does it begin with $, as the client calls it? Then no filter of its that begins with a wildcard matches it [MQTT5-4.7.2-1]
+    [MQTT311-4.7.2-1]."""
+    return topic.startswith("$", len(mount_point))
 
 
 def own_topic_field(mount_point: str, message: ApplicationMessage) -> bytes:

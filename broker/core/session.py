@@ -78,7 +78,7 @@ class Session:
         """Messages not delivered to it, by reason."""
         self.ended = False
 
-    def subscription(self, qos: int, no_local: bool, retain_as_published: bool, identifier: int) -> Subscription:
+    def subscription(self, qos: int, no_local: bool, retain_as_published: bool, identifier: int, wild: bool = False) -> Subscription:
         """With these options: the last one again if it has them too, as most have."""
         asked = self.asked
         if (
@@ -87,8 +87,9 @@ class Session:
             or asked.identifier != identifier
             or asked.no_local is not no_local
             or asked.retain_as_published is not retain_as_published
+            or asked.wild is not wild
         ):
-            asked = self.asked = Subscription(self, qos, no_local, retain_as_published, identifier)
+            asked = self.asked = Subscription(self, qos, no_local, retain_as_published, identifier, wild)
         return asked
 
     # ---- what is made when it is first needed ----

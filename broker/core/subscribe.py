@@ -141,7 +141,9 @@ def _subscribe(state: State, link: Link, session: Session, request: Subscription
     filter = request.filter
     if topic_filter_fault(filter) is not None:
         return ReasonCode.TOPIC_FILTER_INVALID
+    wild = False
     if link.mount_point:
+        wild = split_shared(filter)[1].startswith(("+", "#"))
         filter = mounted_filter(link.mount_point, filter)
     if filter.count("/") >= limits.filter_levels_max:
         return ReasonCode.TOPIC_FILTER_INVALID
@@ -163,7 +165,7 @@ def _subscribe(state: State, link: Link, session: Session, request: Subscription
     qos = request.qos
     if qos > link.promised.maximum_qos:
         qos = link.promised.maximum_qos  # [MQTT5-3.2.2-10]
-    subscription = session.subscription(qos, request.no_local, request.retain_as_published, identifier)
+    subscription = session.subscription(qos, request.no_local, request.retain_as_published, identifier, wild)
     state.topics.add(filter, subscription)
     if owed and state.retained.may_match(filter):
         if session.replays is None:

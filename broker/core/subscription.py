@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeAlias
 
+from broker.core.mount import is_hidden
+
 if TYPE_CHECKING:
     from broker.core.session import Session
 
@@ -16,9 +18,9 @@ if TYPE_CHECKING:
 class Subscription:
     """What a session asked for with its Topic Filters, or some of them (MQTT 5.0, 3.8.3.1)."""
 
-    __slots__ = ("identifier", "no_local", "plain", "qos", "retain_as_published", "session")
+    __slots__ = ("identifier", "no_local", "plain", "qos", "retain_as_published", "session", "wild")
 
-    def __init__(self, session: Session, qos: int, no_local: bool, retain_as_published: bool, identifier: int) -> None:
+    def __init__(self, session: Session, qos: int, no_local: bool, retain_as_published: bool, identifier: int, wild: bool = False) -> None:
         self.session = session
         self.qos = qos
         self.no_local = no_local
@@ -27,6 +29,12 @@ class Subscription:
         """Subscription Identifier; 0 when it has none."""
         self.plain = not no_local and not identifier and session.sink is None and not session.mount_point
         """A QoS 0 message can go to this session as it came, whoever published it."""
+        self.wild = wild
+        """Behind a mount point, its filters begin with a wildcard."""
+
+    def matches(self, topic: str) -> bool:
+        """Does it, for the client, that one of its filters matches by its full name?"""
+        return not self.wild or not is_hidden(self.session.mount_point, topic)
 
 
 class SharedGroup:
@@ -72,7 +80,7 @@ class SharedGroup:
             position = (self._turn + step) % count
             member = members[position]
             session = member.session
-            if (session.mount_point or not session.access.allows_all) and not session.may_receive(topic):
+            if (session.mount_point or not session.access.allows_all) and not (session.may_receive(topic) and member.matches(topic)):
                 continue
             if session.link is not None or session.sink is not None:
                 if session.has_room(min(qos, member.qos)):

@@ -260,6 +260,8 @@ class TopicTable:
                 for subscription in entry.subscriptions.values():
                     by_session.setdefault(subscription.session, []).append(subscription)
                 groups.extend(entry.groups.values())
+        if "/$" in route.topic:
+            by_session = _matching(by_session, route.topic)
         self._targets_count -= len(route.targets)
         route.targets = [Target(session, matching) for session, matching in by_session.items() if session.may_receive(route.topic)]
         self._targets_count += len(route.targets)
@@ -296,3 +298,9 @@ class TopicTable:
         self._targets_count -= len(route.targets)
         route.targets = []
         route.groups = []
+
+
+def _matching(by_session: dict[Session, list[Subscription]], topic: str) -> dict[Session, list[Subscription]]:
+    """Less what does not match it as clients behind a mount point call it."""
+    found = {session: [subscription for subscription in given if subscription.matches(topic)] for session, given in by_session.items()}
+    return {session: matching for session, matching in found.items() if matching}

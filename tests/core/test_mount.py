@@ -96,6 +96,30 @@ def test_what_lies_at_the_mount_point_itself_is_outside() -> None:
     assert topics(shared) == ["a"]
 
 
+@pytest.mark.parametrize("version", [MQTT_311, MQTT_5])
+def test_a_filter_that_begins_with_a_wildcard_matches_no_topic_that_begins_with_a_dollar_for_its_client(version: int) -> None:
+    """[MQTT5-4.7.2-1] [MQTT311-4.7.2-1] Both begin otherwise by their full names, by which the others go."""
+    world = World()
+    ann, both, shared, zoe = inside(world, "ann", version), inside(world, "both", version), inside(world, "shared", version), world.client("zoe")
+    ann.subscribe("#", "+/x")
+    both.subscribe(("#", 1), "$a/#")
+    shared.subscribe("$share/g/#", "$share/g/+/x")
+    zoe.subscribe("factory1/+/x", "$share/g/factory1/#")
+    for publisher, topic in ((ann, "$a/x"), (zoe, "factory1/$a/x")):
+        for _ in range(3):
+            publisher.publish(topic, b"x")
+    assert (topics(ann), topics(both), topics(shared)) == ([], ["$a/x"] * 6, [])
+    assert topics(zoe) == ["factory1/$a/x"] * 12
+    zoe.publish("factory1/$a/x", b"kept", retain=True)
+    zoe.publish("factory1/b/x", b"kept", retain=True)
+    for peer in (ann, both, shared, zoe):
+        peer.take()
+    late, deep = inside(world, "late", version), inside(world, "deep", version)
+    late.subscribe("#")
+    deep.subscribe("$a/+")
+    assert (topics(late), topics(deep)) == (["b/x"], ["$a/x"])
+
+
 def test_retained_messages() -> None:
     world = World()
     inside(world, "ann").publish("a/b", b"kept", retain=True)
@@ -270,10 +294,12 @@ def test_the_fast_paths_stay_out_and_come_back() -> None:
 # ---- a broker of their own -------------------------------------------------------------------------------------------------
 
 names = st.sampled_from(["a", "b"])
+told_topics = st.sampled_from(["t", "t/u", "x", "$d/u"])
+filters = st.sampled_from(["#", "t", "t/+", "+/u", "$d/+", "$share/g/t/#", "$share/g/#", "x/#"])
 steps = st.one_of(
-    st.tuples(st.just("publish"), names, st.sampled_from(["t", "t/u", "x"]), st.integers(0, 2), st.booleans(), st.sampled_from([b"", b"1", b"2"])),
-    st.tuples(st.just("subscribe"), names, st.sampled_from(["#", "t", "t/+", "+/u", "$share/g/t/#", "x/#"]), st.integers(0, 2), st.booleans()),
-    st.tuples(st.just("unsubscribe"), names, st.sampled_from(["#", "t", "$share/g/t/#"])),
+    st.tuples(st.just("publish"), names, told_topics, st.integers(0, 2), st.booleans(), st.sampled_from([b"", b"1", b"2"])),
+    st.tuples(st.just("subscribe"), names, filters, st.integers(0, 2), st.booleans()),
+    st.tuples(st.just("unsubscribe"), names, st.sampled_from(["#", "t", "$share/g/t/#", "$share/g/#"])),
     st.tuples(st.just("drop"), names),
     st.tuples(st.just("come"), names, st.booleans()),
 )
