@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from broker.messages import Will as Will
     from broker.net.authentication import Authenticate as Authenticate
     from broker.net.authentication import ConnectRequest as ConnectRequest
-    from broker.net.listen import Listener as Listener
+    from broker.net.listener import Listener as Listener
     from broker.net.tls import TlsFiles as TlsFiles
     from broker.net.tls import TlsName as TlsName
     from broker.reasons import ReasonCode as ReasonCode
@@ -87,7 +87,7 @@ _ROOMS = {
     "hub": ("Broker", "ClientInfo", "open_broker", "serve"),
     "messages": ("Message", "Overflow", "Payload", "QoS", "UserProperties", "Version", "Will"),
     "net.authentication": ("Authenticate", "ConnectRequest"),
-    "net.listen": ("Listener",),
+    "net.listener": ("Listener",),
     "net.tls": ("TlsFiles", "TlsName"),
     "reasons": ("ReasonCode",),
     "thread": ("BrokerThread", "broker_thread"),

@@ -26,7 +26,7 @@ from broker.auth.tokens import Jwt, load_tokens
 from broker.core.allowance import LimitOverrides, UserLimits
 from broker.core.limits import OF_ALL, OF_STRANGERS, Limits
 from broker.errors import ConfigError
-from broker.net.listen import NOT_WITH_UNIX, Listener, check
+from broker.net.listener import NOT_WITH_UNIX, Listener, check
 from broker.net.settings import BEFORE_CONNECT, WHOLE_BROKER, limit_faults
 from broker.net.tls import TlsFiles, TlsName, make_context
 from broker.wire.topics import topic_filter_fault
@@ -54,7 +54,7 @@ _NAMES: Final = {
 
 
 class ListenerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One [[listeners]]; `net.listen.Listener` has the same fields and says what they mean."""
+    """One [[listeners]]; `net.listener.Listener` has the same fields and says what they mean."""
 
     host: str | None = None
     port: int | None = None

@@ -44,9 +44,11 @@ from broker.messages import (
 )
 from broker.metrics import SysTopics
 from broker.net.authentication import Authenticate
+from broker.net.bound_socket import BoundSocket
 from broker.net.connection import Connection, bytes_underway
 from broker.net.doors import Doorkeeper, anonymous_at, is_locked, without_live
-from broker.net.listen import BoundSocket, Listener, adopted_is_private, at_descriptor, bind_all, parse_listener
+from broker.net.listen import adopted_is_private, at_descriptor, bind_all
+from broker.net.listener import Listener, parse_listener
 from broker.net.observer import ClientLog
 from broker.net.server import Server
 from broker.net.settings import Settings, limit_faults, override_faults

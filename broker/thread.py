@@ -23,7 +23,7 @@ from broker.core.message import ApplicationMessage
 from broker.errors import shown
 from broker.hub import Broker, open_broker
 from broker.messages import Message, Payload
-from broker.net.listen import Listener, parse_listener
+from broker.net.listener import Listener, parse_listener
 from broker.net.settings import Settings
 from broker.reasons import ReasonCode
 from broker.wire.topics import matches, topic_filter_fault

@@ -17,7 +17,7 @@ from broker.config import DEFAULT_LISTENERS, AccessConfig, Config, ListenerConfi
 from broker.core.allowance import LimitOverrides
 from broker.core.limits import Limits
 from broker.errors import ConfigError
-from broker.net.listen import Listener, parse_listener
+from broker.net.listener import Listener, parse_listener
 from broker.net.tls import TlsFiles, TlsName
 
 NO_HOST = "expected a name or an address, without brackets and port, got"

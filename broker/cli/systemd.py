@@ -18,7 +18,8 @@ from typing import Final
 import trio
 
 from broker.errors import ConfigError
-from broker.net.listen import Listener, at_descriptor
+from broker.net.listen import at_descriptor
+from broker.net.listener import Listener
 
 FIRST_DESCRIPTOR: Final = 3
 NOTIFY_TIMEOUT_S: Final = 1.0

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from broker.core.engine import Engine
     from broker.core.limits import Limits
     from broker.core.link import Link
+    from broker.net.bound_socket import BoundSocket
     from broker.net.inquiry import Inquiry
-    from broker.net.listen import BoundSocket
     from broker.net.server import Server
     from broker.reasons import ReasonCode
 

@@ -25,7 +25,8 @@ from broker.auth.passwords import Passwords, load_passwords
 from broker.auth.tokens import Jwt, Tokens, load_tokens
 from broker.core.access import Access
 from broker.errors import ConfigError
-from broker.net.listen import BoundSocket, Listener
+from broker.net.bound_socket import BoundSocket
+from broker.net.listener import Listener
 from broker.net.locks import Guard, Lock
 from broker.net.origins import ANY
 from broker.net.tls import TlsFiles, make_context

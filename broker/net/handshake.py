@@ -15,8 +15,8 @@ from broker.net.transport import BROKEN, StreamTransport
 from broker.net.transport_stream import TransportStream
 
 if TYPE_CHECKING:
+    from broker.net.bound_socket import BoundSocket
     from broker.net.connection import Connection
-    from broker.net.listen import BoundSocket
 
 logger = logging.getLogger("broker")
 

@@ -22,8 +22,8 @@ from broker.core.allowance import Allowance, UserLimits
 from broker.net import life
 from broker.net.addresses import Addresses
 from broker.net.authentication import QUESTIONS_COUNT_MAX
+from broker.net.bound_socket import HANDS_DOWN, BoundSocket
 from broker.net.connection import Connection, send_in_a_row
-from broker.net.listen import HANDS_DOWN, BoundSocket
 from broker.net.locks import Guard, Lock
 from broker.net.proxy_protocol import is_trusted
 from broker.net.seldom import Seldom

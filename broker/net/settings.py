@@ -11,7 +11,7 @@ from broker.auth.bans import Ban
 from broker.auth.tokens import Jwt
 from broker.core.allowance import UserLimits
 from broker.core.limits import OF_ALL, OF_STRANGERS, Limits
-from broker.net.listen import Listener
+from broker.net.listener import Listener
 
 
 class OverflowRule(Protocol):

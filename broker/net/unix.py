@@ -13,8 +13,11 @@ import socket
 import stat
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Final
 
 from broker.errors import ListenError
+
+HAS_UNIX: Final = hasattr(socket, "AF_UNIX")
 
 
 def parse_mode(text: str) -> int:

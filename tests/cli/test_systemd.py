@@ -19,7 +19,7 @@ from trio.testing import MockClock
 
 from broker import Config, ConfigError
 from broker.cli.systemd import Notifier, inherited, placed
-from broker.net.listen import Listener
+from broker.net.listener import Listener
 from tests.cli.conftest import BROKER, SECONDS_MAX, only_line, run
 from tests.conftest import find_program
 from tests.e2e.tools import ROOT

@@ -17,7 +17,7 @@ import pytest
 import trio
 
 from broker import Config, open_broker
-from broker.net.listen import Listener
+from broker.net.listener import Listener
 from broker.reasons import ReasonCode
 from broker.wire.packets import Connect, Disconnect, PubAck, Publish, SubAck, Subscribe, SubscriptionRequest, WillMessage
 from tests.conformance.wire_client import WireClient

@@ -16,7 +16,7 @@ import trio
 import trustme
 
 from broker import Broker, Config, open_broker
-from broker.net.listen import Listener
+from broker.net.listener import Listener
 from broker.reasons import ReasonCode
 from tests.conftest import find_program
 from tests.net.mqtt import Client

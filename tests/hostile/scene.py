@@ -13,7 +13,7 @@ import trio
 
 from broker.core.allowance import LimitOverrides
 from broker.hub import Broker, open_broker
-from broker.net.listen import Listener
+from broker.net.listener import Listener
 from broker.wire.packets import PingReq, PingResp, Publish
 from tests.net.mqtt import Client
 

@@ -20,7 +20,8 @@ from trio.testing import wait_all_tasks_blocked
 from broker.core.auth import AuthRequest
 from broker.core.engine import Engine
 from broker.core.limits import Limits
-from broker.net.listen import Listener, bind_all
+from broker.net.listen import bind_all
+from broker.net.listener import Listener
 from broker.net.locks import Guard, Lock
 from broker.net.memory import MemoryStream, memory_stream_pair
 from broker.net.server import Server

@@ -11,7 +11,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from broker.net.listen import Listener
+from broker.net.listener import Listener
 from broker.net.memory import MemoryStream, memory_stream_pair
 from broker.net.transport import SocketTransport, StreamTransport
 from tests.net.relay import RelayEngine, attach, dial, receive_all, receive_exactly, running, wait_until_gone

@@ -13,7 +13,7 @@ from broker.auth.hashes import hash_password
 from broker.auth.passwords import with_user
 from broker.hub import Broker, open_broker
 from broker.net.authentication import ConnectRequest
-from broker.net.listen import Listener
+from broker.net.listener import Listener
 from broker.wire.codec import encode
 from broker.wire.packets import ConnAck, Connect, PingReq, PingResp, Publish, SubAck, Subscribe, SubscriptionRequest
 from tests.net.mqtt import Client

@@ -20,7 +20,7 @@ from broker.core.message import ApplicationMessage
 from broker.errors import BrokerError, ConfigError, InvalidTopic, ListenError
 from broker.hub import Broker, open_broker, serve
 from broker.net.authentication import ConnectRequest
-from broker.net.listen import Listener
+from broker.net.listener import Listener
 from broker.net.memory import memory_stream_pair
 from broker.reasons import ReasonCode
 from broker.wire.packets import Connect, Disconnect, Packet, PingReq, PingResp, Publish, Subscribe, SubscriptionRequest

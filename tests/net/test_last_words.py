@@ -15,7 +15,7 @@ from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
 
 from broker import Broker, Client, ConnectRequest, connect, open_broker
 from broker.net.dial import dial, parse_url
-from broker.net.listen import Listener
+from broker.net.listener import Listener
 from broker.reasons import ReasonCode
 from broker.wire.codec import encode
 from broker.wire.packets import ConnAck, Connect, Disconnect, Packet, PubAck, Publish, WillMessage

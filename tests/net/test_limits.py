@@ -15,7 +15,7 @@ from broker.core.allowance import LimitOverrides
 from broker.errors import ConfigError
 from broker.hub import Broker, open_broker
 from broker.net.authentication import ConnectRequest
-from broker.net.listen import Listener
+from broker.net.listener import Listener
 from broker.reasons import ReasonCode
 from broker.wire.packets import ConnAck, Connect, Properties, Publish, SubAck, Subscribe, SubscriptionRequest
 from tests.net.mqtt import Client

@@ -15,7 +15,9 @@ import trio
 from broker import connect, open_broker
 from broker.errors import ConfigError, ListenError
 from broker.net import listen
-from broker.net.listen import BoundSocket, Listener, bind_all
+from broker.net.bound_socket import BoundSocket
+from broker.net.listen import bind_all
+from broker.net.listener import Listener
 
 unix_only = pytest.mark.skipif(sys.platform == "win32", reason="no Unix sockets")
 

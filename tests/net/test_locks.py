@@ -18,7 +18,7 @@ from broker import Broker, Config, ConfigError, ConnectRequest, open_broker
 from broker.auth.hashes import Argon2Hash, MosquittoHash, PasswordHash, hash_password
 from broker.auth.passwords import Passwords
 from broker.net import doors, locks
-from broker.net.listen import Listener
+from broker.net.listener import Listener
 from broker.net.locks import Guard
 from broker.reasons import ReasonCode
 from broker.wire.packets import ConnAck, Connect, Disconnect, Packet, Properties, PubAck, Publish, WillMessage

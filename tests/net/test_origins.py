@@ -17,7 +17,7 @@ from broker.config import Config
 from broker.errors import ConfigError
 from broker.hub import Broker
 from broker.net.doors import origins_at
-from broker.net.listen import Listener, check
+from broker.net.listener import Listener, check
 from broker.net.origins import allows, origin_fault
 from broker.net.tls import TlsFiles
 from tests.net.frames import Peer, request

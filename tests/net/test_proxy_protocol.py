@@ -21,7 +21,8 @@ from trio.testing import wait_all_tasks_blocked
 from broker import Broker, Config, ConfigError, ConnectRequest, open_broker
 from broker.auth.throttle import Throttle
 from broker.net import websocket
-from broker.net.listen import Listener, bind_all
+from broker.net.listen import bind_all
+from broker.net.listener import Listener
 from broker.net.proxy_protocol import V1_BYTES_MAX, V2_BYTES_MAX, Header, ProxyFault, is_trusted, parse, receive, trust_fault
 from broker.reasons import ReasonCode
 from tests.net.mqtt import Client

@@ -19,7 +19,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from broker.config import Config
 from broker.hub import open_broker
 from broker.net.authentication import ConnectRequest
-from broker.net.listen import Listener
+from broker.net.listener import Listener
 from broker.net.server import IN_A_ROW_COUNT_MIN
 from broker.net.transport import SocketTransport, StreamTransport
 from broker.reasons import ReasonCode

@@ -27,7 +27,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from broker import Broker, Config, ConfigError, open_broker
 from broker import connect as connect_client
 from broker.net.doors import WATCH_INTERVAL_S
-from broker.net.listen import Listener
+from broker.net.listener import Listener
 from broker.net.tls import TlsFiles, TlsName, dns_names_of, identity_of
 from broker.reasons import ReasonCode
 from broker.wire.codec import encode

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from broker import Broker, Config, ConnectError, connect, open_broker
-from broker.net.listen import Listener
+from broker.net.listener import Listener
 from broker.net.tls import TlsFiles
 from tests.conftest import find_program
 

@@ -21,7 +21,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from broker.core.outbox import Outbox
 from broker.core.waiting import Account
-from broker.net.listen import Listener
+from broker.net.listener import Listener
 from broker.net.tls_transport import CHUNK_BYTES, TlsTransport
 from tests.conftest import find_program
 from tests.net.relay import RelayEngine, dial, port_of, receive_all, running, wait_until_gone

@@ -15,7 +15,8 @@ import pytest
 
 from broker.errors import ConfigError, ListenError
 from broker.net import unix
-from broker.net.listen import Listener, bind_all
+from broker.net.listen import bind_all
+from broker.net.listener import Listener
 from broker.net.unix import bind_unix, parse_owner
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no Unix sockets")

@@ -18,7 +18,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from broker import ConnectError, connect, open_broker
 from broker.net import websocket
-from broker.net.listen import Listener, bind_all
+from broker.net.listen import bind_all
+from broker.net.listener import Listener
 from broker.net.memory import memory_stream_pair
 from broker.net.server import Server
 from broker.net.transport import StreamTransport
