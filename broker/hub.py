@@ -475,6 +475,8 @@ def _listeners(config: Settings | None, listeners: Sequence[Listener | str | tri
                 one = at_descriptor(one, one.descriptor)
             except ValueError as error:
                 raise ConfigError([(f"listeners[{index}].descriptor", str(error))]) from None
+        if isinstance(one, Listener) and any(one is other for other in found):
+            one = msgspec.structs.replace(one)  # two sockets, of which a reload may say different things
         found.append(one)
     return found
 

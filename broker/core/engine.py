@@ -376,7 +376,10 @@ class Engine:
         state.topics.keep_routes(limits.routes_count_max)
         state.allowance.use(limits, users)
         for link in state.links:
+            levels_max = link.limits.filter_levels_max
             link.limits = link.allowance.of(link.username if link.phase == CONNECTED else None)
+            if link.limits.filter_levels_max < levels_max:
+                link.known_topics = {}
             if link.phase == CONNECTED:
                 follow_limits(link, now)
                 if link.rate is not None and link.rate.deadline is not None:

@@ -12,8 +12,8 @@ import math
 import os
 import ssl
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 import trio
@@ -51,6 +51,7 @@ LIVE: Final = (
 
 logger = logging.getLogger("broker.auth")
 T = TypeVar("T")
+Place: TypeAlias = tuple[str, int, str | None, int | None]
 
 
 class Door:
@@ -265,9 +266,10 @@ class Doorkeeper:
 
     def use(self, plan: Plan) -> None:
         """From the next handshake, CONNECT and message on."""
-        changed = dict(zip(self._listeners, plan.listeners, strict=True))
+        # By which they are, not by what they say: two with port 0 may say the same, and not the same anew.
+        changed = {id(before): after for before, after in zip(self._listeners, plan.listeners, strict=True)}
         for one in self._bound:
-            one.use(changed.get(one.listener, one.listener))
+            one.use(changed.get(id(one.listener), one.listener))
         self._settings = plan.settings
         self._listeners = plan.listeners
         self._seen = self._signatures()
@@ -387,15 +389,23 @@ class Doorkeeper:
 
 
 def _matched(old: Sequence[Listener], new: Sequence[Listener]) -> list[Listener]:
-    """Those that listen, each with what its successor at the same place says anew, as far as that can change while it listens."""
-    left = list(new)
+    """Those that listen, each with what its successor at the same place says anew, as far as that can change while it listens.
+
+    Several at one place, which have port 0, are told apart by their order, where nothing else about them has changed; else nobody knows which
+    is which, and each stays as it is until the restart.
+    """
+    before, after = _by_place(old), _by_place(new)
+    successors: dict[Place, Iterator[Listener]] = {}
+    for place, those in before.items():
+        these = after.get(place, [])
+        if len(those) == len(these) == 1 or [without_live(one) for one in those] == [without_live(one) for one in these]:
+            successors[place] = iter(these)
     found = []
     for listener in old:
-        successor = next((one for one in left if _place(one) == _place(listener)), None)
+        successor = next(successors.get(_place(listener), iter(())), None)
         if successor is None:
             found.append(listener)
             continue
-        left.remove(successor)
         changes = {name: getattr(successor, name) for name in LIVE}
         if (successor.tls is None) == (listener.tls is None):
             changes["tls"] = successor.tls
@@ -410,7 +420,14 @@ def without_live(listener: Listener) -> Listener:
     return msgspec.structs.replace(listener, **changes, tls=None if listener.tls is None else TlsFiles(certificate=""))
 
 
-def _place(listener: Listener) -> tuple[str, int, str | None, int | None]:
+def _by_place(listeners: Sequence[Listener]) -> dict[Place, list[Listener]]:
+    found: dict[Place, list[Listener]] = {}
+    for listener in listeners:
+        found.setdefault(_place(listener), []).append(listener)
+    return found
+
+
+def _place(listener: Listener) -> Place:
     if listener.descriptor is not None:  # its address is the socket's to say
         return "", 0, None, listener.descriptor
     return listener.host, listener.port, listener.unix, None

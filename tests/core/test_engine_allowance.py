@@ -137,6 +137,28 @@ def test_a_reload_changes_how_many_topics_are_kept_resolved() -> None:
     assert publish() == 5
 
 
+@pytest.mark.parametrize("version", [4, 5])
+@pytest.mark.parametrize("qos", [0, 1, 2])
+def test_a_reload_that_lowers_the_levels_holds_for_topics_that_are_known(qos: int, version: int) -> None:
+    world = World()
+    reader, publisher = world.client("reader", version), world.client("publisher", version)
+    reader.subscribe("#")
+
+    def publish(first_id: int) -> list[bytes]:
+        """Alone, and several in a row."""
+        for packets in ([b"1"], [b"2", b"3"]):
+            frames = [Publish("a/b/c", one, qos, packet_id=qos and first_id + int(one)) for one in packets]
+            publisher.give(b"".join(encode(frame, version) for frame in frames))
+        return reader.payloads()
+
+    assert publish(0) == publish(10) == [b"1", b"2", b"3"]
+    world.engine.set_limits(Limits(filter_levels_max=2), world.now)
+    assert publish(20) == []
+    publisher.take()
+    publisher.publish("a/b", b"4")
+    assert reader.payloads() == [b"4"]
+
+
 def test_a_session_goes_over_to_the_listener_it_comes_back_by() -> None:
     world = World()
     small = Allowance(Limits(queue_count_max=1))

@@ -362,6 +362,24 @@ async def test_reload_brings_locks_where_none_were_and_takes_them_away(tmp_path:
         assert await answer_to(hub, "ann", "wrong") == YES
 
 
+async def test_reload_tells_listeners_with_port_0_apart_by_their_order(tmp_path: Path) -> None:
+    """They said the same before, or even are the same; where their number changes nobody knows which is which, and each stays as it is."""
+    anybody = Listener(port=0)
+    locked = Listener(port=0, password_file=write_users(tmp_path / "p", ann="x"))
+
+    async def answers(hub: Broker) -> list[ReasonCode]:
+        return [await answer_to(hub, "ann", "wrong", url) for url in hub.urls]
+
+    async with open_broker(Config(listeners=(anybody, anybody))) as hub:
+        assert await answers(hub) == [YES, YES]
+        for listeners, wanted in (((locked, anybody), [BAD, YES]), ((anybody, locked), [YES, BAD]), ((locked, locked), [BAD, BAD])):
+            assert hub.reload(Config(listeners=listeners)) == []
+            assert await answers(hub) == wanted
+        assert hub.reload(Config(listeners=(anybody,))) == ["listeners"]
+        assert hub.reload(Config(listeners=(Listener(port=0, protocol="websocket"), anybody))) == ["listeners"]
+        assert await answers(hub) == [BAD, BAD]
+
+
 async def test_reload_refuses_to_open_to_the_world(tmp_path: Path) -> None:
     locked = Config(listeners=(Listener(host="0.0.0.0", port=0),), password_file=write_users(tmp_path / "p", ann="x"))
     async with open_broker(locked) as hub:
