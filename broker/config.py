@@ -197,6 +197,8 @@ class Config(Struct, frozen=True, kw_only=True):
         problems += [(f"{place}.{fault[0]}".rstrip("."), fault[1]) for place, ban in banned if (fault := ban_fault(ban)) is not None]
         jwt = _jwt(tables.pop("jwt", None), folder, "jwt", problems)
         top = _table(_Top, tables, "", problems)
+        if log is not None and not log.target:
+            problems.append(("log.target", 'expected stderr, syslog or a path, got ""'))
         if limits is not None:
             problems += limit_faults(limits)
         if top is not None:

@@ -20,7 +20,7 @@ from broker.errors import ConfigError
 from broker.net.listener import Listener, parse_listener
 from broker.net.tls import TlsFiles, TlsName
 
-NO_HOST = "expected a name or an address, without brackets and port, got"
+NO_HOST = 'expected a name or an address, without brackets and port, or "*" for every interface, got'
 EXAMPLE = Path(__file__).parent.parent / "config" / "broker.toml"
 
 

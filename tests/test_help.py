@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 import broker
+from broker.cli.pages import COMMANDS, HELP
 
 CLASSES = [name for name in broker.__all__ if inspect.isclass(getattr(broker, name))]
 WORDS = [name for name in broker.__all__ if not inspect.isclass(getattr(broker, name)) and not inspect.isfunction(getattr(broker, name))]
@@ -62,3 +63,8 @@ def test_a_client_has_no_member_that_is_not_for_programs() -> None:
         "client_id", "connack", "connected", "connections", "core", "disconnect", "pipeline", "publish", "reauthenticate", "reply", "request",
         "session_present", "statistics", "subscribe", "unclaimed", "unsubscribe", "version", "wait_connected",
     ]  # fmt: skip
+
+
+def test_the_first_page_of_the_command_fits_into_half_a_screen() -> None:
+    assert max(map(len, HELP.splitlines())) <= 60
+    assert all(f"\n  {name} " in HELP for name in COMMANDS)

@@ -24,13 +24,27 @@ def command(file: str) -> int:
     from broker.config import Config
 
     try:
-        refuse_open(Config.load(file), file)
+        _check(Config.load(file), file)
     except ConfigError as error:
         for line in problem_lines(error):
             say(line)
         return FAILED
     print(f"{file}: ok", flush=True)
     return DONE
+
+
+def _check(config: Config, file: str) -> None:
+    """What `broker serve` refuses in a file that is right in itself. ConfigError."""
+    from broker.cli.logs import target_fault
+
+    fault = target_fault(config.log.target)
+    problems = [] if fault is None else [("log.target", fault)]
+    try:
+        refuse_open(config, file)
+    except ConfigError as error:
+        problems += error.problems
+    if problems:
+        raise ConfigError(problems, file)
 
 
 _WITHOUT_A_FILE: Final = (

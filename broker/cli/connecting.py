@@ -11,13 +11,16 @@ from urllib.parse import quote
 
 import trio
 
-from broker.cli.running import WRONG_USAGE, Failure, os_error_line, say
+from broker.cli.running import TIMED_OUT, WRONG_USAGE, Failure, os_error_line, say
 from broker.cli.settings import SCRAM, Connection, TlsSettings
 from broker.cli.tracing import Tracer
 from broker.client import Client, Reconnect, Will, connect
 from broker.client.authentication import ScramSHA256, Token
+from broker.errors import ConnectError
 
 LOST_NOTICE_DELAY_S: Final = 0.3
+CONNECT_TIMEOUT_S: Final = 10
+"""As long as `connect` waits by itself; -W may say less."""
 
 
 def tls_context(settings: TlsSettings) -> ssl.SSLContext:
@@ -130,17 +133,24 @@ async def open_connection(settings: Connection, *, stay: bool) -> AsyncIterator[
             reconnect=Reconnect() if stay else None,
             # 65,535 is not sent, so the broker keeps to its own bound. (Mosquitto 2.0 oversteps a smaller one at QoS 2 by one message.)
             receive_maximum=settings.max_inflight or 65_535,
+            connect_timeout_s=min(settings.timeout_s, CONNECT_TIMEOUT_S),
             # An alias would be printed (%A, %j) though nobody asked for one; -D connect topic-alias-maximum does ask.
             topic_alias_maximum=0,
             **keywords,
         )
     except ValueError as error:  # what no packet can say
         raise Failure(str(error), WRONG_USAGE) from error
-    async with opened as client, trio.open_nursery() as nursery:
-        if stay:
-            nursery.start_soon(_tell, client, settings)
-        yield client
-        nursery.cancel_scope.cancel()
+    began = trio.current_time()
+    try:
+        async with opened as client, trio.open_nursery() as nursery:
+            if stay:
+                nursery.start_soon(_tell, client, settings)
+            yield client
+            nursery.cancel_scope.cancel()
+    except ConnectError as error:
+        if trio.current_time() - began < settings.timeout_s:
+            raise
+        raise Failure(f"{error} (-W)", TIMED_OUT) from error
 
 
 async def _tell(client: Client, settings: Connection) -> None:

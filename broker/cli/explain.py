@@ -43,7 +43,7 @@ def command(file: str, user: str | None, client_id: str, index: int | None, acti
         return FAILED
     if mount_point:  # the topic as its clients call it; rules have the whole
         topic = mounted_filter(mount_point, topic) if action == "subscribe" else mount_point + topic
-    who = f"{'an anonymous client' if user is None else f'user {user!r}'} ({client_id!r})"
+    who = ("an anonymous client" if user is None else f"user {user!r}") + (f" ({client_id!r})" if client_id else "")
     if user is None and _anonymous(config, index) is False:
         print(f"refused: {who} cannot come in: a user name is asked for", flush=True)
         return FAILED

@@ -237,14 +237,26 @@ async def write_each_turn() -> None:
             await handler.write_each_turn()
 
 
+def target_fault(target: str) -> str | None:
+    """What keeps the log from going there, as far as that is seen without writing."""
+    if target == "stderr":
+        return None
+    if target == "syslog":
+        return None if any(map(os.path.exists, _SYSLOG)) else f"syslog, and there is none here ({' or '.join(_SYSLOG)})"
+    if os.path.isdir(target):
+        return f"{target} is a directory; a file is wanted"
+    folder = os.path.dirname(os.path.abspath(target))
+    return None if os.path.isdir(folder) else f"there is no directory {folder}; make it, or choose another path"
+
+
 def _handler(target: str) -> logging.Handler:
     if target == "stderr":
         return LineHandler()
+    fault = target_fault(target)
+    if fault is not None:
+        raise Failure(f"log.target: {fault}")
     if target == "syslog":
-        for path in _SYSLOG:
-            if os.path.exists(path):
-                return logging.handlers.SysLogHandler(path)
-        raise Failure(f"log.target: syslog, and there is none here ({' or '.join(_SYSLOG)})")
+        return logging.handlers.SysLogHandler(next(filter(os.path.exists, _SYSLOG), _SYSLOG[0]))
     try:
         return FileHandler(target)
     except OSError as error:

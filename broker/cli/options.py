@@ -196,7 +196,7 @@ _SHARED: Final[tuple[Callable[[Any], Any], ...]] = (
     option("--tls-alpn", section=TLS, metavar="PROTOCOL", help="Ask for this protocol (ALPN)."),
     option("--ciphers", section=TLS, metavar="LIST", help="Ciphers of TLS 1.2, as OpenSSL names them."),
     option("-W", "timeout", section=ABOUT, type=values.seconds, metavar="SECONDS",
-           help="Give up after so long, counted from the connection; exit code 27."),
+           help="Give up when connecting, or what comes after it, takes longer; exit code 27."),
     option("-d", "--debug", section=ABOUT, count=True, help="Show each packet on stderr; -dd its bytes too."),
     option("--quiet", section=ABOUT, is_flag=True, help="No messages about the run; only wrong usage is told."),
     option("--progress", section=ABOUT, is_flag=True, help="Show on stderr how far a long job is."),

@@ -64,5 +64,5 @@ class Meter:
     def _show(self, bar: Progress, now: float) -> None:
         self._shown_at = now
         rate = self.messages_count / max(now - self._started_at, 0.001)
-        counted = f"{self.messages_count:,} message{'' if self.messages_count == 1 else 's'}, {self.payload_bytes:,} bytes, {rate:,.0f} messages/s"
+        counted = f"{self.messages_count:,} message{'' if self.messages_count == 1 else 's'}, {self.payload_bytes:,} bytes, {rate:,.0f}/s"
         bar.update(self._task, completed=self.messages_count, counted=counted)

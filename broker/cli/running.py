@@ -22,6 +22,8 @@ from broker.cli.pages import COMMANDS, HELP
 if TYPE_CHECKING:
     import click
 
+    from broker.errors import ConnectError
+
 DONE: Final = 0
 FAILED: Final = 1
 WRONG_USAGE: Final = 2
@@ -198,10 +200,21 @@ def _causes(error: BaseException) -> list[BaseException]:
     return found
 
 
-def _with_advice(error: Exception) -> str:
+UNKNOWN_SIGNERS: Final = (18, 19, 20, 21)
+"""OpenSSL's numbers for a certificate that nobody whom we trust has signed, itself or one above it."""
+
+
+def _with_advice(error: ConnectError) -> str:
+    import ssl
+
     line = str(error)
-    if any(isinstance(cause, ConnectionRefusedError | FileNotFoundError) for cause in _causes(error)) and "broker serve" not in line:
-        line += "; no broker answers there ('broker serve' starts one)"
+    causes = _causes(error)
+    if any(isinstance(cause, ConnectionRefusedError | FileNotFoundError) for cause in causes) and "broker serve" not in line:
+        return f"{line}; no broker answers there ('broker serve' starts one)"
+    if any(isinstance(cause, ssl.SSLCertVerificationError) and cause.verify_code in UNKNOWN_SIGNERS for cause in causes):
+        return f"{line}; --cafile FILE says whom to trust"
+    if error.address.startswith("mqtt:") and line.endswith("before a CONNACK came"):
+        return f"{line}; does it ask for TLS there (--cafile FILE, --tls-use-os-certs)?"
     return line
 
 

@@ -20,6 +20,7 @@ from broker.client.authentication import Authentication, Exchange
 from broker.client.reconnect import Reconnect, is_final
 from broker.core.client import ClientProtocol
 from broker.errors import BrokerError, ConnectError, ConnectionLost, ConnectRefused, PeerError
+from broker.net.tls import reason_of
 from broker.reasons import ReasonCode
 
 READ_BYTES: Final = 65_536
@@ -360,6 +361,8 @@ def direct_sending(stream: trio.abc.Stream) -> Iterator[Callable[[bytes], int] |
 def _words(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
+    if isinstance(error, ssl.SSLError):  # in TLS 1.3 a broker's refusal of our certificate comes after the handshake
+        return reason_of(error)
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return str(error) or type(error).__name__

@@ -211,7 +211,8 @@ class ClientProtocol:
         except PeerError as error:
             self.cause = str(error)
         else:
-            self.cause = "the broker closed the connection"
+            early = " before a CONNACK came" if self.state == "connecting" else ""
+            self.cause = f"the broker closed the connection{early}"
         self.state = "closing"
 
     def check_disconnect(self, properties: Properties) -> None:

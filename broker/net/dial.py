@@ -112,7 +112,7 @@ async def dial(
             return await trio.open_unix_socket(target.path)
         stream = await trio.open_tcp_stream(target.host, target.port, local_address=bind_address)
     except OSError as error:
-        raise ConnectError(target.address, _cause(error)) from error
+        raise ConnectError(target.address, _cause(error, bind_address)) from error
     except UnicodeError:
         raise ConnectError(target.address, "this is not a host name") from None
     try:
@@ -167,7 +167,7 @@ def is_self_connected(connected: trio.socket.SocketType) -> bool:
         return False
 
 
-def _cause(error: BaseException) -> str:
+def _cause(error: BaseException, bind_address: str | None) -> str:
     """One line for people, of an OSError or the several that trying several addresses gave: the last tells most."""
     while True:
         if isinstance(error, BaseExceptionGroup):
@@ -182,6 +182,8 @@ def _cause(error: BaseException) -> str:
         if error.errno == errno.ECONNREFUSED:
             return "connection refused"
         return os.strerror(error.errno).lower()
+    if bind_address is not None and "local_address" in str(error):  # Trio's words for its own argument, and no number
+        return f"cannot connect from {bind_address}: an address of this machine is wanted, of the broker's kind (IPv4 or IPv6)"
     return str(error) or type(error).__name__
 
 
@@ -189,6 +191,6 @@ def _tls_cause(error: BaseException) -> str:
     cause = cause_of(error)
     if isinstance(cause, ssl.SSLCertVerificationError):
         return f"the broker's certificate was not accepted: {verify_fault(cause)}"
-    if isinstance(cause, ssl.SSLError):
+    if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError):
         return reason_of(cause)
     return "the other end broke off the handshake; does it speak TLS?"

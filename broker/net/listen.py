@@ -216,17 +216,17 @@ def _bind_unix(listener: Listener) -> BoundSocket:
 def _explain(error: OSError, address: str, host: str, port: int) -> ListenError:
     if isinstance(error, ListenError):
         return error
-    return ListenError(address, _advice(error, address, host, port), error.errno)
+    return ListenError(address, _advice(error, host, port), error.errno)
 
 
-def _advice(error: OSError, address: str, host: str, port: int) -> str:
+def _advice(error: OSError, host: str, port: int) -> str:
     """What is wrong and what to do about it, in words that hold in a program, in a file and on a command line."""
     code = error.errno
     unix = port < 0
     if code == errno.EADDRINUSE:
         if unix:
             return "another program is listening there; stop it, or choose another path"
-        return f"another program is listening on {address}; stop it, or choose another port (0 is a free one)"
+        return "another program is listening there; stop it, or choose another port (0 is a free one)"
     if code in (errno.EACCES, errno.EPERM):
         if unix:
             return f"permission denied; {os.path.dirname(host) or '.'} must be writable for this user, or choose another path"

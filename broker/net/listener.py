@@ -176,7 +176,7 @@ def check(listener: Listener) -> list[str]:
     if listener.unix is None and not 0 <= listener.port <= 65_535:
         faults.append(f"port: expected 0 to 65535, got {listener.port}")
     if listener.unix is None and listener.descriptor is None and not _is_host(listener.host):
-        faults.append(f"host: expected a name or an address, without brackets and port, got {listener.host!r}")
+        faults.append(f'host: expected a name or an address, without brackets and port, or "*" for every interface, got {listener.host!r}')
     if listener.systemd is not None:
         if not re.fullmatch(r"[!-9;-~]{1,255}", listener.systemd):
             faults.append(f"systemd: expected the name of a socket, FileDescriptorName= or that of the .socket unit, got {listener.systemd!r}")
@@ -210,7 +210,7 @@ def check(listener: Listener) -> list[str]:
 def _is_host(host: str) -> bool:
     """Or "*"."""
     if ":" not in host:
-        return not any(letter.isspace() or letter in "/@?#[]" for letter in host)
+        return bool(host) and not any(letter.isspace() or letter in "/@?#[]" for letter in host)
     try:
         ipaddress.IPv6Address(host)
     except ValueError:

@@ -30,7 +30,22 @@ _NO_CHECK_TIME: Final = 0x20_0000
 _SAN_ORDER: Final = ("DNS", "URI", "email", "IP Address")
 _STRICT_CODES: Final = range(80, 95)
 """X509_V_ERR_PATHLEN_INVALID_FOR_NON_CA to X509_V_ERR_EC_KEY_EXPLICIT_PARAMS, found only with X509_V_FLAG_X509_STRICT."""
-_REASONS: Final = {"WRONG_VERSION_NUMBER": "the other end does not speak TLS", "HTTP_REQUEST": "the other end speaks HTTP, not TLS"}
+_REASONS: Final = {
+    "WRONG_VERSION_NUMBER": "the other end does not speak TLS",
+    "HTTP_REQUEST": "the other end speaks HTTP, not TLS",
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "the other end showed no certificate",
+    # What the other end says of us, in an alert (RFC 8446, 6.2). Who has no certificate hears of it by a name only in TLS 1.3.
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "the other end asks for a certificate, and was shown none",
+    "SSLV3_ALERT_HANDSHAKE_FAILURE": "the other end refuses the handshake: it may ask for a certificate, or for other ciphers",
+    "TLSV1_ALERT_UNKNOWN_CA": "the other end does not trust who signed the certificate that it was shown",
+    "SSLV3_ALERT_BAD_CERTIFICATE": "the other end does not take the certificate that it was shown",
+    "SSLV3_ALERT_CERTIFICATE_UNKNOWN": "the other end does not take the certificate that it was shown",
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "the certificate that the other end was shown is out of date",
+    "SSLV3_ALERT_CERTIFICATE_REVOKED": "the certificate that the other end was shown is revoked",
+    "TLSV1_ALERT_PROTOCOL_VERSION": "the other end does not speak this version of TLS",
+    "UNSUPPORTED_PROTOCOL": "the other end does not speak this version of TLS",
+}
+"""OpenSSL's reasons, of both ends."""
 
 
 class TlsName(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

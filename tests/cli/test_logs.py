@@ -127,8 +127,12 @@ def test_a_file_that_was_moved_away_is_opened_anew(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    with pytest.raises(Failure, match=r"log\.target: cannot write .*no such file"):
+    with pytest.raises(Failure, match=r"log\.target: there is no directory .*no; make it, or choose another path"):
         logs.configure("info", "text", str(tmp_path / "no" / "log"))
+    with pytest.raises(Failure, match=r"log\.target: .* is a directory; a file is wanted"):
+        logs.configure("info", "text", str(tmp_path))
+    with pytest.raises(Failure, match=r"log\.target: cannot write .*: not a directory|log\.target: there is no directory"):
+        logs.configure("info", "text", "/dev/null/log")
 
 
 def test_the_level_can_be_changed(tmp_path: Path) -> None:

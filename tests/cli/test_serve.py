@@ -245,6 +245,16 @@ def test_every_mistake_of_a_file_is_a_line(text: str, said: list[str], tmp_path:
         assert all(any(key in line for line in lines) for key in said)
 
 
+def test_check_looks_where_the_log_would_go(tmp_path: Path, run_here: Run) -> None:
+    file = tmp_path / "b.toml"
+    file.write_text("[log]\ntarget = 'no/broker.log'\n[[listeners]]\nhost = '*'\n")
+    lines = run_here("check", str(file)).stderr.decode().splitlines()
+    assert lines[0] == f"broker: {file}: log.target: there is no directory {tmp_path / 'no'}; make it, or choose another path"
+    assert "listeners[0]: mqtt://*:1883 can be reached" in lines[1]
+    file.write_text("[log]\ntarget = ''\n")
+    assert only_line(run_here("check", str(file)).stderr) == f'broker: {file}: log.target: expected stderr, syslog or a path, got ""'
+
+
 @pytest.mark.parametrize("words", [["check"], ["serve", "-c"]])
 def test_a_file_that_cannot_be_read(words: list[str], tmp_path: Path, run_here: Run) -> None:
     done = run_here(*words, str(tmp_path / "none.toml"))

@@ -53,9 +53,9 @@ def test_a_message_goes_over_tls(words: list[str], port: str, authority: tuple[t
 
 
 BAD = [
-    (["--tls-use-os-certs"], "certificate was not accepted"),
+    (["--tls-use-os-certs"], "--cafile FILE says whom to trust"),
     (["--cafile", "ca.pem", "-h", "127.0.0.1"], "certificate was not accepted"),
-    ([], "connection"),
+    ([], "the broker closed the connection before a CONNACK came; does it ask for TLS there (--cafile FILE, --tls-use-os-certs)?"),
 ]
 
 
@@ -67,3 +67,20 @@ def test_what_is_wrong_with_the_certificate_is_said(
     done = run_here("pub", "-t", "x", "-m", "y", "-q", "1", "-p", port, *words)
     assert done.returncode == 1
     assert said in only_line(done.stderr)
+
+
+ASKING = [("TLSv1_3", "asks for a certificate, and was shown none"), ("TLSv1_2", "it may ask for a certificate")]
+
+
+@pytest.mark.parametrize(("version", "said"), ASKING, ids=[row[0] for row in ASKING])
+def test_a_broker_that_asks_for_a_certificate_is_understood(version: str, said: str, authority: tuple[trustme.CA, Path], run_here: Run) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority[0].issue_cert("localhost").configure_cert(context)
+    authority[0].configure_trust(context)
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.maximum_version = ssl.TLSVersion[version]
+    with broker_thread(listeners=[Listener(host="127.0.0.1", port=0, tls=context)]) as broker:
+        done = run_here("pub", "-t", "x", "-m", "y", "-p", str(broker.port), "--cafile", str(authority[1] / "ca.pem"))
+    assert done.returncode == 1
+    assert said in only_line(done.stderr)
+    assert "_ssl" not in only_line(done.stderr)

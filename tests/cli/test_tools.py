@@ -104,6 +104,13 @@ def test_the_time_of_w_runs_out_with_27(port: str, topic: str, run_here: Run) ->
     assert (done.returncode, done.stdout, only_line(done.stderr)) == (27, b"", "broker: timed out after 0.2 s (-W)")
 
 
+@pytest.mark.parametrize("words", ["sub -t x", "pub -t x -m y", "rr -t x -m y", "pub -t x -l", "bench"])
+def test_a_host_that_says_nothing_costs_no_more_than_the_time_of_w(words: str, scripted: Callable[..., str], run_here: Run) -> None:
+    done = run_here(*words.split(), "-h", "127.0.0.1", "-p", scripted({}), "-W", "0.2")
+    assert done.returncode == 27
+    assert only_line(done.stderr).endswith("(-W)")
+
+
 def test_lines_arrive_in_order_at_every_qos(start: Start, port: str, topic: str) -> None:
     lines = [f"line {number}" for number in range(500)]
     for qos in ("0", "1", "2"):

@@ -61,11 +61,16 @@ async def served(nursery: trio.Nursery, wrap: Any = None) -> int:
     async def serve(stream: trio.SocketStream) -> None:
         try:
             await echo(stream if wrap is None else wrap(stream))
-        except trio.BrokenResourceError:
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
             return
 
     nursery.start_soon(trio.serve_listeners, serve, listeners)
     return int(listeners[0].socket.getsockname()[1])
+
+
+def hangs_up(stream: trio.SocketStream) -> trio.SocketStream:
+    stream.socket.shutdown(socket.SHUT_WR)
+    return stream
 
 
 async def says_hello(stream: trio.abc.Stream) -> None:
@@ -112,6 +117,9 @@ async def test_tls() -> None:
         plain = await served(nursery)
         with pytest.raises(ConnectError, match="TLS failed"):
             await dial(Target("mqtts", "127.0.0.1", plain), tls=client)
+        silent = await served(nursery, hangs_up)
+        with pytest.raises(ConnectError, match="TLS failed: the other end broke off the handshake; does it speak TLS"):
+            await dial(Target("mqtts", "127.0.0.1", silent), tls=client)
         nursery.cancel_scope.cancel()
 
 
@@ -123,6 +131,9 @@ async def test_failures_in_one_line() -> None:
         await dial(Target("mqtt", "127.0.0.1", port))
     with pytest.raises(ConnectError, match="host name not found"):
         await dial(Target("mqtt", "no.such.host.invalid", 1883))
+    for address in ("192.0.2.1", "::1"):  # nobody's, and of the wrong kind
+        with pytest.raises(ConnectError, match=f": cannot connect from {address}: an address of this machine"):
+            await dial(Target("mqtt", "127.0.0.1", port), bind_address=address)
     with pytest.raises(NotSupported, match="WebSocket is not spoken here"):  # nobody keeps its reading task
         await dial(Target("ws", "127.0.0.1", port, path="/"))
 

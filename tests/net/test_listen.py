@@ -89,7 +89,7 @@ async def test_address_in_use_says_which_and_what_to_do() -> None:
             await bind_all([Listener(port=port)])
         assert caught.value.address == f"127.0.0.1:{port}"
         assert str(caught.value) == (
-            f"cannot listen on 127.0.0.1:{port}: another program is listening on 127.0.0.1:{port}; stop it, or choose another port (0 is a free one)"
+            f"cannot listen on 127.0.0.1:{port}: another program is listening there; stop it, or choose another port (0 is a free one)"
         )
     finally:
         close(bound)
