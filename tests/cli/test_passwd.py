@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -114,6 +115,7 @@ def test_a_terminal_that_gives_none_is_a_failure(tmp_path: Path, keys: tuple[byt
     path = tmp_path / "passwords"
     child, master = pty.fork()
     if child == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell that runs this in the background has it ignored
         os.execv(sys.executable, [*BROKER, "passwd", "-I", "10", "-c", str(path), "ann"])
     seen = b""
     for prompt, key in zip((b"Password for ann: ", b"Again: "), keys, strict=False):
