@@ -319,7 +319,26 @@ def _tables(kind: type[S], data: Any, path: str, problems: Problems) -> list[tup
     return found
 
 
+_HOMES: Final[dict[str, tuple[str, ...]]] = {
+    "above the first [table]": _Top.__struct_fields__,
+    "in [[listeners]]": ListenerConfig.__struct_fields__,
+    "in [listeners.tls]": TlsFiles.__struct_fields__,
+    "in [[listeners.tls.names]]": TlsName.__struct_fields__,
+    "in [limits]": Limits.__struct_fields__,
+    "in [log]": LogConfig.__struct_fields__,
+    "in [[overflow]]": OverflowConfig.__struct_fields__,
+    "in [[access]]": AccessConfig.__struct_fields__,
+    "in [[banned]]": Ban.__struct_fields__,
+    "in [jwt]": Jwt.__struct_fields__,
+    "in [[limits_for]]": ("users",),
+}
+"""A key whose table's line is still a comment lands in the table before it."""
+
+
 def _unknown(key: str, known: Sequence[str]) -> str:
+    homes = [home for home, keys in _HOMES.items() if key in keys]
+    if homes:
+        return f"unknown key here; it belongs {' or '.join(homes)}"
     near = difflib.get_close_matches(key, known, 1)
     return f"unknown key; did you mean {near[0]}?" if near else f"unknown key; expected one of {', '.join(sorted(known))}"
 

@@ -142,5 +142,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except OSError as error:  # refused, reset, timed out, not found: all of them are OSError
+    except (OSError, ValueError) as error:  # refused, reset, timed out, not found are OSError; a port that is no number is a ValueError
         sys.exit(f"plain_socket: {error}")

@@ -273,6 +273,25 @@ def test_environment_overrides_the_file(tmp_path: Path) -> None:
     assert config.limits == Limits(receive_maximum=5, connect_timeout_s=2.5)
 
 
+def test_a_key_in_another_table_is_told_where_it_belongs() -> None:
+    """As where the line with the [table] is still a comment."""
+    found = problems_of(
+        {
+            "tls": {},
+            "limits": {"users": ["ann"], "shutdown_grace_s": 1},
+            "listeners": [{"client_ca": "ca.pem", "certificate": "x", "key_file": "y"}],
+            "overflow": [{"filter": "#", "rule": "latest", "may": "read"}],
+        }
+    )
+    assert found["tls"] == "unknown key here; it belongs in [[listeners]]"
+    assert found["limits.shutdown_grace_s"] == "unknown key here; it belongs above the first [table]"
+    assert found["limits.users"] == "unknown key here; it belongs in [[limits_for]]"
+    assert found["listeners[0].client_ca"] == "unknown key here; it belongs in [listeners.tls]"
+    assert found["listeners[0].certificate"] == "unknown key here; it belongs in [listeners.tls] or in [[listeners.tls.names]]"
+    assert found["listeners[0].key_file"] == "unknown key here; it belongs in [jwt]"
+    assert found["overflow[0].may"] == "unknown key here; it belongs in [[access]]"
+
+
 def test_environment_mistakes_name_what_was_meant() -> None:
     env = {"BROKER__LISTENERS__7__PORT": "1", "BROKER__LIMITS__RECEIVE_MAXIMUM": "lots", "BROKER__BOGUS": "1", "BROKER__LISTENERS__X": "1"}
     found = problems_of({"listeners": [{}]}, env)

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 
 class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The keys of the TOML's [limits], and keywords of `open_broker`. Bytes are of topic and payload, where they are not a packet's.
+    """The keys of the TOML's [limits], and keywords of `open_broker`. Bytes are of topic, properties and payload, where they are not a packet's.
 
     connect_timeout_s: from accept to CONNECT, handshakes and authentication included.
     close_timeout_s: how long a closing connection may take to read what it was sent, and to close its own side.
@@ -34,7 +34,7 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     subscription_identifier_available: False: Subscription Identifiers are refused with 0xA1; told in CONNACK.
     shared_subscription_available: False: $share/... is refused with 0x9E; told in CONNACK.
     queue_count_max: QoS 1 and 2 messages waiting, a session.
-    queue_bytes_max: the same, in bytes of topic and payload.
+    queue_bytes_max: the same, in bytes.
     outbox_bytes_high: encoded bytes waiting for one client's socket; above it messages wait unencoded and its publishers are paused.
     outbox_bytes_max: QoS 0 messages waiting unencoded for one client, in bytes; above it the overflow rule acts.
     outbox_count_max: the same, in messages.

@@ -69,7 +69,8 @@ def parse_url(url: str) -> Target:
             raise ValueError("a Unix socket is written unix:///absolute/path")
         return Target("unix", path=unquote(parts.path), options=options)
     if scheme not in PORTS:
-        raise ValueError(f"a broker's URL begins with mqtt://, mqtts://, ws://, wss:// or unix://, not {scheme or 'without a scheme'}")
+        other = f"{scheme}:" if scheme else "none of them"
+        raise ValueError(f"a broker's URL begins with mqtt://, mqtts://, ws://, wss:// or unix://, and this one with {other}")
     if scheme in ("mqtt", "mqtts") and parts.path not in ("", "/"):
         raise ValueError(f"{scheme}:// takes no path")
     if not parts.hostname:

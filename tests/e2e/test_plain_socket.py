@@ -28,3 +28,10 @@ def test_nobody_there() -> None:
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("plain_socket: ")
     assert "Traceback" not in done.stderr
+
+
+def test_a_port_that_is_no_number() -> None:
+    done = run("127.0.0.1", "mqtt")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("plain_socket: ")
+    assert "Traceback" not in done.stderr
