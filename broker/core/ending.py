@@ -13,9 +13,11 @@ from broker.core import incoming, pausing
 from broker.core.deadlines import SESSION_EXPIRY, WILL_DELAY
 from broker.core.link import CONNECTED, ENDED
 from broker.core.message import ApplicationMessage
+from broker.core.session import granted_expiry_s
+from broker.errors import ProtocolError
 from broker.reasons import SERVER_DISCONNECT_CODES, ReasonCode
 from broker.wire.codec import encode, encode_properties
-from broker.wire.packets import MQTT_5, NO_PROPERTIES, Disconnect, WillMessage
+from broker.wire.packets import MQTT_5, NO_PROPERTIES, Disconnect, Properties, WillMessage
 
 if TYPE_CHECKING:
     from broker.core.link import Link
@@ -29,6 +31,19 @@ def close_link(state: State, link: Link, reason: ReasonCode, cause: str, now: fl
         # Its code alone: three bytes fit wherever a CONNACK did [MQTT5-3.14.2-3, -4]. No DISCONNECT before CONNACK [MQTT5-3.14.0-1].
         state.send(link, encode(Disconnect(reason), MQTT_5))
     leave(state, link, now, cause, error=True)
+    link.closing = True
+    state.mark_ready(link)
+
+
+def on_disconnect(state: State, link: Link, reason: ReasonCode, properties: Properties, now: float) -> None:
+    session = link.session
+    expiry = properties.session_expiry_interval
+    if session is not None and expiry is not None:
+        if expiry > 0 and not session.lasts:
+            raise ProtocolError("DISCONNECT sets a Session Expiry Interval, where CONNECT had none")  # not a valid DISCONNECT (3.14.2.2.2)
+        session.expiry_s = granted_expiry_s(expiry, link.limits.session_expiry_s_max)
+    normal = reason == ReasonCode.SUCCESS
+    leave(state, link, now, "it disconnected" if normal else f"it disconnected: {reason.describe()}", error=not normal, discard_will=normal)
     link.closing = True
     state.mark_ready(link)
 

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from broker.core import incoming, pausing
 from broker.core.access import Access, Authorize
+from broker.core.admission import refuse, time_out
 from broker.core.allowance import Allowance, UserLimits
-from broker.core.connect import authenticated, challenge, follow_limits, refuse, time_out
+from broker.core.authenticating import authenticated, challenge
+from broker.core.connect import follow_limits
 from broker.core.deadlines import (
     AUTHENTICATION_END,
     CONNECT_TIMEOUT,

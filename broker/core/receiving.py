@@ -9,8 +9,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from broker.core import incoming, pausing
-from broker.core.connect import on_auth, on_connect, on_disconnect, refuse, waits_for_us
-from broker.core.ending import close_link, leave
+from broker.core.admission import refuse, waits_for_us
+from broker.core.authenticating import on_auth
+from broker.core.connect import on_connect
+from broker.core.ending import close_link, leave, on_disconnect
 from broker.core.exchange import exchange
 from broker.core.link import AUTHENTICATING, AWAITING_CONNECT, CONNECTED, ENDED
 from broker.core.publish import on_puback, on_pubcomp, on_publish, on_pubrec, on_pubrel

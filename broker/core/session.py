@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from broker.core.inflight import NO_RECEIVER, NO_SENDER, Receiver, Sender
 from broker.core.mount import is_below
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from broker.core.message import ApplicationMessage
     from broker.core.replay import Replay
     from broker.wire.packets import WillMessage
+
+NEVER_EXPIRES: Final = 0xFFFF_FFFF
+"""As a Session Expiry Interval."""
 
 Sink = Callable[["ApplicationMessage", int, bool, float], None]
 
@@ -164,3 +167,8 @@ class Session:
     @property
     def never_expires(self) -> bool:
         return self.expiry_s == math.inf
+
+
+def granted_expiry_s(wanted: int, limit: int) -> float:
+    """What becomes of a Session Expiry Interval that a client has asked for."""
+    return float(min(wanted, limit)) if limit < NEVER_EXPIRES or wanted < NEVER_EXPIRES else math.inf
