@@ -11,27 +11,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from broker.core import incoming, pausing
 from broker.core.access import Access, Authorize
-from broker.core.admission import refuse, time_out
+from broker.core.admission import refuse
 from broker.core.allowance import Allowance, UserLimits
 from broker.core.authenticating import authenticated, challenge
 from broker.core.connect import follow_limits
-from broker.core.deadlines import (
-    AUTHENTICATION_END,
-    CONNECT_TIMEOUT,
-    KEEP_ALIVE,
-    PAUSE_CREDIT,
-    RATE,
-    RETAINED_EXPIRY,
-    SESSION_EXPIRY,
-    WILL_DELAY,
-)
-from broker.core.delivery import deliver, pump
-from broker.core.ending import close_link, discard, end_session, leave, publish_will
+from broker.core.delivery import pump
+from broker.core.due import on_due
+from broker.core.ending import close_link, discard, end_session, leave
 from broker.core.kept import message_of
+from broker.core.leftovers import finish
 from broker.core.limits import Limits
 from broker.core.link import CONNECTED, ENDED, Link
 from broker.core.message import ApplicationMessage
@@ -41,7 +33,8 @@ from broker.core.publish import publish
 from broker.core.receiving import make_room, paced, process, violation
 from broker.core.relay import passed_on, sole_recipient
 from broker.core.session import Session
-from broker.core.state import COUNTER_NAMES, State
+from broker.core.state import State
+from broker.core.statistics import statistics
 from broker.core.subscription import Subscription
 from broker.errors import IncompletePacket, InvalidTopic, PeerError, shown
 from broker.reasons import ReasonCode
@@ -158,7 +151,7 @@ class Engine:
         if (decoder.data or decoder.missing_bytes or link.receiving_bytes or link.rate is not None) and incoming.count(state, link):
             make_room(state, now)
         if state.wills or state.orphans:
-            self._finish(now)
+            finish(self.state, now)
         return more
 
     def take_ready(self) -> list[Link]:
@@ -267,7 +260,7 @@ class Engine:
             pump(state, link, now)
         else:
             discard(state, link)
-        self._finish(now)
+        finish(self.state, now)
 
     # ---- authentication ----
 
@@ -290,7 +283,7 @@ class Engine:
         """
         self.state.work = 0
         authenticated(self.state, link, username, now, refused, data, ends_at, access, client_id)
-        self._finish(now)
+        finish(self.state, now)
 
     def challenge(self, link: Link, data: bytes, now: float) -> None:
         """Ask the client for more; its answer comes in `link.auth.answers`, and the link is then named by `take_ready`."""
@@ -305,7 +298,7 @@ class Engine:
             raise InvalidTopic(f"{shown(message.topic)} is not a topic name: {fault}")
         self.state.work = 0
         reason = publish(self.state, message, None, now)
-        self._finish(now)
+        finish(self.state, now)
         return reason
 
     def subscribe_internal(
@@ -329,7 +322,7 @@ class Engine:
 
     def unsubscribe_internal(self, subscription: InternalSubscription, now: float) -> None:
         end_session(self.state, subscription.session, now)
-        self._finish(now)
+        finish(self.state, now)
 
     def clients(self) -> list[Session]:
         """The sessions of clients, connected or not."""
@@ -346,7 +339,7 @@ class Engine:
             close_link(state, session.link, reason, "it was disconnected by the administrator", now)
         if drop_session:
             end_session(state, session, now)
-        self._finish(now)
+        finish(self.state, now)
         return was_connected or drop_session
 
     def retained(self, filter: str, now: float) -> list[ApplicationMessage]:
@@ -402,29 +395,7 @@ class Engine:
 
     def statistics(self) -> dict[str, int | float]:
         """Counters since the start and gauges of now; the keys end in their unit, plain counts in none."""
-        state = self.state
-        counters = state.counters
-        found: dict[str, int | float] = {name: getattr(counters, name) for name in COUNTER_NAMES}
-        found |= {
-            "clients_connected": state.connected_count,
-            "clients_total": len(state.sessions),
-            "links_count": len(state.links),
-            "subscriptions_count": state.topics.subscriptions_count,
-            "shared_subscriptions_count": state.topics.shared_count,
-            "retained_count": len(state.retained),
-            "retained_bytes": state.retained.bytes,
-            "queued_count": state.waiting.count,
-            "queued_bytes": state.waiting.bytes,
-            "unsent_bytes": state.waiting.unsent_bytes,
-            "inflight_bytes": state.waiting.inflight_bytes,
-            "receiving_bytes": state.waiting.receiving_bytes,
-            "will_bytes": state.waiting.will_bytes,
-            "memory_bytes": state.memory_bytes,
-            "deadlines_count": len(state.deadlines) + len(state.newcomers),
-        }
-        for reason, count in state.dropped.items():
-            found[f"dropped_{reason.replace('-', '_')}"] = count
-        return found
+        return statistics(self.state)
 
     # ---- time ----
 
@@ -457,40 +428,9 @@ class Engine:
             if due is None:
                 break
             state.work += 1
-            self._due(due[0], due[1], now)
-        self._finish(now)
+            on_due(state, due[0], due[1], now)
+        finish(self.state, now)
         return self.next_deadline() <= now
-
-    def _due(self, kind: int, owner: Any, now: float) -> None:
-        state = self.state
-        if kind == KEEP_ALIVE:
-            self._keep_alive_due(owner, now)
-        elif kind == SESSION_EXPIRY:
-            state.counters.clients_expired += 1
-            end_session(state, owner, now)
-        elif kind == WILL_DELAY:
-            publish_will(state, owner, now)
-        elif kind == RETAINED_EXPIRY:
-            owner.deadline = None
-            state.retained.drop_expired(owner)
-        elif kind == PAUSE_CREDIT:
-            pausing.pause_due(state, owner, now)
-        elif kind == RATE:
-            pausing.waited(state, owner, now)
-        elif kind == AUTHENTICATION_END:
-            # Not 0x87: it was authorized, for a time; and a client that reads 0x87 does not come back with something newer.
-            close_link(state, owner, ReasonCode.MAXIMUM_CONNECT_TIME, "what it authenticated with has expired", now)
-        elif kind == CONNECT_TIMEOUT and owner.phase != ENDED:
-            time_out(state, owner, now)
-
-    def _keep_alive_due(self, link: Link, now: float) -> None:
-        """Closed after 1.5 times the Keep Alive without a packet [MQTT5-3.1.2-22]; a link that we do not read is not silent."""
-        limit_s = link.keep_alive_s * 1.5
-        due_at = now + limit_s if link.paused else link.last_received_at + limit_s
-        if due_at > now:
-            link.deadline = self.state.deadlines.add(due_at, KEEP_ALIVE, link)
-        else:
-            close_link(self.state, link, ReasonCode.KEEP_ALIVE_TIMEOUT, f"nothing came for {limit_s:g} s", now)
 
     def shutdown(self, now: float) -> None:
         """Refuse new links, and tell the others goodbye (0x8B in 5.0), bounded like every verb: `tick` goes on with the rest."""
@@ -504,32 +444,6 @@ class Engine:
             close_link(self.state, link, ReasonCode.SERVER_SHUTTING_DOWN, "the broker is shutting down", now)
         elif link.phase != ENDED:
             refuse(self.state, link, ReasonCode.SERVER_UNAVAILABLE, "the broker is shutting down", now)
-
-    # ---- the end of every verb ----
-
-    def _finish(self, now: float) -> None:
-        """Publish the Wills and hand on the shared messages that this verb has left, within its budget; `tick` does the rest."""
-        state = self.state
-        if not state.wills and not state.orphans:
-            return
-        work_max = state.limits.work_per_turn_max
-        while state.wills and state.work < work_max:
-            will, size = state.wills.popleft()
-            state.waiting.will_bytes -= size
-            state.work += 1
-            publish(state, will, None, now)
-        while state.orphans and state.work < work_max:
-            group, message, client_id = state.orphans.popleft()
-            member = group.choose(message.qos, message.topic)
-            state.work += 1 + (group.steps_count >> 4)
-            if message.expires_at <= now:  # [MQTT5-3.3.2-5]
-                state.count_dropped(client_id, "expired")
-            elif member is None:
-                state.count_dropped(client_id, "session-ended")
-            else:
-                identifiers = (member.identifier,) if member.identifier else ()
-                retain = message.retain and member.retain_as_published  # [MQTT5-3.3.1-13]
-                deliver(state, member.session, message, min(message.qos, member.qos), retain, identifiers, group, None, None, now)
 
 
 def _all_arrived(link: Link) -> int:
