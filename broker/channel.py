@@ -314,12 +314,16 @@ class Subscription:
 
     Settling (QoS 1, 2). ack="on_next": when the iterator that holds a message asks for the next one, or the scope ends
     without an exception (so `break` settles). "on_receipt": when it has a place in this buffer. "manual": `message.ack()`.
-    An exception or cancellation leaves the message in hand unsettled: with keep=True the next connection gets it again;
-    with keep=False it is answered 0x83 (3.1.1: plainly) and counted, since nobody is left to take it and Receive Maximum must
-    not leak. PUBACK and PUBREC leave in order of arrival over the **whole connection** [MQTT5-4.6.0-2, -3]: a settled message
+    An exception or cancellation leaves the message in hand unsettled, and so does any end of the scope what ack="manual" was not told of: with
+    keep=True the next scope of that filter gets it again, in this `connect` or in the next one; with keep=False it is answered 0x83 (3.1.1:
+    plainly) and counted, since nobody is left to take it and Receive Maximum must not leak.
+    PUBACK and PUBREC leave in order of arrival over the **whole connection** [MQTT5-4.6.0-2, -3]: a settled message
     waits behind an older unsettled one. So one slow subscription holds up the others after receive_maximum messages;
     ack="on_receipt", or a second `connect`, frees them. The socket is read always: pings, PUBACKs and requests go on.
     QoS 0 beyond buffer_count_max follows `overflow`, and is counted.
+
+    A connection that breaks and comes back in between changes nothing of this: what a program has in hand it is not given a second time, and
+    `ack()` is said on the new connection. So "not acknowledged" is no way to ask for it again; to leave the scope is.
 
     filters: as they were asked for. granted: the QoS of each.
 

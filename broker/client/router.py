@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Final
 
 import trio
@@ -41,14 +42,15 @@ class _Shared:
 
 
 class DeliveryReceipt:
-    """One holder's part of it."""
+    """One holder's part of it. withdraw: it waits to be offered anew, and need not any more if whoever had it acknowledges it after all."""
 
-    __slots__ = ("_shared", "done", "manual")
+    __slots__ = ("_shared", "done", "manual", "withdraw")
 
     def __init__(self, shared: _Shared, manual: bool) -> None:
         self._shared = shared
         self.manual = manual
         self.done = False
+        self.withdraw: Callable[[], object] | None = None
 
     def settle(self) -> None:
         self._end(True)
@@ -60,6 +62,9 @@ class DeliveryReceipt:
         if self.done:
             return
         self.done = True
+        if self.withdraw is not None:
+            self.withdraw()
+            self.withdraw = None
         shared = self._shared
         shared.taken = shared.taken or taken
         shared.holders -= 1
@@ -131,6 +136,7 @@ class Router:
             if subscription.takes(message.topic) and self.unclaimed.remove(message):
                 if isinstance(message.receipt, DeliveryReceipt):
                     message.receipt.manual = subscription.channel.ack == "manual"
+                    message.receipt.withdraw = None
                 subscription.channel.offer(message)
 
     def close(self, subscription: OpenSubscription, *, failed: bool) -> None:
@@ -149,8 +155,8 @@ class Router:
             for message in held:
                 if not subscription.keep or self._is_given_up(message.topic, message.properties.subscription_identifiers):
                     self._refuse(channel, message)
-                elif channel.ack != "manual":  # a program may still call ack()
-                    self._unclaim(message, for_ever=True)
+                else:
+                    self._unclaim_held(message)
             for message in left:
                 if subscription.keep and not self._is_given_up(message.topic, message.properties.subscription_identifiers):
                     self._unclaim(message)
@@ -245,10 +251,17 @@ class Router:
 
     # ---- unclaimed ---------------------------------------------------------------------------------------------------
 
-    def _unclaim(self, message: Message, *, for_ever: bool = False) -> None:
+    def _unclaim_held(self, message: Message) -> None:
+        """It was in hand, and its scope has ended: the next one of these filters gets it again, whenever that is, unless whoever has it calls
+        `ack` before."""
+        if isinstance(message.receipt, DeliveryReceipt):
+            message.receipt.withdraw = partial(self.unclaimed.remove, message)
+        self.unclaimed.offer(message)
+
+    def _unclaim(self, message: Message) -> None:
         if isinstance(message.receipt, DeliveryReceipt):
             message.receipt.manual = False
-        if self.unclaimed.offer(message) and not for_ever:
+        if self.unclaimed.offer(message):
             self._deadlines.append((self._clock() + self._grace_s, message))
             if len(self._deadlines) > 4 * UNCLAIMED_COUNT_MAX and len(self._deadlines) > 2 * len(self.unclaimed.waiting()):
                 here = {id(waiting) for waiting in self.unclaimed.waiting()}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from msgspec import structs
 
 from broker.client import Client, Message, Reconnect, connect
 from broker.errors import InvalidTopic, NotSupported, SubscribeRefused, SubscriptionExists
@@ -202,6 +203,87 @@ async def test_manual_acknowledgement(autojump_clock: trio.testing.MockClock) ->
             await peer.settled(1, 2)
             assert third.payload == b"3"
             nursery.start_soon(leave, peer, [PubAck(3, ReasonCode.IMPLEMENTATION_SPECIFIC_ERROR)])
+
+
+@pytest.mark.parametrize("qos", [1, 2])
+async def test_what_was_not_acknowledged_comes_again_in_the_next_scope(autojump_clock: trio.testing.MockClock, qos: int) -> None:
+    """However the first one was left; and first, for it holds up the acknowledgements of all that came after it."""
+    answer = PubAck if qos == 1 else PubRec
+    async with connected() as (client, peer, _), trio.open_nursery() as nursery:
+        nursery.start_soon(peer.grant)
+        with pytest.raises(KeyError):  # noqa: PT012  # that is the point
+            async with client.subscribe("a", qos=qos, ack="manual", keep=True) as subscription:
+                await peer.send(*(publish("a", number, qos=qos) for number in (1, 2, 3)))
+                first, second = [await subscription.receive() for _ in range(2)]
+                second.ack()
+                raise KeyError(first.topic)
+        await peer.silence(5)
+        nursery.start_soon(peer.grant)
+        async with client.subscribe("a", qos=qos, ack="manual", keep=True) as subscription:
+            assert [(await subscription.receive()).payload for _ in range(2)] == [b"1", b"3"]
+        nursery.start_soon(peer.grant)
+        async with client.subscribe("a", qos=qos, ack="manual", keep=True) as subscription:
+            again = [await subscription.receive() for _ in range(2)]
+            assert [message.payload for message in again] == [b"1", b"3"]
+            again[0].ack()
+            assert [await peer.receive() for _ in range(2)] == [answer(1), answer(2)]
+            first.ack()  # by whoever has it still: it is done
+            again[1].ack()
+            assert await peer.receive() == answer(3)
+        await peer.silence()
+
+
+async def test_what_is_acknowledged_after_its_scope_does_not_come_again(autojump_clock: trio.testing.MockClock) -> None:
+    async with connected() as (client, peer, _), trio.open_nursery() as nursery:
+        nursery.start_soon(peer.grant)
+        async with client.subscribe("a", qos=1, ack="manual", keep=True) as subscription:
+            await peer.send(publish("a", 1), publish("a", 2))
+            first, second = [await subscription.receive() for _ in range(2)]
+        first.ack()
+        await peer.settled(1)
+        nursery.start_soon(peer.grant)
+        async with client.subscribe("a", qos=1, ack="manual", keep=True) as subscription:
+            assert await subscription.receive() is second
+            second.ack()
+            await peer.settled(2)
+            with pytest.raises(trio.WouldBlock):
+                subscription.receive_nowait()
+        with pytest.raises(trio.WouldBlock):
+            client.unclaimed.receive_nowait()
+
+
+@pytest.mark.parametrize("qos", [1, 2])
+async def test_what_is_in_hand_when_the_connection_breaks_comes_once_and_is_acknowledged_on_the_next(
+    autojump_clock: trio.testing.MockClock, qos: int
+) -> None:
+    answer = PubAck if qos == 1 else PubRec
+    broker = ScriptedBroker()
+    async with trio.open_nursery() as nursery:
+        peers: list[Peer] = []
+
+        async def serve(present: bool) -> None:
+            peers.append(await broker.next())
+            await peers[-1].accept(session_present=present)
+
+        nursery.start_soon(serve, False)
+        async with connect(broker, client_id="me", session_expiry_s=60, keep_alive_s=0, reconnect=Reconnect(delay_s=0)) as client:
+            (peer,) = peers
+            nursery.start_soon(peer.grant)
+            async with client.subscribe("a", qos=qos, ack="manual", keep=True) as subscription:
+                sent = [publish("a", number, qos=qos) for number in (1, 2)]
+                await peer.send(*sent)
+                first, second = [await subscription.receive() for _ in range(2)]
+                await peer.cut()
+                await serve(True)
+                peer = peers[-1]
+                second.ack()
+                await peer.send(*[structs.replace(one, dup=True) for one in sent])
+                await peer.silence()
+                first.ack()
+                assert [await peer.receive() for _ in range(2)] == [answer(1), answer(2)]
+                with pytest.raises(trio.WouldBlock):
+                    subscription.receive_nowait()
+            peer.ended.set()
 
 
 async def test_ack_belongs_to_manual_subscriptions(autojump_clock: trio.testing.MockClock) -> None:
