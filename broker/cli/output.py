@@ -6,6 +6,7 @@ asked first whether the pipe has room, and waited for as for a socket; at most P
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import stat
@@ -14,14 +15,16 @@ from typing import Final
 
 import trio
 
-from broker.cli.running import OutputClosed
+from broker.cli.running import Failure, OutputClosed, os_error_line
 
 _PIECE: Final = getattr(select, "PIPE_BUF", 512)
+_READER_GONE: Final = (errno.EPIPE, errno.ECONNRESET, errno.EIO, errno.EBADF)
+"""EIO is a terminal that was closed."""
 _ROOM_ASKED: Final = hasattr(select, "poll")
 
 
 class Output:
-    """One message at a time, even with several writers. Raises OutputClosed when the reader has gone."""
+    """One message at a time, even with several writers. Raises OutputClosed when the reader has gone, Failure when a disk is full."""
 
     def __init__(self, descriptor: int | None = None, *, ends_lines: bool = True) -> None:
         """ends_lines: is each message the whole of its lines?"""
@@ -49,7 +52,9 @@ class Output:
         try:
             await self._write_all(self.before + data)
         except OSError as error:
-            raise OutputClosed from error
+            if error.errno in _READER_GONE:
+                raise OutputClosed from error
+            raise Failure(f"stdout: {os_error_line(error)}") from error
         finally:
             self._whole.release()
 

@@ -64,8 +64,8 @@ def run_command_line(words: Sequence[str]) -> int:
     """Run one command line; returns the exit code and never raises."""
     try:
         return _dispatch(list(words))
-    except BrokenPipeError:
-        return _stdout_is_gone()
+    except OSError as error:  # of stdout
+        return report(error)
     except KeyboardInterrupt:
         return DONE  # before anything had begun
 

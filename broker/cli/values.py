@@ -12,6 +12,7 @@ from typing import Final
 
 import click
 
+from broker.errors import shown
 from broker.messages import Version
 from broker.wire.topics import topic_filter_fault, topic_name_fault
 
@@ -36,6 +37,11 @@ def printable(value: object) -> str:
     return str(value).encode("utf-8", "replace").decode()
 
 
+def quoted(value: object) -> str:
+    """What was given, for a line that has to stay one: cut where it is long."""
+    return shown(printable(value))
+
+
 def checked_topic(topic: str, *, option: str | None = None) -> str:
     """A Topic Name. `option` is named in the message where click does not know it."""
     return _checked(topic, "Topic Name", topic_name_fault, option)
@@ -50,7 +56,7 @@ def _checked(value: str, what: str, fault_of: Callable[[str], str | None], optio
     fault = fault_of(value) if is_text(value) else "it is not UTF-8"
     if fault is None:
         return value
-    message = f"{printable(value)!r} is no {what}: {fault}"
+    message = f"{quoted(value)} is no {what}: {fault}"
     raise click.BadParameter(message) if option is None else click.UsageError(f"{option}: {message}")
 
 
@@ -69,9 +75,9 @@ def host(value: str) -> str:
         try:
             ipaddress.IPv6Address(value)
         except ValueError:
-            raise click.BadParameter(f"a host name or address expected, not {printable(value)!r}; the port goes with -p") from None
+            raise click.BadParameter(f"a host name or address expected, not {quoted(value)}; the port goes with -p") from None
     if not is_text(value) or not value or any(letter.isspace() or letter in "/@?#[]" for letter in value):
-        raise click.BadParameter(f"a host name or address expected, not {printable(value)!r}")
+        raise click.BadParameter(f"a host name or address expected, not {quoted(value)}")
     return value
 
 
@@ -79,7 +85,7 @@ def version(value: str) -> Version:
     """-V, as `connect` names it."""
     found = _VERSIONS.get(value.lower())
     if found is None:
-        raise click.BadParameter(f"5, 311, 31, mqttv5, mqttv311 or mqttv31 expected, not {printable(value)!r}")
+        raise click.BadParameter(f"5, 311, 31, mqttv5, mqttv311 or mqttv31 expected, not {quoted(value)}")
     return found
 
 
@@ -90,7 +96,7 @@ def whole(minimum: int, maximum: int) -> Callable[[str], int]:
         except ValueError:
             number = minimum - 1
         if not minimum <= number <= maximum:
-            raise click.BadParameter(f"a whole number from {minimum} to {maximum} expected, not {printable(value)!r}")
+            raise click.BadParameter(f"a whole number from {minimum} to {maximum} expected, not {quoted(value)}")
         return number
 
     return read
@@ -106,7 +112,7 @@ def session_expiry(value: str) -> float:
     if value in ("-1", "∞", "4294967295", "inf"):
         return math.inf
     if not (value.isascii() and value.isdecimal() and len(value) <= 10 and int(value) <= 0xFFFF_FFFF):
-        raise click.BadParameter(f"0 to 4294967294 seconds, or -1 or ∞ for a session that does not expire, expected, not {printable(value)!r}")
+        raise click.BadParameter(f"0 to 4294967294 seconds, or -1 or ∞ for a session that does not expire, expected, not {quoted(value)}")
     return float(value)
 
 
@@ -114,7 +120,7 @@ def seconds(value: str) -> float:
     """A duration of more than no time, and finite."""
     number = _number(value)
     if not 0 < number < math.inf:
-        raise click.BadParameter(f"seconds, more than 0, expected, not {printable(value)!r}")
+        raise click.BadParameter(f"seconds, more than 0, expected, not {quoted(value)}")
     return number
 
 
@@ -122,21 +128,21 @@ def seconds_or_none(value: str) -> float:
     """A duration that may be 0."""
     number = _number(value)
     if not 0 <= number < math.inf:
-        raise click.BadParameter(f"seconds, at least 0, expected, not {printable(value)!r}")
+        raise click.BadParameter(f"seconds, at least 0, expected, not {quoted(value)}")
     return number
 
 
 def rate(value: str) -> float:
     number = _number(value)
     if not 0 < number < math.inf:
-        raise click.BadParameter(f"messages a second, more than 0, expected, not {printable(value)!r}")
+        raise click.BadParameter(f"messages a second, more than 0, expected, not {quoted(value)}")
     return number
 
 
 def percent(value: str) -> float:
     number = _number(value)
     if not 0.1 <= number <= 100:
-        raise click.BadParameter(f"a number from 0.1 to 100 expected, not {printable(value)!r}")
+        raise click.BadParameter(f"a number from 0.1 to 100 expected, not {quoted(value)}")
     return number
 
 

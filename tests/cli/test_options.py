@@ -383,3 +383,9 @@ def test_options_have_no_letter_twice() -> None:
 def test_text_for_a_packet_is_bounded() -> None:
     with pytest.raises(click.UsageError, match="65,535"):
         values.text("x" * 65_536)
+
+
+def test_a_very_long_word_is_cut_in_the_line_that_refuses_it() -> None:
+    with pytest.raises(click.BadParameter) as caught:
+        values.checked_topic("a" * 70_000 + "/#")
+    assert len(caught.value.message) < 300

@@ -85,6 +85,16 @@ def test_a_closed_stderr_sends_nothing_to_stdout(closed_port: str) -> None:
         assert (done.stdout, done.stderr) == (b"", b"")
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
+@pytest.mark.parametrize("words", ["--help", "--version", "sub --help", "check config/broker.toml", "sub -t $SYS/#", "bench -n 10"])
+def test_a_full_disk_behind_stdout_is_a_failure(words: str, port: str) -> None:
+    where = ["-p", port] if words.startswith(("sub -t", "bench")) else []
+    with open("/dev/full", "wb") as stdout:
+        done = subprocess.run([*BROKER, *words.split(), *where], cwd=ROOT, stdout=stdout, stderr=subprocess.PIPE, timeout=SECONDS_MAX, check=False)
+    assert done.returncode == 1
+    assert only_line(done.stderr).endswith("no space left on device")
+
+
 @pytest.mark.parametrize("words", ["--help", "--version", "sub --help", "check config/broker.toml"])
 def test_a_closed_stdout_is_no_failure(words: str) -> None:
     done = subprocess.run(["sh", "-c", f"{shlex.join(BROKER)} {words} >&-"], cwd=ROOT, capture_output=True, timeout=SECONDS_MAX, check=False)
