@@ -84,14 +84,12 @@ class _RuleSet:
 class AccessRules:
     """All rules of a broker or a listener. An instance is an `Authorize`."""
 
-    __slots__ = ("_patterns", "_users", "rules_count")
+    __slots__ = ("_patterns", "_users")
 
     def __init__(self, rules: Iterable[Rule]) -> None:
         self._users: dict[str | None, _RuleSet] = {}
         patterns: list[Rule] = []
-        self.rules_count = 0
         for rule in rules:
-            self.rules_count += 1
             if rule.pattern:
                 patterns.append(rule)
             else:

@@ -51,8 +51,3 @@ class Plan:
         """How many subscribers each of its messages goes to."""
         whole, rest = divmod(self.subscribers_count, self.topics_count)
         return whole + (publisher % self.topics_count < rest)
-
-    def publishers_of(self, subscriber: int) -> int:
-        """How many publishers a subscriber hears."""
-        whole, rest = divmod(self.publishers_count, self.topics_count)
-        return whole + (subscriber % self.topics_count < rest)

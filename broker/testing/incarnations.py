@@ -79,7 +79,6 @@ class Incarnations:
         if line.ended_at is not None:
             return
         line.ended_at = self._simulation.now
-        line.ended_serial = self._simulation.serial
         client = self._simulation.everybody[line.client_index]
         known = self.of.get(client.client_id)
         if known is None or known.line is not line:

@@ -128,6 +128,5 @@ class Line:
         """Its client has not read for a while."""
         self.question: object = None
         self.ended_at: float | None = None
-        """When the core said that it was over, and the event's number."""
-        self.ended_serial = 0
+        """When the core said that it was over."""
         self.detached = False
