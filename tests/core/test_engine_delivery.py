@@ -392,12 +392,30 @@ def test_what_is_too_large_for_a_client_is_left_out(qos: int) -> None:
 
 
 def test_what_grows_beyond_the_protocols_largest_packet_for_a_client_is_left_out() -> None:
-    """As large as one of 3.1.1 can be it is a byte more in 5.0, and more yet with a Subscription Identifier: that was its publisher's end."""
+    """As large as one of 3.1.1 can be it is a byte more in 5.0, and more yet with a Subscription Identifier: that was its publisher's end.
+    (Nothing copies the payload, which so takes no memory: its zeros are never written.)"""
     payload = bytes(PACKET_BYTES_LARGEST - 5 - 3)
     world = World(memory_bytes_max=1 << 34)
-    plain, identified, retained = world.client("plain"), world.client("identified"), world.client("retained")
+    peer = world.client("c")
+    peer.subscribe(("t", 1), identifier=7)
+    for qos in (0, 1):
+        world.engine.publish(ApplicationMessage("t", payload, qos), world.now)
+    assert world.dropped("too-large") == 2
+    assert not peer.inbox
+    assert not peer.link.closing
+
+
+@pytest.mark.pure_python("it makes the protocol's largest packet a small one")
+def test_what_grows_beyond_the_protocols_largest_packet_is_left_out_in_every_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In those that are copied, too: as it came, retained, and replayed."""
+    largest = 10_000
+    for module in ("wire.primitives", "core.message", "core.kept"):
+        monkeypatch.setattr(f"broker.{module}.VARINT_MAX", largest)
+    world = World()
+    plain, identified, retained = [world.client(name, maximum_packet_size=3 + largest) for name in ("plain", "identified", "retained")]
     plain.subscribe("t")
     identified.subscribe(("t", 1), identifier=7)
+    payload = bytes(largest - 3)
     for qos in (0, 1):
         world.engine.publish(ApplicationMessage("t", payload, qos), world.now)
     assert world.dropped("too-large") == 4
