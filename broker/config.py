@@ -338,7 +338,8 @@ _HOMES: Final[dict[str, tuple[str, ...]]] = {
 def _unknown(key: str, known: Sequence[str]) -> str:
     homes = [home for home, keys in _HOMES.items() if key in keys]
     if homes:
-        return f"unknown key here; it belongs {' or '.join(homes)}"
+        longer = next((name for name in known if key in name), None)  # "user" is a key of [[access]], and "username" of [[banned]]
+        return f"unknown key here; it belongs {' or '.join(homes)}" + (f"; or did you mean {longer}?" if longer else "")
     near = difflib.get_close_matches(key, known, 1)
     return f"unknown key; did you mean {near[0]}?" if near else f"unknown key; expected one of {', '.join(sorted(known))}"
 
