@@ -26,7 +26,8 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     sessions_count_max: sessions, connected or not; a CONNECT beyond is refused with 0x97.
     inflight_count_max: QoS 1 and 2 messages sent and not yet acknowledged, a client (its Receive Maximum may lower it).
     inflight_bytes_max: the same, in bytes; the next one waits until some are acknowledged.
-    receive_maximum: the other direction: unfinished QoS 2 messages a client may have with us; beyond it 0x93.
+    receive_maximum: the other direction: unfinished QoS 2 messages a client may have with us; beyond it 0x93. As many as there are identifiers, as
+        for 3.1.1: there are clients that publish on, whatever they were told, and come back with all of it.
     topic_alias_maximum: Topic Aliases a client may set on a connection, and the most we set towards one.
     maximum_qos: 0, 1 or 2; told in CONNACK.
     retain_available: False: retained messages are refused with 0x9A; told in CONNACK.
@@ -75,7 +76,7 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     sessions_count_max: int = 1_000_000
     inflight_count_max: int = 500
     inflight_bytes_max: int = 67_108_864
-    receive_maximum: int = 100
+    receive_maximum: int = 65_535
     topic_alias_maximum: int = 32
     maximum_qos: int = 2
     retain_available: bool = True

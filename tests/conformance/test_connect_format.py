@@ -330,7 +330,7 @@ async def test_mqtt_3_1_is_served() -> None:
 
 @pytest.mark.parametrize(
     ("version", "answer"),
-    [(V5, ConnAck(False, ReasonCode.SUCCESS, Properties(receive_maximum=100, topic_alias_maximum=32, maximum_packet_size=16_777_216)))],
+    [(V5, ConnAck(False, ReasonCode.SUCCESS, Properties(topic_alias_maximum=32, maximum_packet_size=16_777_216)))],
 )
 async def test_connack_tells_the_limits(version: int, answer: ConnAck) -> None:
     async with Scene() as scene:

@@ -27,7 +27,7 @@ def test_what_connack_promises() -> None:
     small = Allowance(LimitOverrides(packet_bytes_max=1000, keepalive_s_max=60, topic_alias_maximum=4).over(GENERAL), USERS)
     anybody = at(world, small, "anybody", "eve").pop(ConnAck).properties
     assert (anybody.maximum_packet_size, anybody.server_keep_alive, anybody.topic_alias_maximum) == (1000, 60, 4)
-    assert (anybody.maximum_qos, anybody.receive_maximum) == (None, 100)
+    assert (anybody.maximum_qos, anybody.receive_maximum) == (None, None)
     ann = at(world, small, "ann's", "ann").pop(ConnAck).properties
     assert (ann.maximum_packet_size, ann.server_keep_alive, ann.topic_alias_maximum) == (1000, 60, 4)
     assert (ann.maximum_qos, ann.receive_maximum) == (1, 9)

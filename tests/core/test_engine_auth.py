@@ -66,7 +66,7 @@ def connected_with_method(world: World) -> Peer:
 def peer_properties(peer: Peer) -> Properties:
     limits = peer.world.state.limits
     return Properties(
-        authentication_method="SCRAM", authentication_data=b"final", receive_maximum=limits.receive_maximum,
+        authentication_method="SCRAM", authentication_data=b"final",
         maximum_packet_size=limits.packet_bytes_max, topic_alias_maximum=limits.topic_alias_maximum,
     )  # fmt: skip
 

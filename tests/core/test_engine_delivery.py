@@ -102,6 +102,18 @@ def test_more_unfinished_qos_2_messages_than_the_receive_maximum() -> None:
     assert publisher.ends_with(ReasonCode.RECEIVE_MAXIMUM_EXCEEDED)
 
 
+def test_unless_told_otherwise_the_receive_maximum_is_that_of_the_standard() -> None:
+    """Clients publish on, whatever they were told; then come back and send all of it again, for ever."""
+    world = World()
+    publisher = world.client("p", MQTT_5)
+    assert publisher.connack is not None
+    assert publisher.connack.properties.receive_maximum is None
+    publisher.send(*(Publish("t", b"", 2, packet_id=number) for number in range(1, 65_536)))
+    assert not publisher.link.closing
+    publisher.send(PubRel(1), Publish("t", b"", 2, packet_id=1))
+    assert not publisher.link.closing
+
+
 def test_3_1_1_knows_no_receive_maximum() -> None:
     world = World(receive_maximum=3)
     publisher = world.client("p", MQTT_311)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.e2e.conftest import Open
-from tests.e2e.tools import Received
+from tests.e2e.tools import DrivenClient, Received
+
+BURST_COUNT = 2_000
 
 
 @pytest.mark.parametrize("version", ["5.0", "3.1.1"])
@@ -19,6 +21,20 @@ def test_one_message_for_all(version: str, open_client: Open, topic: str) -> Non
     publisher.publish(topic, "and then the end", 2)
     for name, client in zip(names, clients, strict=True):
         assert client.wait(2) == [Received(topic, "exactly once", 2, False), Received(topic, "and then the end", 2, False)], name
+
+
+@pytest.mark.parametrize("version", ["5.0", "3.1.1"])
+def test_a_program_that_waits_for_nothing(version: str, open_client: Open, topic: str) -> None:
+    """mqtt.js sends whatever a program publishes at once, and heeds no Receive Maximum: of QoS 2 all is unfinished then."""
+    receiving = open_client("paho", version=version)
+    receiving.subscribe(topic, 2)
+    publisher = open_client("mqttjs", version=version)
+    assert isinstance(publisher, DrivenClient)
+    for number in range(BURST_COUNT):
+        publisher.program.order(do="publish", topic=topic, payload=str(number), qos=2, retain=False, properties={})
+    assert [message.payload for message in receiving.wait(BURST_COUNT)] == [str(number) for number in range(BURST_COUNT)]
+    for _ in range(BURST_COUNT):
+        publisher.program.wait("published")
 
 
 def test_versions_meet(open_client: Open, topic: str) -> None:
