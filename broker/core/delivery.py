@@ -290,8 +290,9 @@ def _wait(state: State, session: Session, queue: WaitingQueue, delivery: Deliver
     """
     size = delivery.message.size
     connected = session.link is not None
-    if not _has_place(state, queue, size, count_max, bytes_max, connected):
-        rule = state.overflow.rule_for(delivery.message.topic)
+    has_place = _has_place(state, queue, size, count_max, bytes_max, connected)
+    rule = "" if has_place and not queue.is_indexed else state.overflow.rule_for(delivery.message.topic)
+    if not has_place or rule == "latest":
         link = session.link
         if rule in ("drop-newest", "refuse") or (rule == "disconnect" and link is not None):
             state.refused = state.refused or rule == "refuse"
@@ -300,6 +301,10 @@ def _wait(state: State, session: Session, queue: WaitingQueue, delivery: Deliver
                 close_link(state, link, ReasonCode.QUOTA_EXCEEDED, "it takes its messages too slowly", now)
             return False
         if rule == "latest":
+            # What a newer one on its topic has overtaken gives way first, and from here on there is one of each, until nothing waits any more.
+            overtaken = 0 if queue.is_indexed or not queue.count else queue.index(state.overflow)
+            if overtaken:
+                state.count_dropped(session.client_id, reason, overtaken)
             older = queue.newest_on(delivery.message.topic)
             growth = 0 if older is None else size - older.message.size
             if older is not None and (growth <= 0 or (queue.bytes + growth <= bytes_max and not _over_memory(state, growth, connected))):
@@ -321,10 +326,10 @@ def wait_run(state: State, link: Link, session: Session, run: WaitingRun, now: f
     queue = link.outbox.own_queue()
     total = run.count
     places = _places(state, link, run.size)
-    if total <= places:
+    rule = "" if total <= places and not queue.is_indexed else state.overflow.rule_for(run.topic)
+    if total <= places and rule != "latest":
         queue.append_run(run)
         return
-    rule = state.overflow.rule_for(run.topic)
     if rule == "drop-oldest":
         dropped = 0
         while queue.count and places < total:
@@ -351,15 +356,16 @@ def wait_run(state: State, link: Link, session: Session, run: WaitingRun, now: f
 
 def _wait_latest(state: State, link: Link, session: Session, run: WaitingRun, now: float) -> None:
     """Where the newest one of a topic takes the place of the one before it."""
+    queue = link.outbox.own_queue()
     while run.count:
-        places = min(_places(state, link, run.size), run.count)
+        places = 0 if queue.is_indexed else min(_places(state, link, run.size), run.count)
         if places:
-            link.outbox.own_queue().append_run(run.first(places))
+            queue.append_run(run.first(places))
             run.skip(places)
         if run.count:
             order = run.order
             _wait_in_outbox(state, link, session, Delivery(run.take(), 0, False, (), None, order), now)
-        if run.count and not _places(state, link, run.size):  # nor for any of the others, but in the place of this one
+        if run.count and (queue.is_indexed or not _places(state, link, run.size)):  # nor for any of the others, but in the place of this one
             if run.count > 1:
                 state.count_dropped(session.client_id, "overflow", run.count - 1)
             run.skip(run.count - 1)

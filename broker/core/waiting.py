@@ -19,6 +19,7 @@ from broker.wire.packets import NO_PROPERTIES, PUBLISH
 from broker.wire.properties import decode_properties
 
 if TYPE_CHECKING:
+    from broker.core.overflow import OverflowRules
     from broker.core.packet_ids import PacketIds
     from broker.core.subscription import SharedGroup
 
@@ -258,16 +259,29 @@ class WaitingQueue:
         self._count(-dropped, -dropped * first.size)
         return dropped
 
-    def newest_on(self, topic: str) -> Delivery | None:
-        """What waits on that topic and came last.
+    @property
+    def is_indexed(self) -> bool:
+        """Does it know what waits on a topic? From its first overflow until it is empty; one that never overflows does not pay for it."""
+        return self._by_topic is not None
 
-        The index it needs is built at the first call, so that a queue that never overflows does not pay for it.
-        """
-        if self._by_topic is None:
-            singles = self.deliveries()
-            self._entries = deque(singles) if singles else None
-            self._by_topic = {waiting.message.topic: waiting for waiting in singles}
-        return self._by_topic.get(topic)
+    def index(self, rules: OverflowRules) -> int:
+        """Of the topics whose rule keeps the newest, all but that are thrown out; how many."""
+        singles = self.deliveries()
+        newest = self._by_topic = {waiting.message.topic: waiting for waiting in singles}
+        if len(newest) == len(singles):
+            kept = singles
+        else:
+            alone = {topic for topic in newest if rules.rule_for(topic) == "latest"}
+            kept = [waiting for waiting in singles if waiting.message.topic not in alone or newest[waiting.message.topic] is waiting]
+        self._entries = deque(kept) if kept else None
+        dropped = len(singles) - len(kept)
+        if dropped:
+            self._count(-dropped, sum(waiting.message.size for waiting in kept) - self.bytes)
+        return dropped
+
+    def newest_on(self, topic: str) -> Delivery | None:
+        """What waits on that topic and came last; of an indexed queue."""
+        return None if self._by_topic is None else self._by_topic.get(topic)
 
     def replace(self, older: Delivery, newer: Delivery) -> None:
         """Put a message in the place of one that waits, which is forgotten."""

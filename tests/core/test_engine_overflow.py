@@ -214,6 +214,40 @@ def test_latest_keeps_the_newest_on_a_topic_when_it_is_larger_than_what_it_repla
     assert queue.count > 1
 
 
+@pytest.mark.parametrize("run", [1, 3])
+@pytest.mark.parametrize("qos", [0, 1])
+def test_latest_drops_what_was_overtaken_before_the_only_one_on_a_topic(qos: int, run: int) -> None:
+    """What had a place when it came is no reason to lose a topic; nor is where the older one stood whose place a message took."""
+    rules = {"other/#": "drop-oldest", "#": "latest"}
+    world = World(overflow=rules, outbox_count_max=9, queue_count_max=9, slow_subscriber_grace_s=0.0, outbox_bytes_high=100)
+    publisher, receiver = world.client("p"), world.client("r", receive_maximum=1)
+    receiver.subscribe(("#", 1))
+    receiver.takes = 0
+    for _ in range(20):  # until it waits
+        publisher.publish("first", b"x" * 20, qos, qos and 1)
+
+    def publish(topic: str, payload: bytes) -> None:
+        publisher.give(b"".join(encode(Publish(topic, payload, qos, packet_id=qos and 1 + number), 5) for number in range(run)))
+
+    def waiting() -> list[tuple[str, bytes]]:
+        session = world.state.sessions["r"]
+        queue = session.queue if qos else receiver.link.outbox.waiting
+        return [(one.message.topic, one.message.payload) for one in queue.deliveries()]
+
+    publish("a", b"1")
+    for number in range(8):
+        publish("b", b"%d" % number)
+    publish("c", b"1")
+    publish("a", b"2")
+    publish("d", b"1")
+    assert waiting() == [("first", b"x" * 20), ("a", b"2"), ("b", b"7"), ("c", b"1"), ("d", b"1")]
+    publish("b", b"8")
+    assert waiting()[2:] == [("b", b"8"), ("c", b"1"), ("d", b"1")]
+    publish("other/1", b"1")
+    publish("other/1", b"2")
+    assert [topic for topic, _ in waiting()].count("other/1") == 2 * run
+
+
 def test_a_message_larger_than_the_whole_queue() -> None:
     world, publisher, receiver = overflowing("drop-oldest")
     publish_each(publisher, 0, 15)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from broker.core.overflow import OverflowRules
 from broker.core.waiting import Account, Delivery, WaitingQueue
 from broker.core.waiting_run import WaitingRun
 from broker.wire.codec import encode
@@ -83,6 +84,7 @@ def test_a_queue_of_runs_is_like_a_list() -> None:
     assert queue.drop_first(2, 2) == 2
     assert [one.message.payload for one in queue.deliveries()] == [b"3", b"4", b"5"]
     newest = queue.deliveries()[-1]
+    assert queue.index(OverflowRules()) == 0
     assert queue.newest_on("b") is None
     older = queue.newest_on("a")
     assert older is not None

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from broker.core.message import ApplicationMessage
 from broker.core.outbox import Outbox
+from broker.core.overflow import OverflowRules
 from broker.core.subscription import SharedGroup
 from broker.core.waiting import Account, Delivery, WaitingQueue
 
@@ -119,7 +120,8 @@ def test_waiting_messages_are_counted_here_and_in_the_account_of_all() -> None:
     assert (account.count, account.bytes) == (0, 0)
 
 
-STEPS = st.lists(st.tuples(st.sampled_from(["append", "pop", "replace", "groups", "clear"]), st.sampled_from("abc"), st.integers(0, 9)), max_size=60)
+VERBS = st.sampled_from(["append", "pop", "replace", "overtaken", "groups", "clear"])
+STEPS = st.lists(st.tuples(VERBS, st.sampled_from("abc"), st.integers(0, 9)), max_size=60)
 
 
 @given(STEPS)
@@ -140,11 +142,17 @@ def test_the_waiting_queue_is_like_a_list(steps: list[tuple[str, str, int]]) -> 
             assert (got.message.topic, got.message.payload, got.group is group) == model.pop(0)
         elif what == "replace":
             places = [position for position, entry in enumerate(model) if entry[0] == topic]
+            if model and not queue.is_indexed:
+                assert queue.index(OverflowRules()) == 0
             older = queue.newest_on(topic)
             assert (older is not None) == bool(places)
             if older is not None:
                 queue.replace(older, made)
                 model[places[-1]] = (topic, payload, shared)
+        elif what == "overtaken" and model:
+            kept = [entry for position, entry in enumerate(model) if entry[0] == "c" or entry[0] not in {later[0] for later in model[position + 1 :]}]
+            assert queue.index(OverflowRules({"c": "drop-oldest", "#": "latest"})) == len(model) - len(kept)
+            model = kept
         elif what == "groups":
             assert [(d.message.topic, d.message.payload, True) for d in queue.take_groups()] == [entry for entry in model if entry[2]]
             model = [entry for entry in model if not entry[2]]
