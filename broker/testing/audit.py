@@ -59,7 +59,8 @@ class Audit:
 
     def _check_paused(self, now: float) -> None:
         """Nobody is held up for longer than may be by one that takes nothing."""
-        longest_s = (PATIENCE_GRACES + 2) * self._limits.slow_subscriber_grace_s + 0.001  # what is judged, then its credit, in a row
+        # The span in which it took something last, however soon, the one in which it took nothing, then its credit.
+        longest_s = (2 * PATIENCE_GRACES + 2) * self._limits.slow_subscriber_grace_s + 0.001
         for link, pausers in list(self._paused.items()):
             if not link.paused:
                 del self._paused[link]
