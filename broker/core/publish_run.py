@@ -33,7 +33,8 @@ _PUBREC: Final = 0x50
 
 
 def publish_run(state: State, link: Link, session: Session, data: bytes, position: int, first: int, answers: list[bytes], now: float) -> int:
-    """Take a run of PUBLISH at QoS 1 or 2 on one known topic; how many they are, or 0 if it is not the ordinary case."""
+    """Take a run of PUBLISH at QoS 1 or 2 on one known topic; how many they are, or 0 if it is not the ordinary case. (As long as `relay`, and for
+    the same reason.)"""
     end = len(data)
     if end - position < 8:
         return 0
@@ -101,21 +102,26 @@ def publish_run(state: State, link: Link, session: Session, data: bytes, positio
         count = 1
     run = PublishRun(data[position : position + size * count], size, qos, route.topic, id_at, payload_at, link.client_id)
     refused = _give(state, link, route, run, ids, now)
-    kind = _PUBACK if qos == 1 else _PUBREC
     if refused is None or not is_mqtt_5:
-        answers.append(ids.acknowledgements(kind))
+        answers.append(ids.acknowledgements(_PUBACK if qos == 1 else _PUBREC))
         if qos == 2:
             session.receiver.held.add(ids, None)
     else:
-        for packet_id in ids.numbers:
-            if packet_id in refused:
-                answers.append(bytes((kind, 3, packet_id >> 8, packet_id & 0xFF, 0x97)))  # Quota exceeded
-            else:
-                answers.append(bytes((kind, 2, packet_id >> 8, packet_id & 0xFF)))
-                if qos == 2:
-                    session.receiver.held[packet_id] = None
+        _answer_each(session, ids, refused, qos, answers)
     link.decoder.position = position + size * count
     return count
+
+
+def _answer_each(session: Session, ids: PacketIds, refused: set[int], qos: int, answers: list[bytes]) -> None:
+    """To a 5.0 publisher, where some of a run were refused."""
+    kind = _PUBACK if qos == 1 else _PUBREC
+    for packet_id in ids.numbers:
+        if packet_id in refused:
+            answers.append(bytes((kind, 3, packet_id >> 8, packet_id & 0xFF, 0x97)))  # Quota exceeded
+        else:
+            answers.append(bytes((kind, 2, packet_id >> 8, packet_id & 0xFF)))
+            if qos == 2:
+                session.receiver.held[packet_id] = None
 
 
 def _are_new(session: Session, ids: PacketIds, qos: int, held_count_max: int) -> bool:
@@ -153,12 +159,9 @@ def _give(state: State, link: Link, route: Route, run: PublishRun, ids: PacketId
             or (qos > 0 and session.inflight_bytes >= recipient.limits.inflight_bytes_max)
             or (qos > 0 and session.sender.quota < count and session.own_sender(recipient).quota < count)
         ):
-            for packet_id, message in zip(ids.numbers, run.all_messages(), strict=True):
-                state.refused = False
-                taken = deliver(state, session, message, qos, False, (), None, link, route, now)
-                if state.refused or not taken:
-                    refused_counts = refused_counts or {}
-                    refused_counts[packet_id] = refused_counts.get(packet_id, 0) + (len(targets) if state.refused else 1)
+            if refused_counts is None:
+                refused_counts = {}
+            _give_each(state, link, route, session, run, ids, qos, refused_counts, now)
             continue
         # Room for all of it: what `Sender.send` and `delivery.commit` would do, in one step. A form is made once for all who need it.
         is_5 = recipient.version >= MQTT_5
@@ -200,7 +203,26 @@ def _give(state: State, link: Link, route: Route, run: PublishRun, ids: PacketId
     state.waiting.inflight_bytes += held_bytes
     state.counters.publish_sent += sent_count
     state.counters.packets_sent += sent_count
-    if refused_counts is None:
+    if not refused_counts:
         return None
     # Told only when nobody could take it, or the rule is `refuse`.
     return {packet_id for packet_id, times in refused_counts.items() if times >= len(targets)}
+
+
+def _give_each(
+    state: State,
+    link: Link,
+    route: Route,
+    session: Session,
+    run: PublishRun,
+    ids: PacketIds,
+    qos: int,
+    refused_counts: dict[int, int],
+    now: float,
+) -> None:
+    """Message by message, to one that is behind or wants a form of its own. refused_counts: how many did not take each."""
+    for packet_id, message in zip(ids.numbers, run.all_messages(), strict=True):
+        state.refused = False
+        taken = deliver(state, session, message, qos, False, (), None, link, route, now)
+        if state.refused or not taken:
+            refused_counts[packet_id] = refused_counts.get(packet_id, 0) + (len(route.targets) if state.refused else 1)

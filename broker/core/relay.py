@@ -88,7 +88,11 @@ def passed_on(state: State, link: Link, recipient: Link, data: bytes, count: int
 
 
 def relay(state: State, link: Link, now: float) -> bool:
-    """Relay what stands at the decoder's position and can be relayed; the rest stays there. False: paused, closed or the budget is used up."""
+    """Relay what stands at the decoder's position and can be relayed; the rest stays there. False: paused, closed or the budget is used up.
+
+    Long, because it is gone through for each run, and calls add up: with the frame's head taken apart by a function of its own a message with two
+    properties took 1,043 instructions instead of 1,016.
+    """
     decoder = link.decoder
     known = link.known_topics
     data = decoder.data
