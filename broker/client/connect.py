@@ -142,17 +142,7 @@ def connect(
     address to dial from; nodelay=False leaves Nagle's algorithm on; on_packet("sent" or "received", packet, frame) is called
     for each packet with its bytes, and may neither wait nor raise.
     """
-    if not isinstance(where, str) and not hasattr(where, "attach"):
-        raise TypeError(f"where must be a URL or a Broker, not {type(where).__name__}")
-    for name, text in (("client_id", client_id), ("username", username)):
-        if text is not None and not isinstance(text, str):
-            raise TypeError(f"{name} must be str, not {type(text).__name__}")
-    if will is not None and not isinstance(will, Will):
-        raise TypeError(f"will must be a Will, not {type(will).__name__}")
-    if auth is not None and (isinstance(auth, type) or not hasattr(auth, "method") or not hasattr(auth, "begin")):
-        raise TypeError("auth must be ScramSHA256(user, password), Token(token) or another Authentication")
-    if reconnect is not None and not isinstance(reconnect, Reconnect):
-        raise TypeError(f"reconnect must be a Reconnect, or None for never, not {type(reconnect).__name__}")
+    _check_kinds(where, client_id, username, will, reconnect, auth)
     for name, seconds in (("connect_timeout_s", connect_timeout_s), ("close_grace_s", close_grace_s), ("unclaimed_grace_s", unclaimed_grace_s)):
         _check_seconds(name, seconds)
     level = VERSIONS.get(version)
@@ -197,6 +187,21 @@ def connect(
     driver = Driver(core, address, outgoing_count_max=outgoing_count_max, unclaimed_grace_s=unclaimed_grace_s)
     newest = password if callable(password) else None
     return _connected(driver, Client(driver, version), dialler, address, reconnect, connect_timeout_s, close_grace_s, auth, newest)
+
+
+def _check_kinds(where: Any, client_id: Any, username: Any, will: Any, reconnect: Any, auth: Any) -> None:
+    """What has no type checker behind it is told in words what was meant."""
+    if not isinstance(where, str) and not hasattr(where, "attach"):
+        raise TypeError(f"where must be a URL or a Broker, not {type(where).__name__}")
+    for name, text in (("client_id", client_id), ("username", username)):
+        if text is not None and not isinstance(text, str):
+            raise TypeError(f"{name} must be str, not {type(text).__name__}")
+    if will is not None and not isinstance(will, Will):
+        raise TypeError(f"will must be a Will, not {type(will).__name__}")
+    if auth is not None and (isinstance(auth, type) or not hasattr(auth, "method") or not hasattr(auth, "begin")):
+        raise TypeError("auth must be ScramSHA256(user, password), Token(token) or another Authentication")
+    if reconnect is not None and not isinstance(reconnect, Reconnect):
+        raise TypeError(f"reconnect must be a Reconnect, or None for never, not {type(reconnect).__name__}")
 
 
 def _authenticating(properties: Properties, auth: Authentication, level: int) -> Properties:
