@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from broker.auth.passwords import read_text
-from broker.core.access import Action
+from broker.core.access import Action, is_bridge_state
 from broker.errors import ConfigError
 from broker.wire.topics import matches, topic_filter_fault
 
@@ -104,7 +104,7 @@ class AccessRules:
             return _SUBSCRIBE
         if topic.startswith("$share"):
             return Decision(False, None, "$share is for subscriptions only")
-        if action == "publish" and topic.startswith("$SYS"):
+        if action == "publish" and topic.startswith("$SYS") and not is_bridge_state(topic):
             return Decision(False, None, "$SYS is the broker's own")
         wanted = WRITE if action == "publish" else READ
         own = self._users.get(username)

@@ -13,6 +13,12 @@ Authorize: TypeAlias = Callable[[str | None, str, Action, str], bool]
 """(user name, Client Identifier, action, Topic Name or Topic Filter) -> may it?"""
 
 
+def is_bridge_state(topic: str) -> bool:
+    """Is it where a bridge of Mosquitto's says whether it is connected, by its Will too? Of `$SYS` that alone is for clients."""
+    levels = topic.split("/")
+    return len(levels) == 5 and levels[4] == "state" and levels[:3] == ["$SYS", "broker", "connection"]
+
+
 class Access:
     __slots__ = ("_authorize", "_on_error", "allows_all", "refuses_wills")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from broker.core import incoming
+from broker.core.access import is_bridge_state
 from broker.core.ending import will_size
 from broker.core.link import ENDED
 from broker.reasons import CONNACK_CODES, ReasonCode, to_connack_return_code
@@ -60,7 +61,8 @@ def _check_will(state: State, link: Link, will: WillMessage) -> tuple[ReasonCode
     if will.retain and not limits.retain_available:
         return ReasonCode.RETAIN_NOT_SUPPORTED, "a retained Will is not supported"  # [MQTT5-3.2.2-13]
     fault = topic_name_fault(will.topic)  # it may have become too long
-    if fault is not None or will.topic.startswith("$SYS/") or will.topic.count("/") >= limits.filter_levels_max:
+    is_the_brokers = will.topic.startswith("$SYS/") and not is_bridge_state(will.topic)
+    if fault is not None or is_the_brokers or will.topic.count("/") >= limits.filter_levels_max:
         return ReasonCode.TOPIC_NAME_INVALID, f"the Will Topic {will.topic!r} is not for clients"
     session = state.sessions.get(link.client_id)
     size = will_size(will)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final
 
+from broker.core.access import is_bridge_state
 from broker.core.deadlines import RETAINED_EXPIRY
 from broker.core.delivery import deliver, pump
 from broker.core.kept import Expiring, Kept, kept_of, size_as_kept
@@ -97,7 +98,7 @@ def _refusal(state: State, link: Link, message: ApplicationMessage) -> ReasonCod
     topic = message.topic
     if topic.count("/") >= link.limits.filter_levels_max or (link.mount_point and topic_name_fault(topic) is not None):  # too long, then
         return ReasonCode.TOPIC_NAME_INVALID
-    if topic.startswith("$SYS/") or not may_publish(state, link, topic):
+    if (topic.startswith("$SYS/") and not is_bridge_state(topic)) or not may_publish(state, link, topic):
         return ReasonCode.NOT_AUTHORIZED
     if message.retain and not may_retain(state, message, link.is_mqtt_5):
         return ReasonCode.QUOTA_EXCEEDED

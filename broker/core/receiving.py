@@ -231,7 +231,7 @@ def _announced_version(body: bytes) -> int:
     if body[:7] == b"\x00\x04MQTT\x04":
         return MQTT_311
     if body[:6] == b"\x00\x04MQTT" and len(body) > 6:
-        return MQTT_5 if body[6] >= MQTT_5 else MQTT_311
+        return MQTT_5 if body[6] & 0x7F >= MQTT_5 else MQTT_311  # a bridge of Mosquitto's first sets the highest bit; told 0x01, it does not
     return MQTT_311 if body[:8] == b"\x00\x06MQIsdp" else 0
 
 

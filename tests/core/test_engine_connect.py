@@ -216,6 +216,14 @@ def test_an_unknown_protocol_level_is_answered_in_the_form_of_its_time() -> None
     assert earlier.link.closing
 
 
+def test_the_private_level_of_mosquittos_bridges_is_refused_in_their_language() -> None:
+    """4, and a bit that says that it is a bridge. It asks without that bit only after a 0x01."""
+    bridge = World().peer(version=MQTT_311)
+    bridge.give(b"\x10\x0d\x00\x04MQTT\x84\x02\x00\x3c\x00\x01b")
+    assert bridge.take() == [ConnAck(False, ReasonCode.UNSUPPORTED_PROTOCOL_VERSION)]
+    assert bridge.link.closing
+
+
 def test_a_malformed_connect_of_5_0_is_told_why() -> None:
     peer = World().peer()
     packet = bytearray(encode(Connect("a"), MQTT_5))

@@ -11,6 +11,7 @@ from broker.errors import InvalidTopic
 from broker.reasons import ReasonCode
 from broker.wire.packets import (
     MQTT_5,
+    MQTT_31,
     MQTT_311,
     Disconnect,
     Properties,
@@ -23,6 +24,7 @@ from broker.wire.packets import (
     Subscribe,
     SubscriptionRequest,
     Unsubscribe,
+    WillMessage,
 )
 from tests.core.harness import Peer, World
 
@@ -155,6 +157,24 @@ def test_topics_that_clients_may_not_publish_to() -> None:
     old.publish("$SYS/x", b"", 1, 1)
     old.publish("a/b/c/d", b"", 2, 2)
     assert old.take() == [PubAck(1), PubRec(2)]  # [MQTT311-3.3.5-2]
+
+
+@pytest.mark.parametrize("version", [MQTT_31, MQTT_311, MQTT_5])
+def test_a_bridge_of_mosquittos_says_whether_it_is_connected(version: int) -> None:
+    """Its Will lies in $SYS; refused for that it tries again for ever."""
+    world = World()
+    state = "$SYS/broker/connection/vm.one/state"
+    watcher = world.client("w")
+    watcher.subscribe(("$SYS/broker/connection/+/state", 1))
+    bridge = world.client("vm.one", version, will=WillMessage(state, b"0", 1, True))
+    bridge.publish(state, b"1", 1, 1, retain=True)
+    assert bridge.take() == [PubAck(1)]
+    bridge.detach()
+    assert watcher.payloads() == [b"1", b"0"]
+    stranger = world.client("s")
+    for number, near in enumerate(["$SYS/broker/connection/state", "$SYS/broker/connection/a/b/state", "$SYS/broker/version/a/state"], 1):
+        stranger.publish(near, b"x", 1, number)
+        assert stranger.take() == [PubAck(number, ReasonCode.NOT_AUTHORIZED)]
 
 
 # ---- retained messages ----
