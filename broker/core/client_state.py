@@ -128,6 +128,11 @@ class Exchange:
         self.owner: Any = None
 
 
+UNTOLD_COUNT_MAX: Final = 20
+"""Messages under way at QoS 1 and 2 to a broker of 3.1.1, which cannot say how many it takes. Mosquitto takes 20 by default (2.0.11): of a QoS 2
+message beyond them it completes the handshake and delivers nothing. Its own client, and paho, have no more under way either."""
+
+
 class Capabilities:
     """What the broker said it can do, and how much; the values that hold where it said nothing (MQTT 5.0, 3.2.2.3)."""
 
@@ -145,7 +150,7 @@ class Capabilities:
 
     def __init__(self, connack: ConnAck | None, version: int) -> None:
         properties = NO_PROPERTIES if connack is None else connack.properties
-        self.receive_maximum: int = _or(properties.receive_maximum, 65_535)
+        self.receive_maximum: int = _or(properties.receive_maximum, 65_535) if version >= MQTT_5 else UNTOLD_COUNT_MAX
         self.maximum_qos: int = _or(properties.maximum_qos, 2)
         self.packet_bytes_max: int = _or(properties.maximum_packet_size, 268_435_460)
         self.topic_alias_maximum: int = _or(properties.topic_alias_maximum, 0)

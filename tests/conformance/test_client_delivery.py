@@ -40,10 +40,10 @@ def test_new_messages_have_unused_ids_and_no_dup(version: int, qos: int) -> None
     broker = ScriptedBroker(version)
     broker.connect()
     frames = []
-    for _ in range(50):
+    for _ in range(20):  # more wait, in 3.1.1
         frames += broker.publish(qos=qos)[1]
     assert {frame[0] for frame in frames} == {0x30 | qos << 1}
-    assert len({packet_id(frame) for frame in frames}) == 50
+    assert len({packet_id(frame) for frame in frames}) == 20
     assert 0 not in {packet_id(frame) for frame in frames}
 
 

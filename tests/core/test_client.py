@@ -557,6 +557,21 @@ def test_it_expires_while_the_window_is_full_too() -> None:
     assert waits.outcome == "expired"
 
 
+@pytest.mark.parametrize("version", [MQTT_311, MQTT_5])
+def test_twenty_are_under_way_to_a_broker_that_cannot_say_how_many_it_takes(version: int) -> None:
+    """A broker of 5.0 that says nothing has said 65,535."""
+    made = Bench(version=version)
+    made.connect()
+    for _ in range(30):
+        made.core.publish(Publish("t", b"", 2), now=made.now)
+    published = [packet.packet_id for packet in made.sent() if isinstance(packet, Publish)]
+    assert len(published) == (30 if version == MQTT_5 else 20)
+    made.hear(PubRec(published[0]))
+    assert made.sent() == [PubRel(published[0])]
+    made.hear(PubComp(published[0]))
+    assert len(made.sent()) == (0 if version == MQTT_5 else 1)
+
+
 def test_what_was_sent_is_repeated_though_it_has_expired() -> None:
     made = Bench(session_expiry_s=100)
     made.connect()
