@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from broker.core import connect, delivery, ending, engine, incoming, pausing, publish, receiving
+from broker.core import connect, delivery, due, ending, engine, incoming, pausing, publish, receiving
 from broker.core.client_inbox import ClientInbox
 from broker.core.client_outbox import ClientOutbox
 from broker.core.client_state import Delivery as ClientDelivery
@@ -182,7 +182,7 @@ def bounds_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def expiry_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     """A session whose time has run out goes on."""
-    monkeypatch.setattr(engine, "end_session", lambda state, session, now: None)
+    monkeypatch.setattr(due, "end_session", lambda state, session, now: None)
 
 
 def inflight_leaked(monkeypatch: pytest.MonkeyPatch) -> None:
