@@ -51,8 +51,8 @@ def test_a_stuck_subscriber_costs_its_publisher_its_credit_once(others: int) -> 
     assert world.dropped("overflow") > 20_000
 
 
-def test_a_sole_recipient_that_makes_progress_paces_its_publisher_without_loss() -> None:
-    world, publisher, receiver = slow()
+def publish_while_it_reads(world: World, publisher: Any, receiver: Any, step_s: float) -> int:
+    """A thousand steps of 100 bytes read, and five messages where the publisher is not paused; how many were published."""
     sent = 0
     for _ in range(1000):
         if not publisher.link.paused:
@@ -60,7 +60,13 @@ def test_a_sole_recipient_that_makes_progress_paces_its_publisher_without_loss()
             sent += 5
         receiver.read(100)
         receiver.takes = 0
-        world.after(0.5)
+        world.after(step_s)
+    return sent
+
+
+def test_a_sole_recipient_that_makes_progress_paces_its_publisher_without_loss() -> None:
+    world, publisher, receiver = slow()
+    sent = publish_while_it_reads(world, publisher, receiver, 0.5)
     receiver.read()
     assert len(receiver.messages()) == sent
     assert 900 < sent < 1200
@@ -215,14 +221,7 @@ def test_one_that_others_receive_too_may_not_pace_them() -> None:
     world, publisher, receiver = slow()
     healthy = world.client("h")
     healthy.subscribe("t")
-    sent = 0
-    for _ in range(1000):
-        if not publisher.link.paused:
-            fill(publisher, 5)
-            sent += 5
-        receiver.read(100)
-        receiver.takes = 0
-        world.after(0.1)
+    sent = publish_while_it_reads(world, publisher, receiver, 0.1)
     assert sent > 4000
     assert len(healthy.messages()) == sent
 
