@@ -48,12 +48,11 @@ if TYPE_CHECKING:
     from broker.errors import NotSupported as NotSupported
     from broker.errors import Offline as Offline
     from broker.errors import PublishRefused as PublishRefused
+    from broker.errors import StoreError as StoreError
     from broker.errors import SubscribeRefused as SubscribeRefused
     from broker.errors import SubscriptionExists as SubscriptionExists
     from broker.hub import Broker as Broker
     from broker.hub import ClientInfo as ClientInfo
-    from broker.hub import open_broker as open_broker
-    from broker.hub import serve as serve
     from broker.messages import Message as Message
     from broker.messages import Overflow as Overflow
     from broker.messages import Payload as Payload
@@ -66,6 +65,8 @@ if TYPE_CHECKING:
     from broker.net.listener import Listener as Listener
     from broker.net.tls import TlsFiles as TlsFiles
     from broker.net.tls import TlsName as TlsName
+    from broker.opening import open_broker as open_broker
+    from broker.opening import serve as serve
     from broker.reasons import ReasonCode as ReasonCode
     from broker.thread import BrokerThread as BrokerThread
     from broker.thread import broker_thread as broker_thread
@@ -82,13 +83,14 @@ _ROOMS = {
     "core.limits": ("Limits",),
     "errors": (
         "BrokerError", "ConfigError", "ConnectError", "ConnectRefused", "ConnectionLost", "DeliveryUnknown", "InvalidTopic", "ListenError",
-        "MessageExpired", "NotSupported", "Offline", "PublishRefused", "SubscribeRefused", "SubscriptionExists",
+        "MessageExpired", "NotSupported", "Offline", "PublishRefused", "StoreError", "SubscribeRefused", "SubscriptionExists",
     ),
-    "hub": ("Broker", "ClientInfo", "open_broker", "serve"),
+    "hub": ("Broker", "ClientInfo"),
     "messages": ("Message", "Overflow", "Payload", "QoS", "UserProperties", "Version", "Will"),
     "net.authentication": ("Authenticate", "ConnectRequest"),
     "net.listener": ("Listener",),
     "net.tls": ("TlsFiles", "TlsName"),
+    "opening": ("open_broker", "serve"),
     "reasons": ("ReasonCode",),
     "thread": ("BrokerThread", "broker_thread"),
 }  # fmt: skip

@@ -93,6 +93,14 @@ class ListenError(BrokerError, OSError):
         return str(self.args[0])
 
 
+class StoreError(BrokerError):
+    """The store, a file at `path`, cannot be opened, read or written: no place, no permission, another broker has it."""
+
+    def __init__(self, path: str, cause: str) -> None:
+        self.path = path
+        super().__init__(f"the store {path}: {cause}")
+
+
 class InvalidTopic(BrokerError, ValueError):
     """A Topic Name or Topic Filter that the standard forbids (MQTT 5.0, 4.7); nothing was sent."""
 

@@ -1,30 +1,22 @@
-"""`open_broker`: a broker as a scope. No task, socket or Unix path of it outlives the `async with`, however that ends.
-
-The clients live in a shielded task, so that they are told goodbye even when the scope around is cancelled; the body's end, of
-whatever kind, gives that shield its deadline. What the body raises comes out bare, not in the group of our nursery.
-"""
+"""`Broker`: an open broker, as the program sees it that opened it (`broker.opening`)."""
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import logging
 import math
-import secrets
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import trio
 
 from broker.auth.bans import Ban
 from broker.channel import MessageChannel, Subscription
-from broker.core.access import Authorize
 from broker.core.allowance import LimitOverrides
-from broker.core.engine import Engine
 from broker.core.limits import Limits
 from broker.core.message import ApplicationMessage
 from broker.core.session import Session
@@ -45,10 +37,10 @@ from broker.messages import (
 from broker.metrics import SysTopics
 from broker.net.authentication import Authenticate
 from broker.net.bound_socket import BoundSocket
-from broker.net.connection import Connection, bytes_underway
+from broker.net.connection import Connection
 from broker.net.doors import Doorkeeper, anonymous_at, is_locked, without_live
-from broker.net.listen import adopted_is_private, at_descriptor, bind_all
-from broker.net.listener import Listener, parse_listener
+from broker.net.listen import adopted_is_private
+from broker.net.listener import Listener
 from broker.net.observer import ClientLog
 from broker.net.server import Server
 from broker.net.settings import Settings, limit_faults, override_faults
@@ -131,7 +123,7 @@ class Broker:
         """Publish to all that subscribed; NO_MATCHING_SUBSCRIBERS if there is nobody. Raises InvalidTopic, ValueError, TypeError.
 
         Waits while a subscriber is over its high mark, for at most `slow_subscriber_grace_s` of credit, which refills at a tenth of
-        time. Cancelled: nothing was published.
+        time. Cancelled there: nothing was published. With a store, QoS 1 and 2 and what is retained also wait until it is on disk.
         """
         fields = message_properties(content_type, None, None, user_properties, message_expiry_s, None)
         properties = Properties(**fields) if fields else NO_PROPERTIES
@@ -144,6 +136,8 @@ class Broker:
         expires_at = math.inf if message_expiry_s is None else now + message_expiry_s
         reason = self._engine.publish(ApplicationMessage(topic, data, qos, retain, properties, expires_at=expires_at), now)
         self._server.flush()
+        if self._server.committer is not None and (qos or retain):
+            await self._server.committer.wait_written()
         return reason
 
     async def _wait_for_slow_ones(self) -> None:
@@ -263,9 +257,9 @@ class Broker:
         """
         old = self._config
         plan = self._doorkeeper.read(config)
-        limits = _limits(self._overrides, config, plan.listeners)
+        limits = limits_of(self._overrides, config, plan.listeners)
         check_open([*plan.listeners, *self._doorkeeper.adopted], config, self._doorkeeper.hook)
-        self._engine.set_overflow(_overflow_rules(self._overflow, config))
+        self._engine.set_overflow(overflow_rules(self._overflow, config))
         self._doorkeeper.use(plan)
         self._server.set_limits(limits, config.limits_for)
         self._sys_topics.set_interval(config.sys_interval_s)
@@ -329,159 +323,10 @@ def _client_info(session: Session) -> ClientInfo:
     )
 
 
-# ---- opening ----------------------------------------------------------------------------------------------------------
+# ---- what a configuration says ----------------------------------------------------------------------------------------
 
 
-@asynccontextmanager
-async def open_broker(
-    config: Settings | None = None,
-    *,
-    listeners: Sequence[Listener | str | trio.SocketListener] | None = None,
-    authenticate: Authenticate | None = None,
-    authorize: Authorize | None = None,
-    overflow: Mapping[str, Overflow] | None = None,
-    **limits: int | float,
-) -> AsyncIterator[Broker]:
-    """A broker that lives as long as the body. Entered when all listeners are bound; else ListenError, and none is left open.
-
-    config: a `Config`. listeners: None means the config's; without a config **none**: in-process only, so that a test never takes port
-    1883. authenticate decides instead of password files and certificates' names, authorize instead of ACL files and [[access]]; what
-    comes in by `Broker.attach` is asked as others are. A SocketListener becomes the broker's own. overflow: Topic Filter to
-    rule, asked before the config's. limits: keys of the TOML's [limits]. $SYS is published when a config says how
-    often (Config's default: 10 s), not otherwise.
-
-    Left normally: `shutdown(shutdown_grace_s)`. Cancelled, or left by an exception: the same goodbye, with the same deadline; the
-    body's own exception comes out bare. ConfigError for a listener that is not loopback or Unix while nothing says who may come in.
-    """
-    _check_kinds(config, authenticate, authorize, overflow)
-    wanted = _listeners(config, listeners)
-    unknown = sorted(limits.keys() - set(Limits.__struct_fields__))
-    if unknown:
-        raise TypeError(f"open_broker() has neither an argument nor a limit of the name {unknown[0]!r}")
-    overrides = LimitOverrides(**limits)
-    own = [listener for listener in wanted if isinstance(listener, Listener)]
-    chosen = _limits(overrides, config, own)
-    check_open(wanted, config, authenticate)
-    doorkeeper = Doorkeeper(config, own, authenticate, authorized_by_hook=authorize is not None, fixed=listeners is not None)
-    log = ClientLog(config is None or config.log.connections)
-    engine = Engine(
-        chosen,
-        new_client_id=_new_client_id,
-        asks_authentication=authenticate is not None,
-        authorize=authorize,
-        on_authorize_error=_log_authorize_error,
-        observer=log,
-        overflow=_overflow_rules(overflow or {}, config),
-        bytes_underway=bytes_underway,
-    )
-    sys_topics = SysTopics(0 if config is None else config.sys_interval_s)
-    server = Server(engine, chosen, chores=(sys_topics.run, doorkeeper.watch, log.drops.run))
-    bound = await bind_all(wanted)
-    doorkeeper.begin(server, bound)
-    server.bound = bound
-    server.set_limits(chosen, () if config is None else config.limits_for)
-    failure: BaseException | None = None
-    caught: BaseExceptionGroup[BaseException] | None = None
-    try:
-        async with trio.open_nursery() as nursery:
-            hub = Broker(server, bound, config, sys_topics, log, doorkeeper, overflow or {}, overrides)
-            try:
-                await nursery.start(server.run, bound)
-                yield hub
-            except BaseException as error:
-                failure = error
-                raise
-            finally:
-                # The one place that ends the shield in `run`, whatever the body did.
-                server.begin_shutdown(hub._grace_s)
-    except BaseExceptionGroup as group:
-        caught = group
-    finally:
-        for one in bound:
-            one.close()
-    if caught is not None:
-        # Outside of the handler: the group is no context of what it held.
-        try:
-            raise _bare(caught, failure)
-        finally:
-            del caught, failure
-
-
-def _bare(group: BaseExceptionGroup[BaseException], failure: BaseException | None) -> BaseException:
-    """What is in our nursery's group, without it, if that is one thing. A group that the body raised itself is one thing."""
-    faults = _faults(group)
-    if failure is not None and faults == _faults(failure):
-        return failure
-    if len(faults) == 1:
-        return next(iter(faults.values()))
-    return group
-
-
-def _faults(error: BaseException) -> dict[int, BaseException]:
-    """Its leaves but for cancellations, by identity: Trio rebuilds the groups around them."""
-    if isinstance(error, BaseExceptionGroup):
-        return {key: leaf for inner in error.exceptions for key, leaf in _faults(inner).items()}
-    return {} if isinstance(error, trio.Cancelled) else {id(error): error}
-
-
-async def serve(
-    config: Settings | None = None,
-    *,
-    listeners: Sequence[Listener | str | trio.SocketListener] | None = None,
-    authenticate: Authenticate | None = None,
-    authorize: Authorize | None = None,
-    overflow: Mapping[str, Overflow] | None = None,
-    task_status: trio.TaskStatus[Broker] = trio.TASK_STATUS_IGNORED,
-    **limits: int | float,
-) -> None:
-    """`open_broker` for `hub = await nursery.start(serve, config)`, until cancelled or `Broker.shutdown`."""
-    opened = open_broker(config, listeners=listeners, authenticate=authenticate, authorize=authorize, overflow=overflow, **limits)
-    async with opened as hub:
-        task_status.started(hub)
-        await hub.wait_closed()
-        await hub._server.wait_ended()  # as long as whoever called `shutdown` gave it; the end of this scope would shorten that
-
-
-def _new_client_id() -> str:
-    return f"auto-{secrets.token_hex(10)}"
-
-
-def _log_authorize_error(error: Exception) -> None:
-    logger.error("the authorize rule failed; refused", exc_info=error)
-
-
-def _check_kinds(config: Any, authenticate: Any, authorize: Any, overflow: Any) -> None:
-    if config is not None and not hasattr(config, "listeners"):
-        raise TypeError("config must be a Config, as Config.load(PATH) or Config.from_dict({...}) gives")
-    if overflow is not None and not isinstance(overflow, Mapping):
-        raise TypeError(f"overflow maps Topic Filters to rules, and is no {type(overflow).__name__}")
-    if authenticate is not None and not callable(authenticate):
-        raise TypeError(f"authenticate must be an async function, not {type(authenticate).__name__}")
-    if authorize is not None and (not callable(authorize) or inspect.iscoroutinefunction(authorize)):
-        raise TypeError("authorize must be a plain function: it is asked in the middle of a delivery, and cannot wait")
-
-
-def _listeners(config: Settings | None, listeners: Sequence[Listener | str | trio.SocketListener] | None) -> list[Listener | trio.SocketListener]:
-    if isinstance(listeners, (str, Listener, trio.SocketListener)):
-        raise TypeError("listeners is a list: listeners=[...]")
-    found: list[Listener | trio.SocketListener] = []
-    wanted: Sequence[Listener | str | trio.SocketListener] = listeners if listeners is not None else () if config is None else config.listeners
-    for index, listener in enumerate(wanted):
-        one = parse_listener(listener) if isinstance(listener, str) else listener
-        if not isinstance(one, (Listener, trio.SocketListener)):
-            raise TypeError(f"a listener is a Listener, a URL or a trio.SocketListener, not {type(one).__name__}")
-        if isinstance(one, Listener) and one.descriptor is not None:
-            try:
-                one = at_descriptor(one, one.descriptor)
-            except ValueError as error:
-                raise ConfigError([(f"listeners[{index}].descriptor", str(error))]) from None
-        if isinstance(one, Listener) and any(one is other for other in found):
-            one = msgspec.structs.replace(one)  # two sockets, of which a reload may say different things
-        found.append(one)
-    return found
-
-
-def _limits(overrides: LimitOverrides, config: Settings | None, listeners: Sequence[Listener]) -> Limits:
+def limits_of(overrides: LimitOverrides, config: Settings | None, listeners: Sequence[Listener]) -> Limits:
     """Of the file, under the embedder's. ConfigError names all that make no sense, those of listeners and users too."""
     limits = overrides.over(Limits() if config is None else config.limits)
     faults = limit_faults(limits) or override_faults(limits, listeners, () if config is None else config.limits_for)
@@ -490,7 +335,7 @@ def _limits(overrides: LimitOverrides, config: Settings | None, listeners: Seque
     return limits
 
 
-def _overflow_rules(first: Mapping[str, str], config: Settings | None) -> dict[str, str]:
+def overflow_rules(first: Mapping[str, str], config: Settings | None) -> dict[str, str]:
     """The embedder's, then the file's."""
     rules = dict(first)
     for rule in () if config is None else config.overflow:

@@ -21,10 +21,11 @@ import trio
 
 from broker.core.message import ApplicationMessage
 from broker.errors import shown
-from broker.hub import Broker, open_broker
+from broker.hub import Broker
 from broker.messages import Message, Payload
 from broker.net.listener import Listener, parse_listener
 from broker.net.settings import Settings
+from broker.opening import open_broker
 from broker.reasons import ReasonCode
 from broker.wire.topics import matches, topic_filter_fault
 

@@ -1,6 +1,6 @@
 """Imports point one way.
 
-reasons < errors < wire < core < {store, auth} < messages < pace < channel < net < {client, metrics} < hub < thread < {...} < config < cli.
+reasons < errors < wire < core < {store, auth} < messages < pace < channel < net < {client, metrics} < hub < opening < thread < {...} < config < cli.
 
 A room may import its own and those below. The pure rooms, wire and core, may not touch time, chance, sockets or an event loop,
 else a test of theirs would need one. `if TYPE_CHECKING` imports count too: a name needed to say what something is, is a dependency.
@@ -29,6 +29,7 @@ ORDER = [
     {"net"},
     {"client", "metrics"},
     {"hub"},
+    {"opening"},
     {"thread"},
     {"bridge", "cluster", "http", "testing", "bench"},
 ]

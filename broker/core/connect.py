@@ -6,6 +6,7 @@ race, and nobody waits for anybody.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from msgspec import structs
@@ -17,6 +18,7 @@ from broker.core.deadlines import KEEP_ALIVE
 from broker.core.delivery import pump
 from broker.core.ending import close_link, drop_will, end_session, keep_will, leave
 from broker.core.inflight import PACKET_ID_MAX
+from broker.core.journal import gate, note
 from broker.core.limits import outbox_mark
 from broker.core.link import AUTHENTICATING, CONNECTED, PACKET_BYTES_LARGEST
 from broker.core.mount import mounted_will
@@ -28,6 +30,7 @@ from broker.wire.codec import encode
 from broker.wire.packets import MQTT_5, MQTT_31, NO_PROPERTIES, Connect, PubRel
 
 if TYPE_CHECKING:
+    from broker.core.journal import Journal
     from broker.core.link import Link
     from broker.core.state import State
 
@@ -96,12 +99,27 @@ def accept(state: State, link: Link, packet: Connect, now: float, final_data: by
     state.connected_count += 1
     if link.username is not None:
         state.users[link.username] = state.users.get(link.username, 0) + 1
+    if state.journal is not None:
+        _record(state, state.journal, session, link)
     _adopt_capabilities(link, packet, now)
     if _welcome(state, link, session, packet, present, final_data, now) and present:
         session.resume(link)
         for packet_id in session.sender.released:  # [MQTT5-4.4.0-1]
             state.send(link, encode(PubRel(packet_id), link.version))
         pump(state, link, now)
+
+
+def _record(state: State, journal: Journal, session: Session, link: Link) -> None:
+    """What is to outlive the process is written down before its client is told that it is there."""
+    if session.record is None:
+        if not session.lasts:
+            return
+        journal.begin(session, link.listener)
+    record = session.record
+    assert record is not None
+    record.listener = link.listener
+    record.left_at = math.inf
+    note(state, session)
 
 
 def _welcome(state: State, link: Link, session: Session, packet: Connect, present: bool, final_data: bytes | None, now: float) -> bool:
@@ -142,6 +160,8 @@ def _taken_over(state: State, link: Link, session: Session, packet: Connect, now
     if packet.clean_start or stranger:
         end_session(state, session, now)  # [MQTT5-3.1.2-4]
     if session.ended:
+        if state.journal is not None:
+            gate(state, link)
         return None
     state.deadlines.cancel(session.expiry_deadline)
     session.expiry_deadline = None

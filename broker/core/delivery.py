@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from broker.core import pausing
 from broker.core.ending import close_link
+from broker.core.journal import note
 from broker.core.kept import FIRST_BYTE, KEPT_PLAIN, KEPT_PLAIN_5, Kept, message_of, replayed, topic_of, with_packet_id
 from broker.core.mount import own_topic_field
 from broker.core.waiting import Delivery, KeptDelivery, WaitingQueue
@@ -100,6 +101,8 @@ def send(state: State, link: Link, session: Session, delivery: Delivery, now: fl
     sender = session.sender
     packet_id = sender.send(delivery)
     session.hold(delivery.size)
+    if session.record is not None:
+        note(state, session)
     if not commit(state, link, delivery.message, delivery.qos, delivery.retain, delivery.identifiers, packet_id, False, now):
         # Too large for this client: as if it had been fully sent, so no id and no quota stay taken [MQTT5-3.1.2-25].
         sender.abandon(packet_id)
@@ -184,12 +187,16 @@ def pump(state: State, link: Link, now: float) -> None:
                 if not commit(state, link, delivery.message, delivery.qos, delivery.retain, delivery.identifiers, packet_id, True, now):
                     session.sender.abandon(packet_id)
                     session.let_go(unacknowledged.size)
+                    if session.record is not None:
+                        note(state, session)
                 continue
         from_session = session is not None and session.queue.count > 0 and not session.sender.resend and may_send(state, session, link)
         if session is not None and from_session and (not outbox.waiting.count or session.queue.first_order() < outbox.waiting.first_order()):
             delivery = session.queue.pop()
             if not _expired(state, link, delivery, now):
                 send(state, link, session, delivery, now)
+            elif session.record is not None:
+                note(state, session)
         elif outbox.waiting.count:
             delivery = outbox.waiting.pop()
             if not _expired(state, link, delivery, now):
@@ -248,6 +255,8 @@ def _send_kept(state: State, link: Link, session: Session, subscription: Subscri
             delivery = KeptDelivery(kept, min(kept[0] >> 1 & 3, subscription.qos), session.order)
             session.hold(delivery.size)
             frames.append(with_packet_id(kept, delivery.qos, session.sender.send(delivery)))
+            if session.record is not None:
+                note(state, session)
         else:
             _commit_frames(state, link, frames)
             frames = []
@@ -393,4 +402,6 @@ def _wait_in_outbox(state: State, link: Link, session: Session, delivery: Delive
 
 def _wait_in_session(state: State, session: Session, delivery: Delivery, now: float) -> bool:
     limits = session.limits
+    if session.record is not None:
+        note(state, session)
     return _wait(state, session, session.own_queue(), delivery, limits.queue_count_max, limits.queue_bytes_max, "queue-full", now)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from broker.core import incoming, pausing
 from broker.core.deadlines import SESSION_EXPIRY, WILL_DELAY
+from broker.core.journal import note
 from broker.core.link import CONNECTED, ENDED
 from broker.core.message import ApplicationMessage
 from broker.core.session import granted_expiry_s
@@ -86,6 +87,9 @@ def leave(state: State, link: Link, now: float, cause: str, *, error: bool, disc
             state.users[link.username] = count
         else:
             del state.users[link.username]
+    if session.record is not None:
+        session.record.left_at = now
+        note(state, session)
     _settle_will(state, session, now, discard_will)
     if not session.lasts:
         if keep_waiting:
@@ -183,6 +187,8 @@ def end_session(state: State, session: Session, now: float, *, keep_waiting: boo
     if session.inflight_bytes:
         session.let_go(session.inflight_bytes)
     session.ended = True
+    if session.record is not None and state.journal is not None:
+        state.journal.end(session)
     if session.will is not None:
         publish_will(state, session, now)
     state.deadlines.cancel(session.expiry_deadline)

@@ -22,6 +22,7 @@ from broker.core.connect import follow_limits
 from broker.core.delivery import pump
 from broker.core.due import on_due
 from broker.core.ending import close_link, discard, end_session, leave
+from broker.core.journal import Journal, gate
 from broker.core.kept import message_of
 from broker.core.leftovers import finish
 from broker.core.limits import Limits
@@ -32,6 +33,7 @@ from broker.core.overflow import OverflowRules
 from broker.core.publish import publish
 from broker.core.receiving import make_room, paced, process, violation
 from broker.core.relay import passed_on, sole_recipient
+from broker.core.restoring import restore
 from broker.core.session import Session
 from broker.core.state import State
 from broker.core.statistics import statistics
@@ -41,6 +43,7 @@ from broker.reasons import ReasonCode
 from broker.wire.topics import topic_filter_fault, topic_name_fault
 
 if TYPE_CHECKING:
+    from broker.core.saved import Changes, Saved
     from broker.core.session import Sink
 
 
@@ -66,10 +69,12 @@ class Engine:
         overflow: Mapping[str, str] | None = None,
         response_information: str = "",
         bytes_underway: Callable[[Link], int] | None = None,
+        lasting: bool = False,
     ) -> None:
         """new_client_id: makes Client Identifiers for clients that bring none (randomness is not the core's). asks_authentication: each
         CONNECT waits, with its question in `link.auth`, for `authenticated`. authorize: see `core.access`. overflow: Topic Filter to rule.
-        bytes_underway: of what `bytes_sent` told, what has not come to the peer yet, if that can be known."""
+        bytes_underway: of what `bytes_sent` told, what has not come to the peer yet, if that can be known. lasting: what must outlive the process
+        is to be had from `take_changes`, and nothing that depends on it leaves before it is `committed`."""
         self.state = State(
             limits or Limits(),
             Access(authorize, on_authorize_error),
@@ -79,12 +84,18 @@ class Engine:
             asks_authentication,
             response_information,
             bytes_underway or _all_arrived,
+            Journal() if lasting else None,
         )
 
     @property
     def access(self) -> Access:
         """What a client may do whose listener has no rules of its own."""
         return self.state.access
+
+    @property
+    def allowance(self) -> Allowance:
+        """And how much."""
+        return self.state.allowance
 
     # ---- a byte stream's life ----
 
@@ -142,6 +153,8 @@ class Engine:
         state.work = 0
         more = False
         published = state.counters.publish_received
+        journal = state.journal
+        noted = 0 if journal is None else journal.count
         try:
             more = process(state, link, now)
             if link.rate is not None:
@@ -152,6 +165,8 @@ class Engine:
             make_room(state, now)
         if state.wills or state.orphans:
             finish(self.state, now)
+        if journal is not None and journal.count != noted:
+            gate(state, link)
         return more
 
     def take_ready(self) -> list[Link]:
@@ -161,6 +176,10 @@ class Engine:
         if not ready:
             return ready
         state.ready = []
+        if state.journal is not None:
+            committed = state.committed
+            state.gated += [link for link in ready if link.gate > committed]
+            ready = [link for link in ready if link.gate <= committed]
         for link in ready:
             link.ready = False
             if link.outbox.counted_bytes:
@@ -168,7 +187,9 @@ class Engine:
         return ready
 
     def data_to_send(self, link: Link, limit: int = 262_144) -> bytes | memoryview:
-        """What is next for that link's socket, about `limit` at most; the same until `bytes_sent`."""
+        """What is next for that link's socket, about `limit` at most; the same until `bytes_sent`. Nothing while it is `held_back`."""
+        if link.gate > self.state.committed:
+            return b""
         return link.outbox.data_to_send(limit)
 
     def take_to_send(self, links: Sequence[Link], limit: int) -> list[bytes]:
@@ -261,6 +282,52 @@ class Engine:
         else:
             discard(state, link)
         finish(self.state, now)
+
+    # ---- what outlives the process ----
+
+    def restore(self, saved: Saved, now: float, unix_now: float, rules_of: Callable[[str], tuple[Access, Allowance]] | None = None) -> None:
+        """Before anybody comes: what a store has. rules_of: a listener, as `attach` named it, to what its clients may do, and how much."""
+        restore(self.state, saved, now, unix_now, rules_of)
+
+    def take_changes(self, now: float, unix_now: float) -> Changes | None:
+        """What has changed since the last time, to be written all or not at all, and then told to `committed`; None if nothing has."""
+        journal = self.state.journal
+        return None if journal is None else journal.take(self.state, now, unix_now)
+
+    def committed(self, number: int) -> None:
+        """The changes of that number are on disk, and all before. Whoever waited for that is named by `take_ready`."""
+        state = self.state
+        state.committed = number
+        gated, state.gated = state.gated, []
+        for link in gated:
+            if link.gate <= number:
+                state.ready.append(link)
+            else:
+                state.gated.append(link)
+
+    def held_back(self, link: Link) -> bool:
+        """Is there something for it that waits for the disk?"""
+        return link.gate > self.state.committed and link.outbox.committed_bytes > 0
+
+    @property
+    def has_changes(self) -> bool:
+        journal = self.state.journal
+        return journal is not None and journal.has_changes
+
+    @property
+    def last_change(self) -> int:
+        """Number of the newest changes that there are, taken or not."""
+        journal = self.state.journal
+        return 0 if journal is None else journal.number - (not journal.has_changes)
+
+    def is_committed(self, number: int) -> bool:
+        return self.state.committed >= number
+
+    @property
+    def changes_count(self) -> int:
+        """About how many changes have not been taken."""
+        journal = self.state.journal
+        return 0 if journal is None else journal.pending_count
 
     # ---- authentication ----
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from broker.core.acknowledging import PUBACK, PUBCOMP, PUBREC, PUBREL, complete, release, settle
 from broker.core.delivery import pump
+from broker.core.journal import note
 from broker.core.link import CONNECTED
 from broker.core.publish_run import publish_run
 
@@ -72,6 +73,8 @@ def exchange(state: State, link: Link, session: Session, now: float) -> bool:
     counters.packets_received += acknowledged + received
     counters.publish_received += received
     state.work += acknowledged // 8
+    if (acknowledged or received) and session.record is not None:
+        note(state, session)
     if answers and link.phase == CONNECTED:  # nothing after a DISCONNECT [MQTT5-3.14.4-1]
         counters.packets_sent += answers_count
         link.outbox.append(answers[0] if len(answers) == 1 else b"".join(answers))

@@ -38,7 +38,7 @@ PACKET_BYTES_LARGEST: Final = 268_435_460
 class Link:
     __slots__ = (
         "access", "aliases_in", "aliases_out", "aliases_out_max", "allowance", "attached", "auth", "auth_deadline", "auth_method", "cause",
-        "client_id", "closing", "credit", "deadline", "decoder", "error", "keep_alive_s", "known_topics", "last_received_at", "leaving",
+        "client_id", "closing", "credit", "deadline", "decoder", "error", "gate", "keep_alive_s", "known_topics", "last_received_at", "leaving",
         "limits", "listener", "mount_point", "outbox", "outbox_bytes_high", "packet_bytes_max", "passed", "passed_count", "passed_last", "passed_to",
         "passing_bytes_max", "paused", "paused_by", "pausing", "peer", "phase", "promised", "rate", "ready", "receive_maximum",
         "receiving_bytes", "refusal", "session", "transport", "username", "version",
@@ -76,6 +76,8 @@ class Link:
         """Send what is left, then close. Nothing that arrives is looked at any more."""
         self.ready = False
         """Named, or about to be named, by `take_ready`."""
+        self.gate = 0
+        """Number of the changes that have to be on disk before it is sent anything: see `core.journal`."""
         self.cause = ""
         """Why it ended."""
         self.error = False

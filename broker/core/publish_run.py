@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from broker.core import pausing
 from broker.core.delivery import deliver
 from broker.core.inflight import NO_RECEIVER, PACKET_ID_MAX
+from broker.core.journal import note
 from broker.core.packet_ids import PacketIds, packet_ids
 from broker.core.plain_properties import plain_stop
 from broker.core.publish import recognise
@@ -193,6 +194,8 @@ def _give(state: State, link: Link, route: Route, run: PublishRun, ids: PacketId
             session.inflight_bytes += run.size * count  # `Session.hold`
             held_bytes += run.size * count
             outbox.append(form.frames)
+            if session.record is not None:
+                note(state, session)
         sent_count += count
         if not recipient.ready:
             recipient.ready = True

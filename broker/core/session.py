@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from broker.core.access import Access
     from broker.core.allowance import Allowance
     from broker.core.deadlines import Deadline
+    from broker.core.journal import Record
     from broker.core.limits import Limits
     from broker.core.link import Link
     from broker.core.message import ApplicationMessage
@@ -35,7 +36,8 @@ class Session:
 
     __slots__ = (
         "access", "account", "allowance", "asked", "client_id", "dropped", "ended", "expiry_deadline", "expiry_s", "inflight_bytes", "link",
-        "more_places", "mount_point", "order", "queue", "receiver", "replays", "sender", "sink", "subscriptions", "username", "will", "will_deadline",
+        "more_places", "mount_point", "order", "queue", "receiver", "record", "replays", "sender", "sink", "subscriptions", "username", "will",
+        "will_deadline",
     )  # fmt: skip
 
     def __init__(
@@ -80,6 +82,8 @@ class Session:
         self.dropped: dict[str, int] | None = None
         """Messages not delivered to it, by reason."""
         self.ended = False
+        self.record: Record | None = None
+        """What the store has of it, if it is to outlive the process."""
 
     def subscription(self, qos: int, no_local: bool, retain_as_published: bool, identifier: int, wild: bool = False) -> Subscription:
         """With these options: the last one again if it has them too, as most have."""

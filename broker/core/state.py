@@ -10,6 +10,7 @@ from broker.core.allowance import Allowance
 from broker.core.buckets import Buckets
 from broker.core.deadlines import CONNECT_TIMEOUT, Deadlines
 from broker.core.incoming import FREE_BYTES
+from broker.core.journal import Journal, LastingRetainedStore
 from broker.core.retained import RetainedStore
 from broker.core.topic_table import TopicTable
 from broker.core.waiting import Account
@@ -62,6 +63,7 @@ class State:
         asks_authentication: bool,
         response_information: str,
         bytes_underway: Callable[[Link], int],
+        journal: Journal | None,
     ) -> None:
         self.limits = limits
         """Of the broker as a whole; those of one client are `link.limits`."""
@@ -75,7 +77,11 @@ class State:
         self.response_information = response_information
         self.bytes_underway = bytes_underway
         self.topics = TopicTable(limits.routes_count_max)
-        self.retained = RetainedStore()
+        self.journal = journal
+        """None: nothing outlives the process."""
+        self.committed = 0
+        """The changes up to that number are on disk."""
+        self.retained = RetainedStore() if journal is None else LastingRetainedStore(journal)
         self.deadlines = Deadlines()
         self.sessions: dict[str, Session] = {}
         self.links: dict[Link, None] = {}  # not a set: its order would change from run to run, and shutdown's goodbyes with it
@@ -97,6 +103,8 @@ class State:
         # What one verb leaves for its own end, or for the next.
         self.ready: list[Link] = []
         """For `take_ready`."""
+        self.gated: list[Link] = []
+        """Named already, but for that they wait for the disk."""
         self.wills: deque[tuple[ApplicationMessage, int]] = deque()
         """To be published, with the bytes that each counts for until then."""
         self.orphans: deque[tuple[SharedGroup, ApplicationMessage, str]] = deque()

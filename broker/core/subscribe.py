@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from broker.core.delivery import pump
+from broker.core.journal import note
 from broker.core.mount import mounted_filter
 from broker.core.replay import Replay
 from broker.core.topic_table import DEEP_LEVELS, more_places
@@ -83,6 +84,9 @@ def subscribe_alike(state: State, link: Link, body: bytes) -> bool:
         state.topics.add_literals(literals, subscription)
     for filter in wildcards:
         state.topics.add(filter, subscription)
+    if session.record is not None:
+        session.record.filters.update(dict.fromkeys(filters))
+        note(state, session)
     state.work += len(filters)
     answer = body[:start] + _GRANTED_BYTES[qos] * len(filters)
     state.send(link, b"\x90" + encode_varint(len(answer)) + answer)
@@ -167,6 +171,9 @@ def _subscribe(state: State, link: Link, session: Session, request: Subscription
         qos = link.promised.maximum_qos  # [MQTT5-3.2.2-10]
     subscription = session.subscription(qos, request.no_local, request.retain_as_published, identifier, wild)
     state.topics.add(filter, subscription)
+    if session.record is not None:
+        session.record.filters[filter] = None
+        note(state, session)
     if owed and state.retained.may_match(filter):
         if session.replays is None:
             session.replays = {}
@@ -183,6 +190,9 @@ def on_unsubscribe(state: State, link: Link, packet: Unsubscribe, now: float) ->
         ReasonCode.SUCCESS if state.topics.remove(session, filter) else ReasonCode.NO_SUBSCRIPTION_EXISTED  # [MQTT5-3.10.4-1, -5]
         for filter in filters
     )
+    if session.record is not None:
+        session.record.filters.update(dict.fromkeys(filters))
+        note(state, session)
     if session.replays:
         for filter in filters:
             session.replays.pop(filter, None)  # one that comes again begins anew, if it is owed anything [MQTT5-3.3.1-11]

@@ -58,6 +58,10 @@ class SharedGroup:
         else:
             self.members[position] = subscription
 
+    def has(self, session: Session) -> bool:
+        """Is it a member?"""
+        return session in self._positions
+
     def leave(self, session: Session) -> None:
         """The last one takes the place, so that a group of a hundred thousand does not cost the square of it to end."""
         position = self._positions.pop(session)

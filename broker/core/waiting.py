@@ -185,7 +185,7 @@ class Account:
 class WaitingQueue:
     """First in, first out. `count` and `bytes` are its own; `account` is shared, None once it is not counted any more."""
 
-    __slots__ = ("_by_topic", "_entries", "account", "bytes", "count")
+    __slots__ = ("_by_topic", "_entries", "account", "bytes", "count", "rearranged")
 
     def __init__(self, account: Account | None) -> None:
         self._entries: deque[Delivery | WaitingRun] | None = None  # most sessions never have one waiting, and an empty deque takes 600 bytes
@@ -193,6 +193,8 @@ class WaitingQueue:
         self.account = account
         self.count = 0
         self.bytes = 0
+        self.rearranged = False
+        """Something has gone from its middle, or been put there, since the journal looked."""
 
     def append(self, delivery: Delivery) -> None:
         assert self is not NOTHING_WAITS
@@ -276,6 +278,7 @@ class WaitingQueue:
         self._entries = deque(kept) if kept else None
         dropped = len(singles) - len(kept)
         if dropped:
+            self.rearranged = True
             self._count(-dropped, sum(waiting.message.size for waiting in kept) - self.bytes)
         return dropped
 
@@ -285,6 +288,7 @@ class WaitingQueue:
 
     def replace(self, older: Delivery, newer: Delivery) -> None:
         """Put a message in the place of one that waits, which is forgotten."""
+        self.rearranged = True
         self._count(0, newer.message.size - older.message.size)
         older.message = newer.message
         older.qos = newer.qos
@@ -317,6 +321,16 @@ class WaitingQueue:
                 found.extend(_apart(entry.first(entry.count)))
             else:
                 found.append(entry)
+        return found
+
+    def later_than(self, order: int) -> list[Delivery]:
+        """Those that came after that one, in order; of a session's queue, where each is by itself."""
+        found: list[Delivery] = []
+        for entry in reversed(self._entries or ()):
+            if entry.order <= order or not isinstance(entry, Delivery):
+                break
+            found.append(entry)
+        found.reverse()
         return found
 
     def take_groups(self) -> list[Delivery]:

@@ -232,7 +232,7 @@ class Connection:
         while sends_left:
             data = engine.data_to_send(link, SEND_BYTES)
             if not data:
-                if link.closing and not self.shut:
+                if link.closing and not self.shut and not engine.held_back(link):
                     self.shut = self.transport.shutdown_write_nowait()
                     return self.shut
                 return True
@@ -256,7 +256,7 @@ class Connection:
                 engine.bytes_sent(link, count, trio.current_time())
                 server.flush()  # who waited for this link may go on
                 server.note_progress()
-            if link.closing and not self.shut:
+            if link.closing and not self.shut and not engine.held_back(link):
                 self.shut = True
                 if transport.half_closes:
                     await transport.end()

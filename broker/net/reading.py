@@ -35,6 +35,7 @@ async def read(connection: Connection) -> bool:
     server = connection.server
     engine = server.engine
     clock = server.clock
+    committer = server.committer
     now = -math.inf
     quick = False
     talked_count = 0
@@ -95,13 +96,15 @@ async def read(connection: Connection) -> bool:
         server.flush(now)
         if transport.streaming:
             frame_bytes = size_next_read(transport, link.decoder, frame_bytes)
+        if committer is not None and committer.is_behind:
+            await committer.catch_up()
         if link.auth is not None and not alone:
             held = ask(connection, link.auth) or held
     # The peer sends no more; it may still read, so it gets what was queued for it.
     engine.detach(link, clock(), still_reads=True)
     server.flush()
     if alone:
-        return not (connection.writing or engine.is_behind(link))
+        return not (connection.writing or engine.is_behind(link) or engine.held_back(link))
     await drain(connection)
     return True
 
@@ -166,5 +169,7 @@ async def drain(connection: Connection) -> None:
             await connection.drained.wait()
         elif connection.server.engine.is_behind(link):
             await trio.lowlevel.checkpoint()  # the timer's turn
+        elif connection.server.committer is not None and connection.server.engine.held_back(link):
+            await connection.server.committer.written.wait()
         else:
             return

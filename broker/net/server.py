@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from broker.core.engine import Engine
     from broker.core.limits import Limits
     from broker.core.link import Link
+    from broker.net.committer import Committer
     from broker.reasons import ReasonCode
 
 FLUSH_COUNT_MAX: Final = 256
@@ -66,8 +67,10 @@ class Server:
         *,
         lock: Lock | None = None,
         chores: Sequence[Callable[[Server], Awaitable[None]]] = (),
+        committer: Committer | None = None,
     ) -> None:
-        """lock: who may come in where a listener has none of its own. chores: tasks that live exactly as long as clients are served."""
+        """lock: who may come in where a listener has none of its own. chores: tasks that live exactly as long as clients are served; so does that
+        of the committer, if there is a store."""
         self.engine = engine
         self.limits = limits
         self.lock = lock or Lock(Guard(), None, None, None, "none")
@@ -78,7 +81,8 @@ class Server:
         """Those whose socket was full."""
         self.progressed = trio.Event()
         """One of `writing` has sent something; replaced whenever it is set."""
-        self._chores = chores
+        self.committer = committer
+        self._chores = chores if committer is None else (*chores, committer.run)
         self.accepted_count = 0
         self.accept_errors_count = 0
         self.clock = trio.lowlevel.current_clock().current_time
@@ -194,6 +198,11 @@ class Server:
 
     def access_of(self, bound: BoundSocket | None) -> Access:
         return self.engine.access if bound is None or bound.access is None else bound.access
+
+    def rules_of(self, url: str) -> tuple[Access, Allowance]:
+        """What who came in there may do, and how much; where there is no such listener any more, what holds at the first one."""
+        own = [one for one in self.bound if one.url == url] or list(self.bound[:1])
+        return (self.access_of(own[0]), own[0].allowance or self.engine.allowance) if own else (self.engine.access, self.engine.allowance)
 
     def limits_of(self, bound: BoundSocket | None) -> Limits:
         """Of a client that comes in there, while nobody knows who it is."""
@@ -351,6 +360,8 @@ class Server:
                     connection.flush(now)
         if waiting or not budget:
             self._flush_wanted.set()
+        if self.committer is not None:
+            self.committer.look()
         deadline = engine.next_deadline()
         if deadline < self._timer_at:
             self._timer_at = self._timer_scope.deadline = deadline

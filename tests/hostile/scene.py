@@ -12,8 +12,9 @@ import pytest
 import trio
 
 from broker.core.allowance import LimitOverrides
-from broker.hub import Broker, open_broker
+from broker.hub import Broker
 from broker.net.listener import Listener
+from broker.opening import open_broker
 from broker.wire.packets import PingReq, PingResp, Publish
 from tests.net.mqtt import Client
 

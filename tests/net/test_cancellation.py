@@ -9,8 +9,8 @@ import trio
 from trio.testing import MockClock
 
 from broker.config import Config
-from broker.hub import open_broker
 from broker.net.memory import memory_stream_pair
+from broker.opening import open_broker
 from tests.net.mqtt import Client
 
 STEPS_MAX = 400

@@ -9,8 +9,8 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from broker.hub import open_broker
 from broker.net.drops import CLIENTS_COUNT_MAX, INTERVAL_S, LINES_COUNT_MAX, Drops
+from broker.opening import open_broker
 from tests.net.test_hub import attached
 
 

@@ -11,9 +11,10 @@ from trio.testing import wait_all_tasks_blocked
 
 from broker.auth.hashes import hash_password
 from broker.auth.passwords import with_user
-from broker.hub import Broker, open_broker
+from broker.hub import Broker
 from broker.net.authentication import ConnectRequest
 from broker.net.listener import Listener
+from broker.opening import open_broker
 from broker.wire.codec import encode
 from broker.wire.packets import ConnAck, Connect, PingReq, PingResp, Publish, SubAck, Subscribe, SubscriptionRequest
 from tests.net.mqtt import Client

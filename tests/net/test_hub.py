@@ -18,10 +18,11 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from broker.config import Config
 from broker.core.message import ApplicationMessage
 from broker.errors import BrokerError, ConfigError, InvalidTopic, ListenError
-from broker.hub import Broker, open_broker, serve
+from broker.hub import Broker
 from broker.net.authentication import ConnectRequest
 from broker.net.listener import Listener
 from broker.net.memory import memory_stream_pair
+from broker.opening import open_broker, serve
 from broker.reasons import ReasonCode
 from broker.wire.packets import Connect, Disconnect, Packet, PingReq, PingResp, Publish, Subscribe, SubscriptionRequest
 from tests.net.mqtt import Client

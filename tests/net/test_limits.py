@@ -13,9 +13,10 @@ import trustme
 from broker.config import Config
 from broker.core.allowance import LimitOverrides
 from broker.errors import ConfigError
-from broker.hub import Broker, open_broker
+from broker.hub import Broker
 from broker.net.authentication import ConnectRequest
 from broker.net.listener import Listener
+from broker.opening import open_broker
 from broker.reasons import ReasonCode
 from broker.wire.packets import ConnAck, Connect, Properties, Publish, SubAck, Subscribe, SubscriptionRequest
 from tests.net.mqtt import Client

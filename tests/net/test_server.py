@@ -17,11 +17,11 @@ import trustme
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from broker.config import Config
-from broker.hub import open_broker
 from broker.net.authentication import ConnectRequest
 from broker.net.listener import Listener
 from broker.net.server import IN_A_ROW_COUNT_MIN
 from broker.net.transport import SocketTransport, StreamTransport
+from broker.opening import open_broker
 from broker.reasons import ReasonCode
 from broker.wire.codec import encode
 from broker.wire.packets import Connect

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import trio
 
-from broker.hub import Broker, serve
+from broker.hub import Broker
+from broker.opening import serve
 from tests.net.relay import RelayEngine, make_server
 
 trio_typing = pytest.importorskip("trio_typing", reason="trio-typing is not installed")

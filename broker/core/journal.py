@@ -1,0 +1,305 @@
+"""What has changed of that which is to outlive the process: noted while it happens, and written out as rows when somebody takes it to a store.
+
+What a Session keeps for ever is small things that come and go faster than a disk turns. So nothing is noted of a single message, but only that a
+session was touched; when the changes are taken, what the store has of it (its `Record`) is compared with what it has become. What came and went
+in between is never written at all, and a step that nobody thought of is not missed. Queues, which may be long, are not compared but known by the
+order of their messages: new ones come at the end, and old ones leave at the front.
+
+Nothing may be acknowledged before it is on disk. So a link whose bytes depend on a change has a `gate`, the number of the changes that it waits for,
+and is not named by `take_ready` before these are committed (`Engine.committed`). A link that has to do with nothing that lasts never waits.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Final
+
+from broker.core.kept import Expiring, Kept, frame_of
+from broker.core.packet_ids import packet_ids
+from broker.core.retained import RetainedStore
+from broker.core.saved import SENT, WAITING, Changes, SavedId, SavedMessage, SavedRetained, SavedSession, SavedSubscription
+from broker.core.waiting import Delivery, KeptDelivery, PublishRun
+from broker.wire.packets import MQTT_5, MQTT_311
+
+if TYPE_CHECKING:
+    from broker.core.link import Link
+    from broker.core.session import Session
+    from broker.core.state import State
+    from broker.core.waiting import Unacknowledged
+
+NO_LOCAL: Final = 0x04
+RETAIN_AS_PUBLISHED: Final = 0x08
+"""As in SUBSCRIBE (MQTT 5.0, 3.8.3.1)."""
+WILD: Final = 0x40
+"""`Subscription.wild`, in a bit that SUBSCRIBE has no use for."""
+
+_ID_FIELD: Final = b"\x00\x01"
+"""Of a message that has no Packet Identifier yet."""
+
+
+class Record:
+    """What the store has, or is about to have, of one Session."""
+
+    __slots__ = ("filters", "held", "left_at", "listener", "number", "order", "row", "sent", "waiting_first", "waiting_last")
+
+    def __init__(self, number: int, listener: str) -> None:
+        self.number = number
+        self.listener = listener
+        self.left_at = math.inf
+        """When its client left, on the engine's clock; `math.inf` while it is there."""
+        self.row: SavedSession | None = None
+        self.filters: dict[str, None] = {}
+        """Those that have been subscribed to, or left, since."""
+        self.sent: dict[int, Unacknowledged | None] = {}
+        """Of its sender, by Packet Identifier; None: released."""
+        self.held: set[int] = set()
+        """Of its receiver."""
+        self.order = 0
+        """Of the row that was written last of `sent`."""
+        self.waiting_first = 0
+        self.waiting_last = 0
+        """Orders of the first and the last waiting message that the store has; it has none where the first is the greater one, or both are 0."""
+
+
+class Journal:
+    """Of one broker. `number` is that of the changes that are being collected."""
+
+    def __init__(self) -> None:
+        self.number = 1
+        self.count = 0
+        """Changes noted since the start."""
+        self.taken_count = 0
+        """Those of them that have been taken."""
+        self._touched: dict[Session, None] = {}
+        self._ended: list[int] = []
+        self._topics: dict[str, None] = {}
+        self._next_record = 1
+
+    # ---- what happens ----
+
+    def begin(self, session: Session, listener: str) -> None:
+        """It is to last from now on, with all that it has."""
+        record = session.record = Record(self._next_record, listener)
+        self._next_record += 1
+        record.filters = dict.fromkeys(session.subscriptions)
+
+    def adopt(self, session: Session, record: Record) -> None:
+        """It came from the store."""
+        session.record = record
+        self._next_record = max(self._next_record, record.number + 1)
+        self._touched[session] = None
+
+    def touch(self, session: Session) -> None:
+        """Something of it has changed, or is about to."""
+        self._touched[session] = None
+        self.count += 1
+
+    def end(self, session: Session) -> None:
+        record = session.record
+        session.record = None
+        self._touched.pop(session, None)
+        if record is not None:
+            self.end_record(record.number)
+
+    def end_record(self, number: int) -> None:
+        self._ended.append(number)
+        self.count += 1
+
+    def retain(self, topic: str) -> None:
+        """Its retained message has come, changed or gone. Those of the broker itself are made anew after each start."""
+        if not topic.startswith("$SYS/"):
+            self._topics[topic] = None
+            self.count += 1
+
+    def forget_topics(self) -> None:
+        """Those that have been noted are as the store has them."""
+        self._topics.clear()
+
+    @property
+    def has_changes(self) -> bool:
+        return bool(self._touched or self._ended or self._topics)
+
+    @property
+    def pending_count(self) -> int:
+        """About how many rows the next changes will have."""
+        return self.count - self.taken_count
+
+    # ---- what it comes to ----
+
+    def take(self, state: State, now: float, unix_now: float) -> Changes | None:
+        """All that has changed since the last time; None if nothing has."""
+        if not self.has_changes:
+            return None
+        changes = Changes(self.number)
+        self.number += 1
+        self.taken_count = self.count
+        to_unix_s = unix_now - now
+        changes.ended, self._ended = self._ended, []
+        touched, self._touched = self._touched, {}
+        for session in touched:
+            record = session.record
+            if record is not None:
+                _session_row(session, record, to_unix_s, changes)
+                _subscription_rows(session, record, changes)
+                _sent_rows(session, record, to_unix_s, changes)
+                _waiting_rows(session, record, to_unix_s, changes)
+                _id_rows(session, record, changes)
+        topics, self._topics = self._topics, {}
+        for topic in topics:
+            kept = state.retained.get(topic)
+            if kept is None:
+                changes.retained_gone.append(topic)
+            else:
+                expires_at = kept.expires_at + to_unix_s if isinstance(kept, Expiring) else None
+                changes.retained.append(SavedRetained(topic, frame_of(kept), expires_at))
+        return changes
+
+
+def gate(state: State, link: Link) -> None:
+    """What it is to be sent, and has not been, waits until all that has changed up to now is committed."""
+    journal = state.journal
+    assert journal is not None
+    link.gate = journal.number
+    state.mark_ready(link)  # so that it is named when it may go on, whoever had named it before
+
+
+def note(state: State, session: Session) -> None:
+    """Something of a session that lasts has changed, and its client is not told before it is committed."""
+    journal = state.journal
+    assert journal is not None
+    journal.touch(session)
+    if session.link is not None:
+        gate(state, session.link)
+
+
+class LastingRetainedStore(RetainedStore):
+    """One whose changes are noted."""
+
+    __slots__ = ("_journal",)
+
+    def __init__(self, journal: Journal) -> None:
+        super().__init__()
+        self._journal = journal
+
+    def put(self, topic: str, topic_field: bytes, kept: Kept) -> Kept | None:
+        self._journal.retain(topic)
+        return super().put(topic, topic_field, kept)
+
+    def clear(self, topic: str) -> Kept | None:
+        gone = super().clear(topic)
+        if gone is not None:
+            self._journal.retain(topic)
+        return gone
+
+
+# ---- a session's rows -------------------------------------------------------------------------------------------------
+
+
+def _session_row(session: Session, record: Record, to_unix_s: float, changes: Changes) -> None:
+    left_at = None if record.left_at == math.inf else record.left_at + to_unix_s
+    expiry_s = None if session.never_expires else session.expiry_s
+    row = SavedSession(record.number, session.client_id, session.username, session.mount_point, record.listener, expiry_s, left_at)
+    if row != record.row:
+        record.row = row
+        changes.sessions.append(row)
+
+
+def _subscription_rows(session: Session, record: Record, changes: Changes) -> None:
+    filters = record.filters
+    if not filters:
+        return
+    record.filters = {}
+    for filter in filters:
+        subscription = session.subscriptions.get(filter)
+        if subscription is None:
+            changes.subscriptions_gone.append((record.number, filter))
+        else:
+            options = (
+                subscription.qos
+                | (NO_LOCAL if subscription.no_local else 0)
+                | (RETAIN_AS_PUBLISHED if subscription.retain_as_published else 0)
+                | (WILD if subscription.wild else 0)
+            )
+            changes.subscriptions.append(SavedSubscription(record.number, filter, options, subscription.identifier))
+
+
+def _sent_rows(session: Session, record: Record, to_unix_s: float, changes: Changes) -> None:
+    before = record.sent
+    sender = session.sender
+    if not before and not sender.count:
+        return
+    number = record.number
+    current: dict[int, Unacknowledged | None] = dict(sender.unacknowledged.items())
+    for packet_id in sender.released:
+        current[packet_id] = None
+    for packet_id in before:
+        if packet_id not in current:
+            changes.messages_gone.append((number, SENT, packet_id))
+    last_run: PublishRun | None = None
+    places: dict[int, int] = {}
+    for packet_id, sent in current.items():
+        if packet_id in before and before[packet_id] is sent:
+            continue
+        record.order += 1
+        if sent is None:
+            row = SavedMessage(number, SENT, packet_id, record.order, None, 0, "", "", None)
+        elif isinstance(sent, PublishRun):
+            size = sent.frame_size
+            if sent is not last_run:
+                last_run = sent
+                ids = packet_ids(sent.frames, sent.id_at, size, len(sent.frames) // size).numbers
+                places = {one: place for place, one in enumerate(ids)}
+            start = places[packet_id] * size
+            version = MQTT_311 if sent.payload_at == sent.id_at + 2 else MQTT_5
+            row = SavedMessage(number, SENT, packet_id, record.order, sent.frames[start : start + size], version, "", "", None)
+        else:
+            delivery = sent.at(packet_id) if isinstance(sent, KeptDelivery) else sent
+            row = _message_row(number, SENT, packet_id, record.order, delivery, to_unix_s)
+        changes.messages.append(row)
+    record.sent = current
+
+
+def _waiting_rows(session: Session, record: Record, to_unix_s: float, changes: Changes) -> None:
+    queue = session.queue
+    number = record.number
+    had = record.waiting_last >= record.waiting_first > 0
+    if not queue.count:
+        if had:
+            changes.cut.append((number, record.waiting_last + 1))
+        record.waiting_first = record.waiting_last = 0
+        return
+    first = queue.first_order()
+    last = record.waiting_last if had else 0
+    if queue.rearranged:
+        queue.rearranged = False
+        if had:
+            changes.cut.append((number, last + 1))
+        last = 0
+    elif had and first > record.waiting_first:
+        changes.cut.append((number, first))
+    newest = queue.later_than(last)
+    changes.messages.extend([_message_row(number, WAITING, one.order, one.order, one, to_unix_s) for one in newest])
+    record.waiting_first = first
+    if newest:
+        record.waiting_last = newest[-1].order
+
+
+def _id_rows(session: Session, record: Record, changes: Changes) -> None:
+    held = session.receiver.held
+    if not record.held and not (held.singles or held.runs):
+        return
+    number = record.number
+    current = set(held)
+    changes.ids_gone.extend([(number, packet_id) for packet_id in sorted(record.held - current)])
+    changes.ids.extend([SavedId(number, packet_id) for packet_id in sorted(current - record.held)])
+    record.held = current
+
+
+def _message_row(number: int, place: int, key: int, order: int, delivery: Delivery, to_unix_s: float) -> SavedMessage:
+    message = delivery.message
+    first_byte = 0x30 | delivery.qos << 1 | (1 if delivery.retain else 0)
+    head, tail = message.frame(MQTT_5, first_byte, _ID_FIELD, b"", message.topic_field)
+    identifiers = " ".join([str(identifier) for identifier in delivery.identifiers]) if delivery.identifiers else ""
+    share = "" if delivery.group is None else delivery.group.name
+    expires_at = None if message.expires_at == math.inf else message.expires_at + to_unix_s
+    return SavedMessage(number, place, key, order, head + tail if tail else head, MQTT_5, identifiers, share, expires_at)

@@ -1,0 +1,151 @@
+"""What a store has becomes sessions and retained messages again, before anybody comes.
+
+Each session is as it was when its client was cut off: what had been sent and was not acknowledged is repeated when it comes back [MQTT5-4.4.0-1],
+what waited goes on waiting. The time that the broker was away counts as time, for sessions and for messages.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from broker.core.deadlines import SESSION_EXPIRY
+from broker.core.inflight import NO_RECEIVER, NO_SENDER, Receiver, Sender
+from broker.core.journal import NO_LOCAL, RETAIN_AS_PUBLISHED, WILD, Journal, Record
+from broker.core.kept import Expiring, Kept, topic_at
+from broker.core.message import ApplicationMessage
+from broker.core.publish import replaced
+from broker.core.saved import WAITING
+from broker.core.session import Session
+from broker.core.waiting import Delivery
+from broker.wire.packets import MQTT_5, NO_PROPERTIES, PUBLISH
+from broker.wire.properties import decode_properties
+
+if TYPE_CHECKING:
+    from broker.core.access import Access
+    from broker.core.allowance import Allowance
+    from broker.core.saved import Saved, SavedId, SavedMessage, SavedRetained, SavedSession, SavedSubscription
+    from broker.core.state import State
+    from broker.core.subscription import SharedGroup
+
+RulesOf = Callable[[str], "tuple[Access, Allowance]"]
+
+
+def restore(state: State, saved: Saved, now: float, unix_now: float, rules_of: RulesOf | None) -> None:
+    journal = state.journal
+    assert journal is not None
+    sessions = _sessions(state, journal, saved.sessions, now, unix_now, rules_of)
+    _subscriptions(state, sessions, saved.subscriptions)
+    _messages(state, sessions, saved.messages, now - unix_now)
+    _ids(sessions, saved.ids)
+    _retained(state, saved.retained, now - unix_now)
+    for session in sessions.values():
+        if session.record is not None:
+            journal.adopt(session, session.record)
+    journal.forget_topics()
+
+
+def _sessions(
+    state: State, journal: Journal, rows: Iterable[SavedSession], now: float, unix_now: float, rules_of: RulesOf | None
+) -> dict[int, Session]:
+    found: dict[int, Session] = {}
+    for row in rows:
+        away_s = 0.0 if row.left_at is None else max(0.0, unix_now - row.left_at)
+        expiry_s = math.inf if row.expiry_s is None else row.expiry_s
+        if away_s >= expiry_s:  # or it was to end with its connection
+            journal.end_record(row.number)
+            state.counters.clients_expired += 1
+            continue
+        access, allowance = (state.access, state.allowance) if rules_of is None else rules_of(row.listener)
+        session = Session(row.client_id, access, allowance, state.waiting, row.username, None, row.mount_point)
+        session.expiry_s = expiry_s
+        if expiry_s < math.inf:
+            session.expiry_deadline = state.deadlines.add(now + expiry_s - away_s, SESSION_EXPIRY, session)
+        record = Record(row.number, row.listener)
+        record.left_at = now - away_s
+        record.row = row
+        session.record = record
+        state.sessions[row.client_id] = session
+        found[row.number] = session
+    return found
+
+
+def _subscriptions(state: State, sessions: dict[int, Session], rows: Iterable[SavedSubscription]) -> None:
+    for number, filter, options, identifier in rows:
+        session = sessions.get(number)
+        if session is not None:
+            no_local = options & NO_LOCAL != 0
+            as_published = options & RETAIN_AS_PUBLISHED != 0
+            state.topics.add(filter, session.subscription(options & 3, no_local, as_published, identifier, options & WILD != 0))
+
+
+def _messages(state: State, sessions: dict[int, Session], rows: Iterable[SavedMessage], to_engine_s: float) -> None:
+    for row in rows:
+        session = sessions.get(row.session)
+        if session is None:
+            continue
+        record = session.record
+        assert record is not None
+        delivery = None if row.frame is None else _delivery(state, session, row, row.frame, to_engine_s)
+        if row.place == WAITING:
+            if delivery is not None:
+                session.own_queue().append(delivery)
+                session.order = max(session.order, row.order)
+                record.waiting_first = record.waiting_first or row.order
+                record.waiting_last = row.order
+            continue
+        if session.sender is NO_SENDER:
+            session.sender = Sender()
+        if delivery is None:
+            session.sender.released[row.key] = False
+        else:
+            session.sender.unacknowledged[row.key] = delivery
+            session.hold(delivery.size)
+        record.sent[row.key] = delivery
+        record.order = max(record.order, row.order)
+
+
+def _delivery(state: State, session: Session, row: SavedMessage, frame: bytes, to_engine_s: float) -> Delivery:
+    at = topic_at(frame)
+    topic_stop = at + 2 + (frame[at] << 8 | frame[at + 1])
+    payload_at = topic_stop + 2  # behind the packet id
+    properties = NO_PROPERTIES
+    if row.version >= MQTT_5:
+        properties, payload_at = decode_properties(frame, payload_at, PUBLISH)
+    topic = str(frame[at + 2 : topic_stop], "utf-8")
+    qos = frame[0] >> 1 & 3
+    retain = frame[0] & 1 != 0
+    expires_at = math.inf if row.expires_at is None else row.expires_at + to_engine_s
+    message = ApplicationMessage(topic, frame[payload_at:], qos, retain, properties, "", expires_at, frame[at:topic_stop])
+    identifiers = tuple([int(identifier) for identifier in row.identifiers.split()])
+    group = _group(state, session, row.share, topic) if row.share else None
+    return Delivery(message, qos, retain, identifiers, group, row.order)
+
+
+def _group(state: State, session: Session, name: str, topic: str) -> SharedGroup | None:
+    """The shared subscription's group of that name that chose this session for a message on that topic, if it is still a member."""
+    for group in state.topics.route(topic).groups:
+        if group.name == name and group.has(session):
+            return group
+    return None
+
+
+def _ids(sessions: dict[int, Session], rows: Iterable[SavedId]) -> None:
+    for number, packet_id in rows:
+        session = sessions.get(number)
+        if session is None:
+            continue
+        if session.receiver is NO_RECEIVER:
+            session.receiver = Receiver()
+        session.receiver.held[packet_id] = None
+        if session.record is not None:
+            session.record.held.add(packet_id)
+
+
+def _retained(state: State, rows: Iterable[SavedRetained], to_engine_s: float) -> None:
+    for topic, frame, expires_at in rows:
+        kept: Kept = frame if expires_at is None else Expiring(frame, expires_at + to_engine_s)
+        at = topic_at(frame)
+        topic_stop = at + 2 + (frame[at] << 8 | frame[at + 1])
+        replaced(state, kept, state.retained.put(topic, frame[at:topic_stop], kept))
