@@ -156,12 +156,13 @@ def _taken_over(state: State, link: Link, session: Session, packet: Connect, now
     if session.link is not None:
         close_link(state, session.link, ReasonCode.SESSION_TAKEN_OVER, f"its session was taken over from {link.peer}", now)  # [MQTT5-3.1.4-3]
     # A session belongs to the user who made it, and its topics to their mount point: another one with the same Client Identifier begins anew.
+    lasted = session.record is not None
     stranger = session.username != link.username or session.mount_point != link.mount_point
     if packet.clean_start or stranger:
         end_session(state, session, now)  # [MQTT5-3.1.2-4]
     if session.ended:
-        if state.journal is not None:
-            gate(state, link)
+        if lasted:
+            gate(state, link)  # it is told that nothing is left when nothing is
         return None
     state.deadlines.cancel(session.expiry_deadline)
     session.expiry_deadline = None

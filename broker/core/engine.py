@@ -22,7 +22,7 @@ from broker.core.connect import follow_limits
 from broker.core.delivery import pump
 from broker.core.due import on_due
 from broker.core.ending import close_link, discard, end_session, leave
-from broker.core.journal import Journal, gate
+from broker.core.journal import Journal, gate, let_through, open_gates
 from broker.core.kept import message_of
 from broker.core.leftovers import finish
 from broker.core.limits import Limits
@@ -177,9 +177,7 @@ class Engine:
             return ready
         state.ready = []
         if state.journal is not None:
-            committed = state.committed
-            state.gated += [link for link in ready if link.gate > committed]
-            ready = [link for link in ready if link.gate <= committed]
+            ready = let_through(state, ready)
         for link in ready:
             link.ready = False
             if link.outbox.counted_bytes:
@@ -296,14 +294,7 @@ class Engine:
 
     def committed(self, number: int) -> None:
         """The changes of that number are on disk, and all before. Whoever waited for that is named by `take_ready`."""
-        state = self.state
-        state.committed = number
-        gated, state.gated = state.gated, []
-        for link in gated:
-            if link.gate <= number:
-                state.ready.append(link)
-            else:
-                state.gated.append(link)
+        open_gates(self.state, number)
 
     def held_back(self, link: Link) -> bool:
         """Is there something for it that waits for the disk?"""

@@ -172,6 +172,28 @@ def note(state: State, session: Session) -> None:
         gate(state, session.link)
 
 
+def let_through(state: State, links: list[Link]) -> list[Link]:
+    """Those that wait for nothing. What the others are to be sent takes memory meanwhile, as if their sockets were full."""
+    through: list[Link] = []
+    for link in links:
+        if link.gate <= state.committed:
+            through.append(link)
+        else:
+            link.ready = False
+            state.gated[link] = None
+            link.outbox.count()
+    return through
+
+
+def open_gates(state: State, number: int) -> None:
+    """The changes up to that number are committed."""
+    state.committed = number
+    for link in [link for link in state.gated if link.gate <= number]:
+        del state.gated[link]
+        link.outbox.uncount()
+        state.mark_ready(link)
+
+
 class LastingRetainedStore(RetainedStore):
     """One whose changes are noted."""
 

@@ -62,6 +62,12 @@ class Outbox:
             account.unsent_bytes += self.committed_bytes - self.counted_bytes
             self.counted_bytes = self.committed_bytes
 
+    def uncount(self) -> None:
+        """It was counted because it had to wait for something else than its socket, and does no more."""
+        if self.account is not None and not self.head:
+            self.account.unsent_bytes -= self.counted_bytes
+            self.counted_bytes = 0
+
     def leave_account(self) -> None:
         """Count no more: the stream is gone, and nothing of this will be sent."""
         account = self.account

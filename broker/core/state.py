@@ -103,8 +103,8 @@ class State:
         # What one verb leaves for its own end, or for the next.
         self.ready: list[Link] = []
         """For `take_ready`."""
-        self.gated: list[Link] = []
-        """Named already, but for that they wait for the disk."""
+        self.gated: dict[Link, None] = {}
+        """They would have been named by `take_ready`, but wait for the disk."""
         self.wills: deque[tuple[ApplicationMessage, int]] = deque()
         """To be published, with the bytes that each counts for until then."""
         self.orphans: deque[tuple[SharedGroup, ApplicationMessage, str]] = deque()

@@ -45,13 +45,15 @@ class Script(msgspec.Struct, frozen=True):
     overflow: dict[str, str] = {}
     access_rules: bool = False
     asks_authentication: bool = False
+    lasting: bool = False
+    """The broker has a store; it may crash, and nobody has a Will, of which a crash makes nothing."""
 
     def pasteable(self) -> str:
         """Python text that makes this script."""
         lines = ["Script(", f"    seed={self.seed},"]
         lines.append(f"    clients=({', '.join(repr(client) for client in self.clients)},),")
         lines.append(f"    limits={self.limits!r}, overflow={self.overflow!r},")
-        lines.append(f"    access_rules={self.access_rules}, asks_authentication={self.asks_authentication},")
+        lines.append(f"    access_rules={self.access_rules}, asks_authentication={self.asks_authentication}, lasting={self.lasting},")
         lines.append("    steps=(")
         lines += [f"        {step!r}," for step in self.steps]
         return "\n".join([*lines, "    ),", ")"])
@@ -88,7 +90,17 @@ def random_script(seed: int, steps_count: int = 60) -> Script:
         steps.append((kind, random.randrange(len(clients)), _MAKERS[kind](random)))
     if seed % 4 == 3:
         steps += _overlap()
-    return Script(seed, clients, tuple(steps), limits, overflow, random.random() < 0.3, random.random() < 0.15)
+    script = Script(seed, clients, tuple(steps), limits, overflow, random.random() < 0.3, random.random() < 0.15)
+    return _with_crashes(script, Random(-1 - seed)) if seed % 3 == 1 else script
+
+
+def _with_crashes(script: Script, random: Random) -> Script:
+    steps: list[Step] = []
+    for kind, client, how in script.steps:
+        steps.append((kind, client, {name: value for name, value in how.items() if name != "will"}))
+        if random.random() < 0.08:
+            steps.append(("crash", 0, {}))
+    return msgspec.structs.replace(script, steps=tuple(steps), lasting=True)
 
 
 _LIMITS: Final[dict[str, tuple[Any, ...]]] = {

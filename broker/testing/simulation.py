@@ -26,6 +26,7 @@ from broker.testing.incarnations import Incarnations
 from broker.testing.ledger import BrokenPromise, Ledger, Note, WillView
 from broker.testing.own import OwnClient
 from broker.testing.script import ClientSpec, Script, Step
+from broker.testing.shelf import Shelf
 from broker.testing.surroundings import PERFECT, Surroundings
 from broker.testing.timeline import Timeline
 from broker.testing.wire import Faults, Line
@@ -61,7 +62,7 @@ class _Watch(Observer):
     def connected(self, link: Link) -> None:
         line = link.transport
         assert isinstance(line, Line)
-        self.simulation.incarnations.accepted(line)
+        self.simulation.surroundings.accepted(line)
 
     def violation(self, link: Link, cause: str) -> None:
         if not cause.startswith("the stream ended inside a packet"):
@@ -86,14 +87,10 @@ class Simulation:
         self.failure = ""
         self.uses_retain_as_published = any(step[0] == "subscribe" and step[2].get("retain_as_published") for step in script.steps)
         numbers = itertools.count(1)
-        self.engine = Engine(
-            self.limits,
-            new_client_id=lambda: f"assigned-{next(numbers)}",
-            asks_authentication=script.asks_authentication,
-            authorize=self._authorize if script.access_rules else None,
-            observer=_Watch(self),
-            overflow=script.overflow,
-        )
+        self._new_client_id = lambda: f"assigned-{next(numbers)}"
+        self.shelf = Shelf() if script.lasting else None
+        """What outlives a crash of the broker."""
+        self.engine = self._new_engine()
         self.surroundings = Surroundings(self, self.engine, self.timeline)
         self.faults: dict[int, Faults] = {}
         self.reading: dict[int, bool] = {}
@@ -106,6 +103,18 @@ class Simulation:
         self._over = False
         self._asked_to: dict[SimulatedClient, dict[str, Any]] = {}
         """How each client connected the last time."""
+
+    def _new_engine(self) -> Engine:
+        script = self.script
+        return Engine(
+            self.limits,
+            new_client_id=self._new_client_id,
+            asks_authentication=script.asks_authentication,
+            authorize=self._authorize if script.access_rules else None,
+            observer=_Watch(self),
+            overflow=script.overflow,
+            lasting=script.lasting,
+        )
 
     @property
     def now(self) -> float:
@@ -221,6 +230,8 @@ class Simulation:
             client.hold(how["on"])
         elif kind == "server_publish":
             self._server_publish(how)
+        elif kind == "crash":
+            self._crash()
         elif kind == "kick":
             self.engine.disconnect(client.client_id, ReasonCode.ADMINISTRATIVE_ACTION, self.now)
             self.surroundings.settle()
@@ -276,8 +287,21 @@ class Simulation:
         note.sent_serial = self.serial
         self.serial += 1
         note.refused = self.engine.publish(ApplicationMessage(note.topic, note.payload, note.qos), self.now).failed
-        note.acked_serial = self.serial
+        self.surroundings.when_written(lambda: self._acknowledged(note))
         self.surroundings.settle()
+
+    def _acknowledged(self, note: Note) -> None:
+        note.acked_serial = self.serial
+
+    def _crash(self) -> None:
+        """The broker is gone in the middle of whatever it did, and begins again with what its store has."""
+        assert self.shelf is not None
+        self.surroundings.break_down()
+        self.engine = self._new_engine()
+        self.engine.restore(self.shelf, self.now, self.now)
+        self.audit = Audit(self.engine.state, self.limits, self.fail)
+        self.surroundings.begin_anew(self.engine)
+        self.connect(self.witness, {"clean": True, "expiry_s": 0})
 
     # ---- the run ----
 
@@ -368,6 +392,8 @@ class Simulation:
             self.surroundings.detach(line)
         self.timeline.run_until(self.now + 2e9)
         self.audit.check_nothing_left()
+        if self.shelf is not None and self.shelf.rows_count:
+            raise BrokenPromise(f"no session is left, and of some the store has {self.shelf.rows_count} rows")
 
 
 def simulate(script: Script) -> Outcome:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +19,7 @@ from broker.testing.timeline import Timeline
 from broker.testing.wire import Faults, Line, Pipe
 
 if TYPE_CHECKING:
+    from broker.core.saved import Changes
     from broker.testing.simulation import Simulation
 
 PERFECT: Final = Faults()
@@ -29,8 +31,13 @@ class Surroundings:
         self._engine = engine
         self._timeline = timeline
         self.lines: list[Line] = []
+        self._disk_random = Random(simulation.script.seed * 11 + 5)
         self.digest = hashlib.sha256()
         self._tick_at = math.inf
+        self._writing: Changes | None = None
+        self._waiting_for_disk: list[tuple[int, Callable[[], None]]] = []
+        self._lives = 1
+        self._unwelcomed: list[Line] = []
         self.unflushed = 0
         """How many rounds of flushing are under way, one within the other."""
 
@@ -108,6 +115,8 @@ class Surroundings:
     def _authenticate(self, line: Line) -> None:
         link = line.link
         assert link is not None
+        if line.detached:
+            return
         self._simulation.serial += 1
         self._engine.authenticated(link, link.username, self._simulation.now)
         line.more = True
@@ -150,6 +159,8 @@ class Surroundings:
                 assert isinstance(line, Line)
                 self._flush(line)
         self.unflushed -= 1
+        if self._writing is None and engine.has_changes:
+            self._write_soon()
         deadline = engine.next_deadline()
         if deadline < self._tick_at:
             self._tick_at = max(deadline, self._simulation.now)
@@ -166,10 +177,88 @@ class Surroundings:
             self._engine.tick(self._simulation.now)
             self.settle()
 
+    # ---- the disk, and what becomes of the broker without it ----
+
+    def when_written(self, then: Callable[[], None]) -> None:
+        """All that has changed up to now; at once, if nothing is to last."""
+        if self._engine.is_committed(self._engine.last_change):
+            then()
+        else:
+            self._waiting_for_disk.append((self._engine.last_change, then))
+
+    def _write_soon(self) -> None:
+        """It takes its time, and what comes meanwhile is for the next turn."""
+        self._writing = self._engine.take_changes(self._simulation.now, self._simulation.now)
+        lives = self._lives
+        delay_s = self._disk_random.choice((0.0, 0.0, 0.0007, 0.0211))
+        self._timeline.at(self._simulation.now + delay_s, lambda: self._written(lives))
+
+    def _written(self, lives: int) -> None:
+        shelf, changes = self._simulation.shelf, self._writing
+        if lives != self._lives or shelf is None or changes is None:
+            return
+        self._simulation.serial += 1
+        shelf.write(changes)
+        self._writing = None
+        self._engine.committed(changes.number)
+        waited, self._waiting_for_disk = self._waiting_for_disk, []
+        for number, then in waited:
+            if number <= changes.number:
+                then()
+            else:
+                self._waiting_for_disk.append((number, then))
+        self.settle()
+
+    def break_down(self) -> None:
+        """The broker is gone. What it was writing has been written, or nothing of it; what its kernel had taken still goes out."""
+        simulation = self._simulation
+        assert simulation.shelf is not None
+        if self._writing is not None and self._disk_random.random() < 0.5:
+            simulation.shelf.write(self._writing)
+        written = simulation.shelf.number
+        self._writing = None
+        self._waiting_for_disk.clear()
+        self._lives += 1
+        for line in [line for line in self._unwelcomed if line.accepted_in <= written]:
+            if line in self._unwelcomed:
+                self._settle_accepted(line)
+        self._unwelcomed.clear()
+        for line in self.lines:
+            if line.detached:
+                continue
+            line.detached = line.abandoned = True
+            simulation.incarnations.ended(line)
+            line.up.kill()
+            line.down.send(b"")
+
+    def accepted(self, line: Line) -> None:
+        """The engine has accepted a CONNECT. With a store that counts when its client is told, or else when it is written."""
+        if self._simulation.shelf is None:
+            self._simulation.incarnations.accepted(line)
+        else:
+            line.accepted_in = self._engine.last_change
+            self._unwelcomed.append(line)
+
+    def _settle_accepted(self, line: Line) -> None:
+        """That one, and those of the same client before it, who were never told."""
+        for one in self._unwelcomed[: self._unwelcomed.index(line) + 1]:
+            if one.client_index == line.client_index:
+                self._unwelcomed.remove(one)
+                self._simulation.incarnations.accepted(one)
+
+    def begin_anew(self, engine: Engine) -> None:
+        self._engine = engine
+        self._tick_at = math.inf
+        self.settle()
+
     def _flush(self, line: Line) -> None:
         link = line.link
         assert link is not None
+        if line.abandoned:
+            return
         engine = self._engine
+        if line in self._unwelcomed and not engine.held_back(link):
+            self._settle_accepted(line)
         if link.phase == ENDED:
             self._simulation.incarnations.ended(line)
         (taken,) = engine.take_to_send([link], 65_536)
@@ -183,7 +272,7 @@ class Surroundings:
             data = engine.data_to_send(link, 65_536)
             room = line.down.room_bytes
             if not data:
-                if link.closing:
+                if link.closing and not engine.held_back(link):
                     self.detach(line)
                 break
             if room <= 0:

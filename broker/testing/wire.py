@@ -130,3 +130,7 @@ class Line:
         self.ended_at: float | None = None
         """When the core said that it was over."""
         self.detached = False
+        self.abandoned = False
+        """The broker that served it is gone."""
+        self.accepted_in = 0
+        """The changes of that number have to be written before its CONNACK leaves."""
