@@ -113,6 +113,7 @@ def _record(state: State, journal: Journal, session: Session, link: Link) -> Non
     """What is to outlive the process is written down before its client is told that it is there."""
     if session.record is None:
         if not session.lasts:
+            gate(state, link)  # it may have had one, which has to be gone for good
             return
         journal.begin(session, link.listener)
     record = session.record
@@ -156,13 +157,10 @@ def _taken_over(state: State, link: Link, session: Session, packet: Connect, now
     if session.link is not None:
         close_link(state, session.link, ReasonCode.SESSION_TAKEN_OVER, f"its session was taken over from {link.peer}", now)  # [MQTT5-3.1.4-3]
     # A session belongs to the user who made it, and its topics to their mount point: another one with the same Client Identifier begins anew.
-    lasted = session.record is not None
     stranger = session.username != link.username or session.mount_point != link.mount_point
     if packet.clean_start or stranger:
         end_session(state, session, now)  # [MQTT5-3.1.2-4]
     if session.ended:
-        if lasted:
-            gate(state, link)  # it is told that nothing is left when nothing is
         return None
     state.deadlines.cancel(session.expiry_deadline)
     session.expiry_deadline = None

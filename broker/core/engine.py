@@ -309,7 +309,7 @@ class Engine:
     def last_change(self) -> int:
         """Number of the newest changes that there are, taken or not."""
         journal = self.state.journal
-        return 0 if journal is None else journal.number - (not journal.has_changes)
+        return 0 if journal is None else journal.newest
 
     def is_committed(self, number: int) -> bool:
         return self.state.committed >= number

@@ -120,6 +120,11 @@ class Journal:
         return bool(self._touched or self._ended or self._topics)
 
     @property
+    def newest(self) -> int:
+        """Number of the newest changes that there are, taken or not."""
+        return self.number if self.has_changes else self.number - 1
+
+    @property
     def pending_count(self) -> int:
         """About how many rows the next changes will have."""
         return self.count - self.taken_count
@@ -159,7 +164,7 @@ def gate(state: State, link: Link) -> None:
     """What it is to be sent, and has not been, waits until all that has changed up to now is committed."""
     journal = state.journal
     assert journal is not None
-    link.gate = journal.number
+    link.gate = journal.newest
     state.mark_ready(link)  # so that it is named when it may go on, whoever had named it before
 
 

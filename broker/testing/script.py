@@ -98,7 +98,9 @@ def _with_crashes(script: Script, random: Random) -> Script:
     steps: list[Step] = []
     for kind, client, how in script.steps:
         steps.append((kind, client, {name: value for name, value in how.items() if name != "will"}))
-        if random.random() < 0.08:
+        if kind == "publish" and random.random() < 0.2:  # in the middle of it, or between its acknowledgement and the disk, if that were possible
+            steps += [("wait", 0, {"seconds": random.choice((0.0, 0.00031, 0.0107))}), ("crash", 0, {})]
+        elif random.random() < 0.05:
             steps.append(("crash", 0, {}))
     return msgspec.structs.replace(script, steps=tuple(steps), lasting=True)
 

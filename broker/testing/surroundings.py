@@ -190,7 +190,7 @@ class Surroundings:
         """It takes its time, and what comes meanwhile is for the next turn."""
         self._writing = self._engine.take_changes(self._simulation.now, self._simulation.now)
         lives = self._lives
-        delay_s = self._disk_random.choice((0.0, 0.0, 0.0007, 0.0211))
+        delay_s = self._disk_random.choice((0.0, 0.0, 0.0007, 0.0211, 0.0211))
         self._timeline.at(self._simulation.now + delay_s, lambda: self._written(lives))
 
     def _written(self, lives: int) -> None:
@@ -247,6 +247,8 @@ class Surroundings:
                 self._simulation.incarnations.accepted(one)
 
     def begin_anew(self, engine: Engine) -> None:
+        assert self._simulation.shelf is not None
+        self._simulation.shelf.number = 0  # each engine counts its own
         self._engine = engine
         self._tick_at = math.inf
         self.settle()
