@@ -93,6 +93,18 @@ class ListenError(BrokerError, OSError):
         return str(self.args[0])
 
 
+class StoreError(BrokerError):
+    """The store at `path` cannot be opened, read or written: another broker's, no folder, no room, not a store of ours.
+
+    damaged: it is ours, and cannot be read as such.
+    """
+
+    def __init__(self, path: str, cause: str, *, damaged: bool = False) -> None:
+        self.path = path
+        self.damaged = damaged
+        super().__init__(f"store {path}: {cause}")
+
+
 class InvalidTopic(BrokerError, ValueError):
     """A Topic Name or Topic Filter that the standard forbids (MQTT 5.0, 4.7); nothing was sent."""
 
