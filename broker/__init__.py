@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from broker.errors import NotSupported as NotSupported
     from broker.errors import Offline as Offline
     from broker.errors import PublishRefused as PublishRefused
+    from broker.errors import StoreError as StoreError
     from broker.errors import SubscribeRefused as SubscribeRefused
     from broker.errors import SubscriptionExists as SubscriptionExists
     from broker.hub import Broker as Broker
@@ -82,7 +83,7 @@ _ROOMS = {
     "core.limits": ("Limits",),
     "errors": (
         "BrokerError", "ConfigError", "ConnectError", "ConnectRefused", "ConnectionLost", "DeliveryUnknown", "InvalidTopic", "ListenError",
-        "MessageExpired", "NotSupported", "Offline", "PublishRefused", "SubscribeRefused", "SubscriptionExists",
+        "MessageExpired", "NotSupported", "Offline", "PublishRefused", "StoreError", "SubscribeRefused", "SubscriptionExists",
     ),
     "hub": ("Broker", "ClientInfo", "open_broker", "serve"),
     "messages": ("Message", "Overflow", "Payload", "QoS", "UserProperties", "Version", "Will"),
