@@ -138,8 +138,8 @@ class Config(Struct, frozen=True, kw_only=True):
     Mosquitto's. jwt: tokens (`broker.auth.tokens.Jwt`); None takes none. client_ids: patterns of the Client Identifiers that may come, "%u-*";
     username_as_client_id: each is called as its user. banned: who may not come in (`broker.auth.bans.Ban`). access: rules after those of acl_file.
     overflow: (Topic Filter, rule), the first match counts. limits: `Limits`. limits_for: (user name, what differs for that user). log: where the
-    command's log goes; in a program only its `connections` counts. store: where what outlives a restart is kept. shutdown_grace_s: how long clients get what is queued for them when it ends.
-    sys_interval_s: between two rounds of $SYS/broker/..., 0 is off. Mostly made by `load` and `from_dict`."""
+    command's log goes; in a program only its `connections` counts. store: where what outlives a restart is kept. shutdown_grace_s: how long clients
+    get what is queued for them when it ends. sys_interval_s: between two rounds of $SYS/broker/..., 0 is off. Made by `load` and `from_dict`."""
 
     listeners: tuple[Listener, ...] = DEFAULT_LISTENERS
     limits: Limits = Limits()

@@ -15,6 +15,8 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import groupby
+from operator import attrgetter
 from os import PathLike
 from typing import Final, NamedTuple, TypeVar
 
@@ -178,7 +180,7 @@ class SqliteStore:
                 identity = (found.st_dev, found.st_ino)
                 if identity in _in_use:
                     raise StoreError(self.path, _IN_USE)
-                with open(self._file, "rb") as file:
+                with open(self._file, "r+b") as file:
                     header = file.read(_HEADER_BYTES)
                 # Zeros: made, and cut off before the first page was there; SQLite knows what to do with that.
                 new = not header.strip(b"\0")
@@ -194,7 +196,7 @@ class SqliteStore:
         folder = os.path.dirname(self._file)
         if isinstance(error, FileNotFoundError) and not os.path.isdir(folder):
             return f": make its folder, {folder}, or choose another path"
-        return "; choose another path, or say who may use this one" if isinstance(error, PermissionError) else ""
+        return "; choose another path" + (", or let this user read and write there" if isinstance(error, PermissionError) else "")
 
     def _connect(self, new: bool) -> None:
         # No waiting for locks: whoever has the file keeps it.
@@ -202,17 +204,15 @@ class SqliteStore:
         # A disk may turn bits; a name that is wrong is better than none of them.
         connection.text_factory = partial(str, encoding="utf-8", errors="replace")
         execute = connection.execute
-        if new:
-            execute(f"PRAGMA page_size = {PAGE_BYTES}")
-            execute("PRAGMA auto_vacuum = INCREMENTAL")
         # Before anything is read: then the lock is held from the first transaction on, and there is no -shm file.
         execute("PRAGMA locking_mode = EXCLUSIVE")
         execute("PRAGMA synchronous = FULL")
+        execute("PRAGMA temp_store = MEMORY")  # there may be no place for temporary files
         execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         execute(f"PRAGMA journal_size_limit = {WAL_BYTES_MAX}")
         execute("BEGIN EXCLUSIVE")
         version = _number(connection, "user_version")
-        if new:  # in the file itself, before there is a log beside it: it is to be known as ours whenever we are killed
+        if new:  # with the first byte that is written, and no log beside it: whenever we are killed, it is empty or known as ours
             execute(f"PRAGMA application_id = {APPLICATION_ID}")
         execute("COMMIT")
         if version > VERSION:
@@ -221,8 +221,12 @@ class SqliteStore:
             )
         if not new and (fault := execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
             raise sqlite3.DatabaseError(fault)
+        if version == 0:
+            execute("PRAGMA auto_vacuum = INCREMENTAL")  # which would be a transaction of its own, and the first, if it came before
+            execute(f"PRAGMA page_size = {PAGE_BYTES}")
+            execute("VACUUM")
         execute("PRAGMA journal_mode = WAL")
-        if version < VERSION:
+        if version == 0:
             execute("BEGIN IMMEDIATE")
             for table in _TABLES:
                 execute(table)
@@ -261,7 +265,10 @@ class SqliteSaved:
 
     @property
     def messages(self) -> Iterator[SavedMessage]:
-        return self._rows("messages", SavedMessage, 'session, place, "order"')
+        # By key; that is the order of what waits. What was sent is sorted here, and is little: SQLite would sort all of it, in a file elsewhere.
+        rows = self._rows("messages", SavedMessage, "session, place, key")
+        for (_, place), group in groupby(rows, attrgetter("session", "place")):
+            yield from group if place == WAITING else sorted(group, key=attrgetter("order"))
 
     @property
     def ids(self) -> Iterator[SavedId]:
