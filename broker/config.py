@@ -39,7 +39,7 @@ ENV_PREFIX: Final = "BROKER__"
 _NOT_OF_LISTENERS: Final = dict.fromkeys(sorted(OF_ALL), WHOLE_BROKER)
 _NOT_OF_USERS: Final = _NOT_OF_LISTENERS | dict.fromkeys(sorted(OF_STRANGERS), BEFORE_CONNECT)
 
-_TABLES: Final = ("listeners", "limits", "limits_for", "log", "overflow", "access", "banned", "jwt")
+_TABLES: Final = ("listeners", "limits", "limits_for", "log", "store", "overflow", "access", "banned", "jwt")
 
 _NAMES: Final = {
     "int": "a whole number",
@@ -96,6 +96,11 @@ class LogConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One line a connect and disconnect."""
 
 
+class StoreConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    path: str | None = None
+    """The file that sessions and retained messages are kept in; None: in memory only, and a restart forgets them."""
+
+
 class OverflowConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     filter: str
     rule: Overflow
@@ -133,13 +138,14 @@ class Config(Struct, frozen=True, kw_only=True):
     Mosquitto's. jwt: tokens (`broker.auth.tokens.Jwt`); None takes none. client_ids: patterns of the Client Identifiers that may come, "%u-*";
     username_as_client_id: each is called as its user. banned: who may not come in (`broker.auth.bans.Ban`). access: rules after those of acl_file.
     overflow: (Topic Filter, rule), the first match counts. limits: `Limits`. limits_for: (user name, what differs for that user). log: where the
-    command's log goes; in a program only its `connections` counts. shutdown_grace_s: how long clients get what is queued for them when it ends.
-    sys_interval_s: between two rounds of $SYS/broker/..., 0 is off. Mostly made by `load` and `from_dict`."""
+    command's log goes; in a program only its `connections` counts. store: where what outlives a restart is kept. shutdown_grace_s: how long clients
+    get what is queued for them when it ends. sys_interval_s: between two rounds of $SYS/broker/..., 0 is off. Made by `load` and `from_dict`."""
 
     listeners: tuple[Listener, ...] = DEFAULT_LISTENERS
     limits: Limits = Limits()
     limits_for: UserLimits = ()
     log: LogConfig = LogConfig()
+    store: StoreConfig = StoreConfig()
     overflow: tuple[OverflowConfig, ...] = ()
     access: tuple[AccessConfig, ...] = ()
     allow_anonymous: bool | None = None
@@ -174,13 +180,17 @@ class Config(Struct, frozen=True, kw_only=True):
         """The same keys as the TOML; env: by default none, `os.environ` for the variables of a process. ConfigError."""
         return cls._read(data, {} if env is None else env, "config", None)
 
-    def replaced(self, *, listeners: Sequence[Listener] | None = None, allow_anonymous: bool | None = None) -> Self:
+    def replaced(
+        self, *, listeners: Sequence[Listener] | None = None, allow_anonymous: bool | None = None, store: str | PathLike[str] | None = None
+    ) -> Self:
         """With what a command line says instead; None leaves what is there."""
         changes: dict[str, Any] = {}
         if listeners is not None:
             changes["listeners"] = tuple(listeners)
         if allow_anonymous is not None:
             changes["allow_anonymous"] = allow_anonymous
+        if store is not None:
+            changes["store"] = StoreConfig(path=os.fspath(store))
         return msgspec.structs.replace(self, **changes)
 
     @classmethod
@@ -189,6 +199,7 @@ class Config(Struct, frozen=True, kw_only=True):
         tables = _with_environment(data, env, problems)
         limits = _table(Limits, tables.pop("limits", {}), "limits", problems)
         log = _table(LogConfig, tables.pop("log", {}), "log", problems)
+        store = _table(StoreConfig, tables.pop("store", {}), "store", problems)
         listeners = _tables(ListenerConfig, tables.pop("listeners", []), "listeners", problems)
         overflow = _tables(OverflowConfig, tables.pop("overflow", []), "overflow", problems)
         access = _tables(AccessConfig, tables.pop("access", []), "access", problems)
@@ -199,6 +210,8 @@ class Config(Struct, frozen=True, kw_only=True):
         top = _table(_Top, tables, "", problems)
         if log is not None and not log.target:
             problems.append(("log.target", 'expected stderr, syslog or a path, got ""'))
+        if store is not None and store.path == "":
+            problems.append(("store.path", 'expected the path of a file, got ""; without a path nothing is kept'))
         if limits is not None:
             problems += limit_faults(limits)
         if top is not None:
@@ -210,7 +223,7 @@ class Config(Struct, frozen=True, kw_only=True):
             problems += [("client_ids", fault) for fault in map(pattern_fault, top.client_ids or ()) if fault is not None]
             _check_file(load_passwords, _at(folder, top.password_file), "password_file", problems)
             _check_file(load_rules, _at(folder, top.acl_file), "acl_file", problems)
-        if problems or top is None or limits is None or log is None:
+        if problems or top is None or limits is None or log is None or store is None:
             said_by = _variables(env)
             raise ConfigError([(key, f"{text} (set by {said_by[key]})" if key in said_by else text) for key, text in problems], source)
         if folder is not None and log.target not in ("stderr", "syslog"):
@@ -220,6 +233,7 @@ class Config(Struct, frozen=True, kw_only=True):
             limits=limits,
             limits_for=limits_for,
             log=log,
+            store=StoreConfig(path=_at(folder, store.path)),
             overflow=tuple(rule for _, rule in overflow),
             access=tuple(rule for _, rule in access),
             allow_anonymous=top.allow_anonymous,
@@ -326,6 +340,7 @@ _HOMES: Final[dict[str, tuple[str, ...]]] = {
     "in [[listeners.tls.names]]": TlsName.__struct_fields__,
     "in [limits]": Limits.__struct_fields__,
     "in [log]": LogConfig.__struct_fields__,
+    "in [store]": StoreConfig.__struct_fields__,
     "in [[overflow]]": OverflowConfig.__struct_fields__,
     "in [[access]]": AccessConfig.__struct_fields__,
     "in [[banned]]": Ban.__struct_fields__,
@@ -493,7 +508,7 @@ def _copied(value: Any) -> Any:
 
 _TEXT_KEYS: Final = {"certificate", "filter", "rule", "topic", "may"} | {
     field.name
-    for kind in (_Top, ListenerConfig, TlsFiles, TlsName, LogConfig, OverflowConfig, AccessConfig, Jwt, Ban)
+    for kind in (_Top, ListenerConfig, TlsFiles, TlsName, LogConfig, StoreConfig, OverflowConfig, AccessConfig, Jwt, Ban)
     for field in msgspec.structs.fields(kind)
     if isinstance(field.default, str) or field.type == str | None
 }

@@ -94,11 +94,15 @@ class ListenError(BrokerError, OSError):
 
 
 class StoreError(BrokerError):
-    """The store, a file at `path`, cannot be opened, read or written: no place, no permission, another broker has it."""
+    """The store at `path` cannot be opened, read or written: another broker's, no folder, no room, not a store of ours.
 
-    def __init__(self, path: str, cause: str) -> None:
+    damaged: it is ours, and cannot be read as such.
+    """
+
+    def __init__(self, path: str, cause: str, *, damaged: bool = False) -> None:
         self.path = path
-        super().__init__(f"the store {path}: {cause}")
+        self.damaged = damaged
+        super().__init__(f"store {path}: {cause}")
 
 
 class InvalidTopic(BrokerError, ValueError):

@@ -379,4 +379,6 @@ def _needs_restart(old: Settings, new: Settings) -> list[str]:
     if [without_live(one) for one in old.listeners] != [without_live(one) for one in new.listeners]:
         keys.append("listeners")
     keys += [f"log.{name}" for name in ("format", "target") if getattr(old.log, name) != getattr(new.log, name)]
+    if old.store.path != new.store.path:
+        keys.append("store.path")
     return keys

@@ -13,7 +13,7 @@ import pytest
 
 from broker.auth.bans import Ban
 from broker.auth.tokens import Jwt
-from broker.config import DEFAULT_LISTENERS, AccessConfig, Config, ListenerConfig, LogConfig, OverflowConfig
+from broker.config import DEFAULT_LISTENERS, AccessConfig, Config, ListenerConfig, LogConfig, OverflowConfig, StoreConfig
 from broker.core.allowance import LimitOverrides
 from broker.core.limits import Limits
 from broker.errors import ConfigError
@@ -49,6 +49,7 @@ def uncommented(text: str) -> dict[str, Any]:
     [
         ("limits", Limits),
         ("log", LogConfig),
+        ("store", StoreConfig),
         ("listeners", ListenerConfig),
         ("overflow", OverflowConfig),
         ("access", AccessConfig),
@@ -198,6 +199,11 @@ def test_mistakes_in_the_files_are_told_too(tmp_path: Path) -> None:
         # A path with U+0000 is none, and opening it is no OSError.
         ({"password_file": "a\0b"}, "password_file", "must not contain U+0000"),
         ({"acl_file": "a\0b"}, "acl_file", "must not contain U+0000"),
+        ({"store": {"path": ""}}, "store.path", 'expected the path of a file, got ""; without a path nothing is kept'),
+        ({"store": {"path": 7}}, "store.path", "expected text in quotes, got 7"),
+        ({"store": {"path": "a\0b"}}, "store.path", "must not contain U+0000"),
+        ({"store": {"target": "x"}}, "store.target", "unknown key here; it belongs in [log]"),
+        ({"store": "x.db"}, "store", "expected a table, got \"x.db\""),
         ({"log": {"target": "a\0b"}}, "log.target", "must not contain U+0000"),
         ({"listeners": [{"unix": "a\0b"}]}, "listeners[0].unix", "must not contain U+0000"),
         ({"listeners": [{"tls": {"certificate": "a\0b"}}]}, "listeners[0].tls.certificate", "must not contain U+0000"),
@@ -245,10 +251,11 @@ def test_a_file_that_is_nested_too_deep(tmp_path: Path) -> None:
 
 
 def test_relative_paths_start_at_the_file(tmp_path: Path) -> None:
-    (tmp_path / "broker.toml").write_text('[[listeners]]\nunix = "run/mqtt.sock"\n[log]\ntarget = "broker.log"')
+    (tmp_path / "broker.toml").write_text('[[listeners]]\nunix = "run/mqtt.sock"\n[log]\ntarget = "broker.log"\n[store]\npath = "kept/broker.db"')
     config = Config.load(tmp_path / "broker.toml", env={})
     assert config.listeners[0].unix == str(tmp_path / "run" / "mqtt.sock")
     assert config.log.target == str(tmp_path / "broker.log")
+    assert config.store.path == str(tmp_path / "kept" / "broker.db")
 
 
 # ---- the environment -----------------------------------------------------------------------------------------------------
@@ -261,6 +268,7 @@ def test_environment_overrides_the_file(tmp_path: Path) -> None:
         "BROKER__LISTENERS__1__HOST": "10.0.0.1",
         "BROKER__LISTENERS__1__UNIX_MODE": "0600",
         "BROKER__LOG__LEVEL": "debug",
+        "BROKER__STORE__PATH": "7",
         "BROKER__ALLOW_ANONYMOUS": "true",
         "BROKER__LIMITS__CONNECT_TIMEOUT_S": "2.5",
         "BROKER_FORBID_SKIPS": "1",
@@ -269,6 +277,7 @@ def test_environment_overrides_the_file(tmp_path: Path) -> None:
     config = Config.load(tmp_path / "broker.toml", env=env)
     assert [(one.host, one.port, one.unix_mode) for one in config.listeners] == [("127.0.0.1", 1884, "0660"), ("10.0.0.1", 1883, "0600")]
     assert config.log.level == "debug"
+    assert config.store.path == str(tmp_path / "7")
     assert config.allow_anonymous is True
     assert config.limits == Limits(receive_maximum=5, connect_timeout_s=2.5)
 
@@ -280,6 +289,7 @@ def test_a_key_in_another_table_is_told_where_it_belongs() -> None:
             "tls": {},
             "limits": {"users": ["ann"], "shutdown_grace_s": 1},
             "listeners": [{"client_ca": "ca.pem", "certificate": "x", "key_file": "y"}],
+            "store": {"expiry_s": 5},
             "overflow": [{"filter": "#", "rule": "latest", "may": "read"}],
         }
     )
@@ -289,6 +299,7 @@ def test_a_key_in_another_table_is_told_where_it_belongs() -> None:
     assert found["listeners[0].client_ca"] == "unknown key here; it belongs in [listeners.tls]"
     assert found["listeners[0].certificate"] == "unknown key here; it belongs in [listeners.tls] or in [[listeners.tls.names]]"
     assert found["listeners[0].key_file"] == "unknown key here; it belongs in [jwt]"
+    assert found["store.expiry_s"].startswith("unknown key; expected one of path")
     assert found["overflow[0].may"] == "unknown key here; it belongs in [[access]]"
 
 

@@ -19,6 +19,7 @@ class Order:
     unix: tuple[str, ...]
     allow_anonymous: bool
     verbose: bool
+    store: str | None = None
 
 
 @click.command(
@@ -39,6 +40,9 @@ class Order:
 )
 @click.option("--unix", multiple=True, metavar="PATH", help="Listen on this Unix socket; may be repeated.")
 @click.option("-c", "--config", metavar="FILE", help="Read this file (TOML); 'broker check FILE' tells what is wrong with one.")
+@click.option(
+    "--store", type=values.path, metavar="PATH", help="Keep sessions and retained messages in this file.  [default: none; a restart forgets]"
+)
 @click.option("--allow-anonymous", is_flag=True, help="Let in clients without a user name, wherever they come from.")
 @click.option("-v", "--verbose", is_flag=True, help="Log everything there is to log.")
 def command(
@@ -46,9 +50,10 @@ def command(
     hosts: tuple[str, ...],
     unix: tuple[str, ...],
     config: str | None,
+    store: str | None,
     allow_anonymous: bool,
     verbose: bool,
 ) -> int:
     from broker.cli.serving import serve
 
-    return serve(Order(config, hosts, port, unix, allow_anonymous, verbose))
+    return serve(Order(config, hosts, port, unix, allow_anonymous, verbose, store))

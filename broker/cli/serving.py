@@ -14,15 +14,16 @@ from typing import Final, NoReturn
 
 import trio
 
-from broker import Broker, Config, ConfigError, Listener, ListenError, open_broker
+from broker import Broker, Config, ConfigError, Listener, ListenError, StoreError, open_broker
 from broker.cli import logs, systemd
 from broker.cli.check import problem_lines, refuse_open
 from broker.cli.running import DONE, FAILED, INTERRUPTED_TWICE, only_cause, report, say
 from broker.cli.serve import Order
-from broker.config import DEFAULT_LISTENERS
+from broker.config import DEFAULT_LISTENERS, ENV_PREFIX
 from broker.net.server import tune_collector
 
 PORT: Final = 1883
+STORE_VARIABLE: Final = f"{ENV_PREFIX}STORE__PATH"
 
 logger: Final = logging.getLogger("broker")
 
@@ -46,6 +47,9 @@ def serve(order: Order) -> int:
         if isinstance(cause, ListenError):
             say(listen_line(cause, order))
             return FAILED
+        if isinstance(cause, StoreError):
+            say(store_line(cause, order))
+            return FAILED
         return report(error)
 
 
@@ -59,11 +63,24 @@ def listen_line(error: ListenError, order: Order) -> str:
     return f"{error}: {'--unix PATH' if unix else '--port PORT'}"
 
 
+def store_line(error: StoreError, order: Order) -> str:
+    """With what chose that path."""
+    if order.store is not None:
+        return f"{error}: --store PATH"
+    if STORE_VARIABLE in os.environ:
+        return f"{error}: {STORE_VARIABLE}"
+    return f"{error}; path of [store] in {order.config}"
+
+
 def load(order: Order, sockets: Mapping[str, Sequence[int]]) -> Config:
     """The file, with what the command line says instead, and the sockets that systemd handed over. ConfigError."""
     config = Config.load(order.config) if order.config is not None else Config.from_dict({}, env=os.environ)
     listeners = listeners_of(order)
-    config = config.replaced(listeners=listeners, allow_anonymous=True if order.allow_anonymous else None)
+    config = config.replaced(
+        listeners=listeners,
+        allow_anonymous=True if order.allow_anonymous else None,
+        store=None if order.store is None else os.path.abspath(order.store),
+    )
     try:
         config = config.replaced(listeners=systemd.placed(config.listeners, sockets, default=config.listeners is DEFAULT_LISTENERS))
     except ConfigError as error:

@@ -81,6 +81,13 @@ def host(value: str) -> str:
     return value
 
 
+def path(value: str) -> str:
+    """Of a file."""
+    if not value:
+        raise click.BadParameter("the path of a file expected")
+    return value
+
+
 def version(value: str) -> Version:
     """-V, as `connect` names it."""
     found = _VERSIONS.get(value.lower())

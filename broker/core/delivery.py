@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from broker.core import pausing
 from broker.core.ending import close_link
-from broker.core.journal import note
+from broker.core.journal import gate_exactly, note
 from broker.core.kept import FIRST_BYTE, KEPT_PLAIN, KEPT_PLAIN_5, Kept, message_of, replayed, topic_of, with_packet_id
 from broker.core.mount import own_topic_field
 from broker.core.waiting import Delivery, KeptDelivery, WaitingQueue
@@ -58,6 +58,8 @@ def deliver(
         session.sink(message, qos, retain, now)
         return True
     link = session.link
+    if message.qos == 2 and link is not None and state.journal is not None and publisher is not None:
+        gate_exactly(state, publisher, link)
     if qos == 0:
         if link is None:
             return True  # at most once: nobody is there, and that is all right

@@ -177,6 +177,15 @@ def note(state: State, session: Session) -> None:
         gate(state, session.link)
 
 
+def gate_exactly(state: State, publisher: Link, recipient: Link) -> None:
+    """A message at QoS 2 leaves when it is on disk that it has come, whatever its recipient keeps: else it would be taken for another one when its
+    publisher, who was not answered, repeats it."""
+    session = publisher.session
+    if session is not None and session.record is not None:
+        note(state, session)
+        gate(state, recipient)
+
+
 def let_through(state: State, links: list[Link]) -> list[Link]:
     """Those that wait for nothing. What the others are to be sent takes memory meanwhile, as if their sockets were full."""
     through: list[Link] = []

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from broker.core import pausing
 from broker.core.delivery import deliver
 from broker.core.inflight import NO_RECEIVER, PACKET_ID_MAX
-from broker.core.journal import note
+from broker.core.journal import gate_exactly, note
 from broker.core.packet_ids import PacketIds, packet_ids
 from broker.core.plain_properties import plain_stop
 from broker.core.publish import recognise
@@ -196,6 +196,8 @@ def _give(state: State, link: Link, route: Route, run: PublishRun, ids: PacketId
             outbox.append(form.frames)
             if session.record is not None:
                 note(state, session)
+        if run.qos == 2 and state.journal is not None:
+            gate_exactly(state, link, recipient)
         sent_count += count
         if not recipient.ready:
             recipient.ready = True

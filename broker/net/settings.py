@@ -41,6 +41,11 @@ class LogSettings(Protocol):
     def connections(self) -> bool: ...
 
 
+class StoreSettings(Protocol):
+    @property
+    def path(self) -> str | None: ...
+
+
 class Settings(Protocol):
     """`broker.config.Config` is one; rooms below it need not know that."""
 
@@ -52,6 +57,8 @@ class Settings(Protocol):
     def limits_for(self) -> UserLimits: ...
     @property
     def log(self) -> LogSettings: ...
+    @property
+    def store(self) -> StoreSettings: ...
     @property
     def overflow(self) -> Sequence[OverflowRule]: ...
     @property

@@ -27,6 +27,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "acl").write_text("pattern readwrite home/%u/#\n")
     assert run_command_line(["passwd", "-c", "-b", str(tmp_path / "passwords"), "ann", "first"]) == 0
     monkeypatch.setenv("BROKER__LISTENERS__0__HOST", "127.0.0.1")
+    monkeypatch.setenv("BROKER__STORE__PATH", "broker.db")
     for index in "01":
         monkeypatch.setenv(f"BROKER__LISTENERS__{index}__PORT", "0")
     return file

@@ -9,10 +9,11 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
-from broker import Config, open_broker
+from broker import Config, StoreError, open_broker
 from broker.cli import serving
 from broker.cli.serve import Order
 from tests.cli.conftest import Run, Start, only_line, run
@@ -132,6 +133,36 @@ def test_a_unix_path_that_cannot_be_made(tmp_path: Path) -> None:
     line = only_line(done.stderr)
     assert str(tmp_path / "no" / "where") in line
     assert line.count("another") == 1, line  # one piece of advice
+
+
+@pytest.mark.parametrize(
+    ("words", "variable", "advice"),
+    [(["--store", "x.db"], "y.db", ": --store PATH"), (["-c", "b.toml"], None, "; path of [store] in b.toml"), ([], "y.db", ": BROKER__STORE__PATH")],
+)
+def test_a_store_that_cannot_be_opened_is_told_in_the_words_of_whoever_chose_it(
+    words: list[str], variable: str | None, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_here: Run
+) -> None:
+    given: list[str | None] = []
+
+    def refuse(config: Config) -> NoReturn:
+        given.append(config.store.path)
+        raise StoreError("x.db", "is a folder")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(serving, "open_broker", refuse)
+    if variable is not None:
+        monkeypatch.setenv("BROKER__STORE__PATH", variable)
+    (tmp_path / "b.toml").write_text("[store]\npath = 'z.db'\n")
+    done = run_here("serve", *words)
+    assert (done.returncode, only_line(done.stderr)) == (1, f"broker: store x.db: is a folder{advice}")
+    # A path of a config file starts there, one of a command line where that was written; with no file they are the same.
+    assert given == [str(tmp_path / "x.db") if "--store" in words else variable if not words else str(tmp_path / "z.db")]
+
+
+def test_a_store_needs_a_path() -> None:
+    done = run("serve", "--store", "")
+    assert done.returncode == 2
+    assert "invalid value for '--store': the path of a file expected" in only_line(done.stderr)
 
 
 # ---- the config file ----------------------------------------------------------------------------------------------

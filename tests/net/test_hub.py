@@ -430,9 +430,15 @@ async def test_reload() -> None:
     config = Config(sys_interval_s=0)
     async with open_broker(config, listeners=[]) as hub:
         changed = Config.from_dict(
-            {"sys_interval_s": 0, "limits": {"retained_count_max": 1}, "log": {"format": "json", "connections": False}, "listeners": [{"port": 5}]}
+            {
+                "sys_interval_s": 0,
+                "limits": {"retained_count_max": 1},
+                "log": {"format": "json", "connections": False},
+                "store": {"path": "x.db"},
+                "listeners": [{"port": 5}],
+            }
         )
-        assert hub.reload(changed) == ["listeners", "log.format"]
+        assert hub.reload(changed) == ["listeners", "log.format", "store.path"]
         await hub.publish("a", b"1", retain=True)
         await hub.publish("b", b"1", retain=True)
         assert len(hub.retained()) == 1

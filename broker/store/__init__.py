@@ -1,0 +1,1 @@
+"""Stores: what of `core.saved` outlives the process, and where."""
