@@ -111,6 +111,8 @@ def accept(state: State, link: Link, packet: Connect, now: float, final_data: by
 
 def _record(state: State, journal: Journal, session: Session, link: Link) -> None:
     """What is to outlive the process is written down before its client is told that it is there."""
+    if session.will is not None:
+        journal.keep_will(session, link.listener)
     if session.record is None:
         if not session.lasts:
             gate(state, link)  # it may have had one, which has to be gone for good

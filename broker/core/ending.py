@@ -90,7 +90,7 @@ def leave(state: State, link: Link, now: float, cause: str, *, error: bool, disc
     if session.record is not None:
         session.record.left_at = now
         note(state, session)
-    _settle_will(state, session, now, discard_will)
+    settle_will(state, session, now, discard_will)
     if not session.lasts:
         if keep_waiting:
             link.leaving = session
@@ -115,7 +115,7 @@ def discard(state: State, link: Link) -> None:
         leaving.queue.leave_account()
 
 
-def _settle_will(state: State, session: Session, now: float, discard: bool) -> None:
+def settle_will(state: State, session: Session, now: float, discard: bool) -> None:
     """Drop the Will [MQTT5-3.14.4-3], publish it, or wait for its delay [MQTT5-3.1.2-8]."""
     will = session.will
     if will is None:
@@ -126,6 +126,8 @@ def _settle_will(state: State, session: Session, now: float, discard: bool) -> N
     delay_s = will.properties.will_delay_interval or 0
     if delay_s > 0 and session.lasts and delay_s < session.expiry_s:
         session.will_deadline = state.deadlines.add(now + delay_s, WILL_DELAY, session)
+        if state.journal is not None:
+            state.journal.touch_will(session)
     elif delay_s == 0 or not session.lasts:
         publish_will(state, session, now)
     # Otherwise the session ends first, and the Will goes out with it.
@@ -159,6 +161,8 @@ def drop_will(state: State, session: Session) -> int:
     if will is None:
         return 0
     session.will = None
+    if state.journal is not None:
+        state.journal.touch_will(session)
     size = will_size(will)
     state.waiting.will_bytes -= size
     return size

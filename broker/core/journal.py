@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Final
 from broker.core.kept import Expiring, Kept, frame_of
 from broker.core.packet_ids import packet_ids
 from broker.core.retained import RetainedStore
-from broker.core.saved import SENT, WAITING, Changes, SavedId, SavedMessage, SavedRetained, SavedSession, SavedSubscription
+from broker.core.saved import SENT, WAITING, Changes, SavedId, SavedMessage, SavedRetained, SavedSession, SavedSubscription, SavedWill
 from broker.core.waiting import Delivery, KeptDelivery, PublishRun
+from broker.wire.codec import encode_properties
 from broker.wire.packets import MQTT_5, MQTT_311
 
 if TYPE_CHECKING:
@@ -73,6 +74,11 @@ class Journal:
         self._touched: dict[Session, None] = {}
         self._ended: list[int] = []
         self._topics: dict[str, None] = {}
+        self._wills: dict[Session, None] = {}
+        self._will_numbers: dict[Session, tuple[int, str]] = {}
+        """Of those that the store has, or is about to have; and where their clients came in."""
+        self._wills_gone: list[int] = []
+        self._next_will = 1
         self._next_record = 1
 
     # ---- what happens ----
@@ -105,6 +111,27 @@ class Journal:
         self._ended.append(number)
         self.count += 1
 
+    def keep_will(self, session: Session, listener: str, number: int = 0) -> None:
+        """It has one from now on, of a client that came in there. number: that it has in the store, if it came from there."""
+        if not number and session in self._will_numbers:
+            number = self._will_numbers[session][0]
+        number = number or self._next_will
+        self._next_will = max(self._next_will, number + 1)
+        self._will_numbers[session] = (number, listener)
+        self.touch_will(session)
+
+    def touch_will(self, session: Session) -> None:
+        """It has gone, or is known to go at some time."""
+        if session in self._will_numbers:
+            self._wills[session] = None
+            self.count += 1
+
+    def drop_will(self, number: int) -> None:
+        """One that came from the store, and went at once."""
+        self._wills_gone.append(number)
+        self._next_will = max(self._next_will, number + 1)
+        self.count += 1
+
     def retain(self, topic: str) -> None:
         """Its retained message has come, changed or gone. Those of the broker itself are made anew after each start."""
         if not topic.startswith("$SYS/"):
@@ -117,7 +144,7 @@ class Journal:
 
     @property
     def has_changes(self) -> bool:
-        return bool(self._touched or self._ended or self._topics)
+        return bool(self._touched or self._ended or self._topics or self._wills or self._wills_gone)
 
     @property
     def newest(self) -> int:
@@ -133,7 +160,7 @@ class Journal:
 
     def take(self, state: State, now: float, unix_now: float) -> Changes | None:
         """All that has changed since the last time; None if nothing has."""
-        if not self.has_changes:
+        if not self.has_changes or state.wills or state.orphans:  # what is on its way is neither here nor there, and `tick` soon goes on with it
             return None
         changes = Changes(self.number)
         self.number += 1
@@ -149,6 +176,7 @@ class Journal:
                 _sent_rows(session, record, to_unix_s, changes)
                 _waiting_rows(session, record, to_unix_s, changes)
                 _id_rows(session, record, changes)
+        self._will_rows(to_unix_s, changes)
         topics, self._topics = self._topics, {}
         for topic in topics:
             kept = state.retained.get(topic)
@@ -158,6 +186,24 @@ class Journal:
                 expires_at = kept.expires_at + to_unix_s if isinstance(kept, Expiring) else None
                 changes.retained.append(SavedRetained(topic, frame_of(kept), expires_at))
         return changes
+
+    def _will_rows(self, to_unix_s: float, changes: Changes) -> None:
+        changes.wills_gone, self._wills_gone = self._wills_gone, []
+        wills, self._wills = self._wills, {}
+        for session in wills:
+            number, listener = self._will_numbers[session]
+            will = session.will
+            if will is None:
+                del self._will_numbers[session]
+                changes.wills_gone.append(number)
+            else:
+                due_at = None if session.will_deadline is None else session.will_deadline.at + to_unix_s
+                properties = encode_properties(will.properties)
+                changes.wills.append(
+                    SavedWill(
+                        number, session.client_id, session.username, listener, will.topic, will.payload, will.qos, will.retain, properties, due_at
+                    )
+                )
 
 
 def gate(state: State, link: Link) -> None:

@@ -10,7 +10,8 @@ import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from broker.core.deadlines import SESSION_EXPIRY
+from broker.core.deadlines import SESSION_EXPIRY, WILL_DELAY
+from broker.core.ending import keep_will, publish_will, settle_will
 from broker.core.inflight import NO_RECEIVER, NO_SENDER, Receiver, Sender
 from broker.core.journal import NO_LOCAL, RETAIN_AS_PUBLISHED, WILD, Journal, Record
 from broker.core.kept import Expiring, Kept, topic_at
@@ -19,13 +20,13 @@ from broker.core.publish import replaced
 from broker.core.saved import WAITING
 from broker.core.session import Session
 from broker.core.waiting import Delivery
-from broker.wire.packets import MQTT_5, NO_PROPERTIES, PUBLISH
-from broker.wire.properties import decode_properties
+from broker.wire.packets import MQTT_5, NO_PROPERTIES, PUBLISH, WillMessage
+from broker.wire.properties import WILL, decode_properties
 
 if TYPE_CHECKING:
     from broker.core.access import Access
     from broker.core.allowance import Allowance
-    from broker.core.saved import Saved, SavedId, SavedMessage, SavedRetained, SavedSession, SavedSubscription
+    from broker.core.saved import Saved, SavedId, SavedMessage, SavedRetained, SavedSession, SavedSubscription, SavedWill
     from broker.core.state import State
     from broker.core.subscription import SharedGroup
 
@@ -40,6 +41,7 @@ def restore(state: State, saved: Saved, now: float, unix_now: float, rules_of: R
     _messages(state, sessions, saved.messages, now - unix_now)
     _ids(sessions, saved.ids)
     _retained(state, saved.retained, now - unix_now)
+    _wills(state, journal, saved.wills, now, unix_now, rules_of)
     for session in sessions.values():
         if session.record is not None:
             journal.adopt(session, session.record)
@@ -141,6 +143,28 @@ def _ids(sessions: dict[int, Session], rows: Iterable[SavedId]) -> None:
         session.receiver.held[packet_id] = None
         if session.record is not None:
             session.record.held.add(packet_id)
+
+
+def _wills(state: State, journal: Journal, rows: Iterable[SavedWill], now: float, unix_now: float, rules_of: RulesOf | None) -> None:
+    """Whoever was connected is not any more, and has not said goodbye [MQTT5-3.1.2-8]."""
+    for row in rows:
+        session = state.sessions.get(row.client_id)
+        properties = decode_properties(row.properties, 0, WILL)[0]
+        will = WillMessage(row.topic, row.payload, row.qos, bool(row.retain), properties)
+        if session is None:  # it ended with its connection, or meanwhile
+            access, allowance = (state.access, state.allowance) if rules_of is None else rules_of(row.listener)
+            session = Session(row.client_id, access, allowance, state.waiting, row.username)
+            keep_will(state, session, will)
+            publish_will(state, session, now)
+            journal.drop_will(row.number)
+            continue
+        keep_will(state, session, will)
+        journal.keep_will(session, row.listener, row.number)
+        record = session.record
+        if row.due_at is not None:
+            session.will_deadline = state.deadlines.add(row.due_at + now - unix_now, WILL_DELAY, session)
+        elif record is not None and record.row is not None and record.row.left_at is None:
+            settle_will(state, session, now, False)
 
 
 def _retained(state: State, rows: Iterable[SavedRetained], to_engine_s: float) -> None:

@@ -59,6 +59,22 @@ class SavedId(NamedTuple):
     packet_id: int
 
 
+class SavedWill(NamedTuple):
+    """Key: number, of Wills. Of a client that has not taken it back, whether its Session lasts or not. properties: encoded, with their length;
+    due_at: when it goes out; None: its client was there, or it goes out with its Session."""
+
+    number: int
+    client_id: str
+    username: str | None
+    listener: str
+    topic: str
+    payload: bytes
+    qos: int
+    retain: int
+    properties: bytes
+    due_at: float | None
+
+
 class SavedRetained(NamedTuple):
     """Key: topic. frame: see `core.kept`."""
 
@@ -76,7 +92,7 @@ class Changes:
 
     __slots__ = (
         "cut", "ended", "ids", "ids_gone", "messages", "messages_gone", "number", "retained", "retained_gone", "sessions", "subscriptions",
-        "subscriptions_gone",
+        "subscriptions_gone", "wills", "wills_gone",
     )  # fmt: skip
 
     def __init__(self, number: int) -> None:
@@ -90,6 +106,8 @@ class Changes:
         self.messages_gone: list[tuple[int, int, int]] = []
         self.ids: list[SavedId] = []
         self.ids_gone: list[tuple[int, int]] = []
+        self.wills: list[SavedWill] = []
+        self.wills_gone: list[int] = []
         self.retained: list[SavedRetained] = []
         self.retained_gone: list[str] = []
 
@@ -105,5 +123,7 @@ class Saved(Protocol):
     def messages(self) -> Iterable[SavedMessage]: ...
     @property
     def ids(self) -> Iterable[SavedId]: ...
+    @property
+    def wills(self) -> Iterable[SavedWill]: ...
     @property
     def retained(self) -> Iterable[SavedRetained]: ...

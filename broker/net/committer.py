@@ -100,8 +100,10 @@ class Committer:
                     self._store.write(changes)
                     self._done(changes)
                 changes = self._engine.take_changes(trio.current_time(), time.time())
-                if changes is None:
+                if changes is None and not self._engine.has_changes:
                     return None
+                if changes is None:
+                    self._engine.tick(trio.current_time())
         except StoreError as error:
             return error
         finally:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class Incarnation:
     """What the last connection of a Client Identifier that the broker accepted comes to; the model's own idea of its session."""
 
-    __slots__ = ("expiry_s", "line", "said_goodbye", "will")
+    __slots__ = ("expiry_s", "goodbye_in", "line", "said_goodbye", "will")
 
     def __init__(self, line: Line, expiry_s: float, will: WillView | None) -> None:
         self.line = line
@@ -23,6 +23,8 @@ class Incarnation:
         self.will = will
         self.said_goodbye: bool | None = False
         """DISCONNECT reached the engine before anything else ended the connection; None: nobody can know."""
+        self.goodbye_in = 0
+        """The changes of that number have to be written for the broker to remember it."""
 
 
 class Incarnations:
@@ -49,9 +51,10 @@ class Incarnations:
             known = self.of.get(link.client_id)
             if known is not None and known.line is line:
                 known.said_goodbye = None if link.phase != ENDED else True
+                known.goodbye_in = self._simulation.engine.last_change
 
-    def accepted(self, line: Line) -> None:
-        """The engine has accepted a CONNECT: should the session be there, and what becomes of the Will before?"""
+    def accepted(self, line: Line, at: float) -> None:
+        """The engine has accepted a CONNECT, at that time: should the session be there, and what becomes of the Will before?"""
         client = self._simulation.everybody[line.client_index]
         clean, expiry_s, will = self._asked[line]
         before = self.of.get(client.client_id)
@@ -63,38 +66,55 @@ class Incarnations:
             assert ended_at is not None
             over_at = ended_at + before.expiry_s
             # A connection that is taken over keeps its session until CONNECT says otherwise, even one that would have ended with it ...
-            present = not clean and (self._simulation.now < over_at or (self._simulation.now == over_at and None))
+            present = not clean and (at < over_at or (at == over_at and None))
             if not clean and before.expiry_s == 0:
                 present = False  # ... but a session of 0 seconds ends with its connection.
-            self._settle_will(before, resumed=present)
+            self._settle_will(before, present, at)
         if not present:
             client.lose_session(self._simulation.serial)
         if present is None:
             self._simulation.fail("the simulation came back at the very moment of expiry")
         self.expected_present[line] = present
         self.of[client.client_id] = Incarnation(line, expiry_s, will)
+        if line.ended_at is not None:
+            self._take_effect(line, line.ended_at)
+
+    def crashed(self, written: int) -> None:
+        """What was not written never happened: a DISCONNECT is not answered, and so promised to nobody."""
+        for line in self._simulation.surroundings.unwritten:
+            will = self._asked[line][2]
+            if will is not None and line.ended_at is not None:
+                will.expected = None  # nobody knows of it any more, and it may have gone out
+        for known in self.of.values():
+            if known.said_goodbye and known.goodbye_in > written:
+                known.said_goodbye = None
+            known.goodbye_in = 0
 
     def ended(self, line: Line) -> None:
         """The connection is over for the core. A session of 0 seconds with it."""
         if line.ended_at is not None:
             return
         line.ended_at = self._simulation.now
+        self._take_effect(line, line.ended_at)
+
+    def _take_effect(self, line: Line, ended_at: float) -> None:
         client = self._simulation.everybody[line.client_index]
         known = self.of.get(client.client_id)
         if known is None or known.line is not line:
+            if line in self._simulation.surroundings.unwritten:
+                _may_have_gone_out(self._asked[line][2], self._simulation.serial)
             return
         if known.expiry_s == 0:
             for view in client.views:
                 view.certain_until = min(view.certain_until, self._simulation.serial)
         will = known.will
         if will is not None:
-            will.due_at = self._simulation.now + min(will.delay_s, known.expiry_s)
+            will.due_at = ended_at + min(will.delay_s, known.expiry_s)
             will.expected = 1
-            will.note.sends = 1
-            will.note.sent_serial = self._simulation.serial
+            _may_have_gone_out(will, self._simulation.serial)
             # Whether a DISCONNECT ended it is settled when somebody asks.
 
-    def _settle_will(self, known: Incarnation, resumed: bool | None) -> None:
+    def _settle_will(self, known: Incarnation, resumed: bool | None, at: float) -> None:
         """Somebody came after it: what was not due by then is cancelled, or came out with the session's end [MQTT5-3.1.3-9]."""
         will = known.will
         if will is None or will.settled:
@@ -102,12 +122,12 @@ class Incarnations:
         will.settled = True
         if known.said_goodbye is None:
             will.expected = None
-        elif known.said_goodbye or (resumed and self._simulation.now < will.due_at):
+        elif known.said_goodbye or (resumed and at < will.due_at):
             will.expected = 0
-        elif self._simulation.now == will.due_at and will.delay_s:
+        elif at == will.due_at and will.delay_s:
             will.expected = None
         if will.expected == 1:
-            will.due_at = min(will.due_at, self._simulation.now)
+            will.due_at = min(will.due_at, at)
 
     def settle_wills(self) -> None:
         """At the end: what nobody came after."""
@@ -117,3 +137,9 @@ class Incarnations:
                     known.will.expected = 0
                 elif known.said_goodbye is None:
                     known.will.expected = None
+
+
+def _may_have_gone_out(will: WillView | None, serial: int) -> None:
+    if will is not None and not will.note.sends:
+        will.note.sends = 1
+        will.note.sent_serial = serial

@@ -46,7 +46,7 @@ class Script(msgspec.Struct, frozen=True):
     access_rules: bool = False
     asks_authentication: bool = False
     lasting: bool = False
-    """The broker has a store; it may crash, and nobody has a Will, of which a crash makes nothing."""
+    """The broker has a store; it may crash."""
 
     def pasteable(self) -> str:
         """Python text that makes this script."""
@@ -97,7 +97,7 @@ def random_script(seed: int, steps_count: int = 60) -> Script:
 def _with_crashes(script: Script, random: Random) -> Script:
     steps: list[Step] = []
     for kind, client, how in script.steps:
-        steps.append((kind, client, {name: value for name, value in how.items() if name != "will"}))
+        steps.append((kind, client, how))
         if kind == "publish" and random.random() < 0.2:  # in the middle of it, or between its acknowledgement and the disk, if that were possible
             steps += [("wait", 0, {"seconds": random.choice((0.0, 0.00031, 0.0107))}), ("crash", 0, {})]
         elif random.random() < 0.05:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from broker.core.saved import Changes, SavedId, SavedMessage, SavedRetained, SavedSession, SavedSubscription
+from broker.core.saved import Changes, SavedId, SavedMessage, SavedRetained, SavedSession, SavedSubscription, SavedWill
 
 
 class Shelf:
@@ -17,6 +17,7 @@ class Shelf:
         self._subscriptions: dict[tuple[int, str], SavedSubscription] = {}
         self._messages: dict[tuple[int, int, int], SavedMessage] = {}
         self._ids: dict[tuple[int, int], SavedId] = {}
+        self._wills: dict[int, SavedWill] = {}
         self._retained: dict[str, SavedRetained] = {}
 
     def write(self, changes: Changes) -> None:
@@ -35,12 +36,15 @@ class Shelf:
             self._messages.pop(key, None)
         for pair in changes.ids_gone:
             self._ids.pop(pair, None)
+        for number in changes.wills_gone:
+            self._wills.pop(number, None)
         for topic in changes.retained_gone:
             self._retained.pop(topic, None)
         self._sessions.update({row.number: row for row in changes.sessions})
         self._subscriptions.update({(row.session, row.filter): row for row in changes.subscriptions})
         self._messages.update({(row.session, row.place, row.key): row for row in changes.messages})
         self._ids.update({(row.session, row.packet_id): row for row in changes.ids})
+        self._wills.update({row.number: row for row in changes.wills})
         self._retained.update({row.topic: row for row in changes.retained})
         self.number = changes.number
 
@@ -63,10 +67,14 @@ class Shelf:
         return list(self._ids.values())
 
     @property
+    def wills(self) -> Iterable[SavedWill]:
+        return list(self._wills.values())
+
+    @property
     def retained(self) -> Iterable[SavedRetained]:
         return list(self._retained.values())
 
     @property
     def rows_count(self) -> int:
         """Of sessions, and of what is theirs."""
-        return len(self._sessions) + len(self._subscriptions) + len(self._messages) + len(self._ids)
+        return len(self._sessions) + len(self._subscriptions) + len(self._messages) + len(self._ids) + len(self._wills)

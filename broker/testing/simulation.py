@@ -301,13 +301,18 @@ class Simulation:
         self.engine.restore(self.shelf, self.now, self.now)
         self.audit = Audit(self.engine.state, self.limits, self.fail)
         self.surroundings.begin_anew(self.engine)
-        self.connect(self.witness, {"clean": True, "expiry_s": 0})
+        self._connect_witness()
+
+    def _connect_witness(self) -> None:
+        """With a session that lasts, if others do: what comes while nobody is connected is for it too."""
+        lasting = self.script.lasting
+        self.connect(self.witness, {"clean": not lasting, "expiry_s": 100_000 if lasting else 0})
 
     # ---- the run ----
 
     def run(self) -> None:
         """Raises BrokenPromise."""
-        self.connect(self.witness, {"clean": True, "expiry_s": 0})
+        self._connect_witness()
         self.timeline.run_until(self.now + 2)
         plain = {"no_local": False, "retain_as_published": False, "retain_handling": 2, "identifier": 0}
         self.witness.subscribe({"filters": ["will/#"], "qos": 2, **plain})

@@ -37,7 +37,8 @@ class Surroundings:
         self._writing: Changes | None = None
         self._waiting_for_disk: list[tuple[int, Callable[[], None]]] = []
         self._lives = 1
-        self._unwelcomed: list[Line] = []
+        self.unwritten: list[Line] = []
+        """Those whose CONNECT was accepted, and a crash now would undo that."""
         self.unflushed = 0
         """How many rounds of flushing are under way, one within the other."""
 
@@ -189,6 +190,8 @@ class Surroundings:
     def _write_soon(self) -> None:
         """It takes its time, and what comes meanwhile is for the next turn."""
         self._writing = self._engine.take_changes(self._simulation.now, self._simulation.now)
+        if self._writing is None:
+            return
         lives = self._lives
         delay_s = self._disk_random.choice((0.0, 0.0, 0.0007, 0.0211, 0.0211))
         self._timeline.at(self._simulation.now + delay_s, lambda: self._written(lives))
@@ -200,6 +203,7 @@ class Surroundings:
         self._simulation.serial += 1
         shelf.write(changes)
         self._writing = None
+        self._settle_accepted(changes.number)
         self._engine.committed(changes.number)
         waited, self._waiting_for_disk = self._waiting_for_disk, []
         for number, then in waited:
@@ -219,10 +223,9 @@ class Surroundings:
         self._writing = None
         self._waiting_for_disk.clear()
         self._lives += 1
-        for line in [line for line in self._unwelcomed if line.accepted_in <= written]:
-            if line in self._unwelcomed:
-                self._settle_accepted(line)
-        self._unwelcomed.clear()
+        self._settle_accepted(written)
+        simulation.incarnations.crashed(written)
+        self.unwritten.clear()
         for line in self.lines:
             if line.detached:
                 continue
@@ -230,21 +233,26 @@ class Surroundings:
             simulation.incarnations.ended(line)
             line.up.kill()
             line.down.send(b"")
+        simulation.ledger.nobody_is_there()
 
     def accepted(self, line: Line) -> None:
-        """The engine has accepted a CONNECT. With a store that counts when its client is told, or else when it is written."""
-        if self._simulation.shelf is None:
-            self._simulation.incarnations.accepted(line)
-        else:
-            line.accepted_in = self._engine.last_change
-            self._unwelcomed.append(line)
+        """The engine has accepted a CONNECT. With a store that counts when it is written."""
+        incarnations = self._simulation.incarnations
+        before = incarnations.of.get(self._simulation.everybody[line.client_index].client_id)
+        if before is not None:
+            incarnations.ended(before.line)
+        line.accepted_in = self._engine.last_change
+        line.accepted_at = self._simulation.now
+        self.unwritten.append(line)
+        if self._engine.is_committed(line.accepted_in):
+            self._settle_accepted(line.accepted_in)
 
-    def _settle_accepted(self, line: Line) -> None:
-        """That one, and those of the same client before it, who were never told."""
-        for one in self._unwelcomed[: self._unwelcomed.index(line) + 1]:
-            if one.client_index == line.client_index:
-                self._unwelcomed.remove(one)
-                self._simulation.incarnations.accepted(one)
+    def _settle_accepted(self, written: int) -> None:
+        """Those whose CONNECT is known to the store."""
+        known = [line for line in self.unwritten if line.accepted_in <= written]
+        self.unwritten = [line for line in self.unwritten if line.accepted_in > written]
+        for line in known:
+            self._simulation.incarnations.accepted(line, line.accepted_at)
 
     def begin_anew(self, engine: Engine) -> None:
         assert self._simulation.shelf is not None
@@ -259,8 +267,6 @@ class Surroundings:
         if line.abandoned:
             return
         engine = self._engine
-        if line in self._unwelcomed and not engine.held_back(link):
-            self._settle_accepted(line)
         if link.phase == ENDED:
             self._simulation.incarnations.ended(line)
         (taken,) = engine.take_to_send([link], 65_536)

@@ -134,3 +134,4 @@ class Line:
         """The broker that served it is gone."""
         self.accepted_in = 0
         """The changes of that number have to be written before its CONNACK leaves."""
+        self.accepted_at = 0.0

@@ -98,8 +98,8 @@ def will_published_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def will_not_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
     """The Will goes out after a proper DISCONNECT too."""
-    settle = ending._settle_will
-    monkeypatch.setattr(ending, "_settle_will", lambda state, session, now, discard: settle(state, session, now, False))
+    settle = ending.settle_will
+    monkeypatch.setattr(ending, "settle_will", lambda state, session, now, discard: settle(state, session, now, False))
 
 
 def qos_2_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
