@@ -203,7 +203,7 @@ def test_mistakes_in_the_files_are_told_too(tmp_path: Path) -> None:
         ({"store": {"path": 7}}, "store.path", "expected text in quotes, got 7"),
         ({"store": {"path": "a\0b"}}, "store.path", "must not contain U+0000"),
         ({"store": {"target": "x"}}, "store.target", "unknown key here; it belongs in [log]"),
-        ({"store": "x.db"}, "store", "expected a table, got \"x.db\""),
+        ({"store": "x.db"}, "store", 'expected a table, got "x.db"'),
         ({"log": {"target": "a\0b"}}, "log.target", "must not contain U+0000"),
         ({"listeners": [{"unix": "a\0b"}]}, "listeners[0].unix", "must not contain U+0000"),
         ({"listeners": [{"tls": {"certificate": "a\0b"}}]}, "listeners[0].tls.certificate", "must not contain U+0000"),
