@@ -8,7 +8,7 @@
 # make fuzz          atheris on the decoder and the engine, SECONDS=60 each
 # make wheel         the compiled wheel, in dist/ (needs cc and Python's headers)
 # make test-compiled every test against that wheel, installed
-# make test-pythons  the core, the wire, the net and the client on each other Python from 3.11 on that is found
+# make test-pythons  the core, the wire, the net, the client and the store on each other Python from 3.11 on that is found
 # make compare       this broker beside mosquitto and nats-server (needs them, and cc)
 # make growth        how cost grows with clients, subscriptions, payload ..., and the plots of it in docs/
 #
@@ -38,8 +38,8 @@ BESIDE := benchmarks config docs examples tests CHANGELOG.md LICENSE Makefile RE
 SERVE_ARGS ?=
 # Two workers a core of a small machine: the suite waits for sockets and subprocesses a good part of its time.
 TEST_ARGS ?= -n 4
-# Where versions of Python differ: structs, sockets, TLS, Trio, logging, and what starts it all.
-PYTHONS_TESTS ?= tests/wire tests/core tests/net tests/client tests/cli/test_logs.py tests/cli/test_serve.py
+# Where versions of Python differ: structs, sockets, TLS, Trio, SQLite, logging, and what starts it all.
+PYTHONS_TESTS ?= tests/wire tests/core tests/net tests/client tests/store tests/cli/test_logs.py tests/cli/test_serve.py
 COMPARE_ARGS ?=
 GROWTH_ARGS ?=
 SEEDS ?= 10000

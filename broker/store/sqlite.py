@@ -268,7 +268,7 @@ class SqliteSaved:
         # By key; that is the order of what waits. What was sent is sorted here, and is little: SQLite would sort all of it, in a file elsewhere.
         rows = self._rows("messages", SavedMessage, "session, place, key")
         for (_, place), group in groupby(rows, attrgetter("session", "place")):
-            yield from group if place == WAITING else sorted(group, key=attrgetter("order"))
+            yield from group if place == WAITING else sorted(group, key=attrgetter("order"))  # noqa: B031  # once, either way
 
     @property
     def ids(self) -> Iterator[SavedId]:
