@@ -20,7 +20,7 @@ from operator import attrgetter
 from os import PathLike
 from typing import Final, NamedTuple, TypeVar
 
-from broker.core.saved import WAITING, Changes, SavedId, SavedMessage, SavedRetained, SavedSession, SavedSubscription
+from broker.core.saved import WAITING, Changes, SavedId, SavedMessage, SavedRetained, SavedSession, SavedSubscription, SavedWill
 from broker.errors import StoreError
 
 APPLICATION_ID: Final = int.from_bytes(b"TMQB", "big")
@@ -51,6 +51,9 @@ _TABLES: Final = (
         identifiers TEXT NOT NULL, share TEXT NOT NULL, expires_at REAL,
         PRIMARY KEY (session, place, key)) WITHOUT ROWID""",
     "CREATE TABLE ids (session INTEGER NOT NULL, packet_id INTEGER NOT NULL, PRIMARY KEY (session, packet_id)) WITHOUT ROWID",
+    """CREATE TABLE wills (
+        number INTEGER PRIMARY KEY, client_id TEXT NOT NULL, username TEXT, listener TEXT NOT NULL, topic TEXT NOT NULL, payload BLOB NOT NULL,
+        qos INTEGER NOT NULL, retain INTEGER NOT NULL, properties BLOB NOT NULL, due_at REAL)""",
     "CREATE TABLE retained (topic TEXT PRIMARY KEY NOT NULL, frame BLOB NOT NULL, expires_at REAL) WITHOUT ROWID",
 )
 
@@ -275,6 +278,10 @@ class SqliteSaved:
         return self._rows("ids", SavedId, "session, packet_id")
 
     @property
+    def wills(self) -> Iterator[SavedWill]:
+        return self._rows("wills", SavedWill, "number")
+
+    @property
     def retained(self) -> Iterator[SavedRetained]:
         return self._rows("retained", SavedRetained, "topic")
 
@@ -300,11 +307,13 @@ def _apply(connection: sqlite3.Connection, changes: Changes) -> None:
     each("DELETE FROM subscriptions WHERE session = ? AND filter = ?", changes.subscriptions_gone)
     each("DELETE FROM messages WHERE session = ? AND place = ? AND key = ?", changes.messages_gone)
     each("DELETE FROM ids WHERE session = ? AND packet_id = ?", changes.ids_gone)
+    each("DELETE FROM wills WHERE number = ?", [(number,) for number in changes.wills_gone])
     each("DELETE FROM retained WHERE topic = ?", [(topic,) for topic in changes.retained_gone])
     each("REPLACE INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?)", changes.sessions)
     each("REPLACE INTO subscriptions VALUES (?, ?, ?, ?)", changes.subscriptions)
     each("REPLACE INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", changes.messages)
     each("REPLACE INTO ids VALUES (?, ?)", changes.ids)
+    each("REPLACE INTO wills VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", changes.wills)
     each("REPLACE INTO retained VALUES (?, ?, ?)", changes.retained)
 
 
