@@ -58,8 +58,8 @@ def deliver(
         session.sink(message, qos, retain, now)
         return True
     link = session.link
-    if message.qos == 2 and link is not None and state.journal is not None and publisher is not None:
-        gate_exactly(state, publisher, link)
+    if state.journal is not None and link is not None:
+        gate_exactly(state, publisher, link, message.qos)
     if qos == 0:
         if link is None:
             return True  # at most once: nobody is there, and that is all right

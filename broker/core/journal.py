@@ -223,10 +223,13 @@ def note(state: State, session: Session) -> None:
         gate(state, session.link)
 
 
-def gate_exactly(state: State, publisher: Link, recipient: Link) -> None:
+def gate_exactly(state: State, publisher: Link | None, recipient: Link, qos: int) -> None:
     """A message at QoS 2 leaves when it is on disk that it has come, whatever its recipient keeps: else it would be taken for another one when its
-    publisher, who was not answered, repeats it."""
-    session = publisher.session
+    publisher, who was not answered, repeats it. And a Will when it is on disk that nobody has it any more."""
+    if state.publishes_wills:
+        gate(state, recipient)
+        return
+    session = None if publisher is None or qos < 2 else publisher.session
     if session is not None and session.record is not None:
         note(state, session)
         gate(state, recipient)

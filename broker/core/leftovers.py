@@ -23,7 +23,9 @@ def finish(state: State, now: float) -> None:
         will, size = state.wills.popleft()
         state.waiting.will_bytes -= size
         state.work += 1
+        state.publishes_wills = True
         publish(state, will, None, now)
+        state.publishes_wills = False
     while state.orphans and state.work < work_max:
         group, message, client_id = state.orphans.popleft()
         member = group.choose(message.qos, message.topic)

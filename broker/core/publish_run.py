@@ -197,7 +197,7 @@ def _give(state: State, link: Link, route: Route, run: PublishRun, ids: PacketId
             if session.record is not None:
                 note(state, session)
         if run.qos == 2 and state.journal is not None:
-            gate_exactly(state, link, recipient)
+            gate_exactly(state, link, recipient, 2)
         sent_count += count
         if not recipient.ready:
             recipient.ready = True

@@ -107,6 +107,8 @@ class State:
         """They would have been named by `take_ready`, but wait for the disk."""
         self.wills: deque[tuple[ApplicationMessage, int]] = deque()
         """To be published, with the bytes that each counts for until then."""
+        self.publishes_wills = False
+        """What is being published now is one of them."""
         self.orphans: deque[tuple[SharedGroup, ApplicationMessage, str]] = deque()
         """Messages of a shared group whose member's session, with this Client Identifier, ended: each to be offered to another member."""
         self.backlog: dict[Link, None] = {}
