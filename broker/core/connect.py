@@ -115,7 +115,8 @@ def _record(state: State, journal: Journal, session: Session, link: Link) -> Non
         journal.keep_will(session, link.listener)
     if session.record is None:
         if not session.lasts:
-            gate(state, link)  # it may have had one, which has to be gone for good
+            if session.will is not None or session.client_id in journal.going:  # what it had has to be gone for good
+                gate(state, link)
             return
         journal.begin(session, link.listener)
     record = session.record

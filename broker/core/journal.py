@@ -71,6 +71,8 @@ class Journal:
         """Changes noted since the start."""
         self.taken_count = 0
         """Those of them that have been taken."""
+        self.going: dict[str, int] = {}
+        """Client Identifiers of sessions that have ended, with the number of the changes that say so, until these are committed."""
         self._touched: dict[Session, None] = {}
         self._ended: list[int] = []
         self._topics: dict[str, None] = {}
@@ -105,6 +107,7 @@ class Journal:
         session.record = None
         self._touched.pop(session, None)
         if record is not None:
+            self.going[session.client_id] = self.number
             self.end_record(record.number)
 
     def end_record(self, number: int) -> None:
@@ -251,6 +254,9 @@ def let_through(state: State, links: list[Link]) -> list[Link]:
 def open_gates(state: State, number: int) -> None:
     """The changes up to that number are committed."""
     state.committed = number
+    journal = state.journal
+    if journal is not None and journal.going:
+        journal.going = {client_id: gone_in for client_id, gone_in in journal.going.items() if gone_in > number}
     for link in [link for link in state.gated if link.gate <= number]:
         del state.gated[link]
         link.outbox.uncount()

@@ -241,7 +241,8 @@ class Surroundings:
         before = incarnations.of.get(self._simulation.everybody[line.client_index].client_id)
         if before is not None:
             incarnations.ended(before.line)
-        line.accepted_in = self._engine.last_change
+        assert line.link is not None
+        line.accepted_in = line.link.gate
         line.accepted_at = self._simulation.now
         self.unwritten.append(line)
         if self._engine.is_committed(line.accepted_in):
