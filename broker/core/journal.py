@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final
 
+from broker.core.access import is_bridge_state
 from broker.core.kept import Expiring, Kept, frame_of
 from broker.core.packet_ids import packet_ids
 from broker.core.retained import RetainedStore
@@ -137,12 +138,13 @@ class Journal:
 
     def retain(self, topic: str) -> None:
         """Its retained message has come, changed or gone. Those of the broker itself are made anew after each start."""
-        if not topic.startswith("$SYS/"):
+        if not topic.startswith("$SYS/") or is_bridge_state(topic):
             self._topics[topic] = None
             self.count += 1
 
     def forget_topics(self) -> None:
         """Those that have been noted are as the store has them."""
+        self.count -= len(self._topics)
         self._topics.clear()
 
     @property
