@@ -35,10 +35,11 @@ def command(file: str) -> int:
 
 def _check(config: Config, file: str) -> None:
     """What `broker serve` refuses in a file that is right in itself. ConfigError."""
-    from broker.cli.logs import target_fault
+    from broker.cli.logs import file_fault, target_fault
 
-    fault = target_fault(config.log.target)
-    problems = [] if fault is None else [("log.target", fault)]
+    store = config.store.path
+    faults = (("log.target", target_fault(config.log.target)), ("store.path", None if store is None else file_fault(store)))
+    problems = [(key, fault) for key, fault in faults if fault is not None]
     try:
         refuse_open(config, file)
     except ConfigError as error:

@@ -243,9 +243,14 @@ def target_fault(target: str) -> str | None:
         return None
     if target == "syslog":
         return None if any(map(os.path.exists, _SYSLOG)) else f"syslog, and there is none here ({' or '.join(_SYSLOG)})"
-    if os.path.isdir(target):
-        return f"{target} is a directory; a file is wanted"
-    folder = os.path.dirname(os.path.abspath(target))
+    return file_fault(target)
+
+
+def file_fault(path: str) -> str | None:
+    """What keeps a file from being made there, likewise."""
+    if os.path.isdir(path):
+        return f"{path} is a directory; a file is wanted"
+    folder = os.path.dirname(os.path.abspath(path))
     return None if os.path.isdir(folder) else f"there is no directory {folder}; make it, or choose another path"
 
 

@@ -66,10 +66,10 @@ def listen_line(error: ListenError, order: Order) -> str:
 def store_line(error: StoreError, order: Order) -> str:
     """With what chose that path."""
     if order.store is not None:
-        return f"{error}: --store PATH"
+        return f"{error} (set by --store)"
     if STORE_VARIABLE in os.environ:
-        return f"{error}: {STORE_VARIABLE}"
-    return f"{error}; path of [store] in {order.config}"
+        return f"{error} (set by {STORE_VARIABLE})"
+    return f"{error} (set by path of [store] in {order.config})"
 
 
 def load(order: Order, sockets: Mapping[str, Sequence[int]]) -> Config:

@@ -199,7 +199,10 @@ class SqliteStore:
         folder = os.path.dirname(self._file)
         if isinstance(error, FileNotFoundError) and not os.path.isdir(folder):
             return f": make its folder, {folder}, or choose another path"
-        return "; choose another path" + (", or let this user read and write there" if isinstance(error, PermissionError) else "")
+        if isinstance(error, PermissionError):
+            wanted = "read and write it" if os.path.exists(self._file) else f"make files in {folder}"
+            return f": let this user {wanted}, or choose another path"
+        return "; choose another path"
 
     def _connect(self, new: bool) -> None:
         # No waiting for locks: whoever has the file keeps it.

@@ -14,7 +14,7 @@ from typing import NoReturn
 import pytest
 
 from broker import Config, StoreError, open_broker
-from broker.cli import serving
+from broker.cli import logs, serving
 from broker.cli.serve import Order
 from tests.cli.conftest import Run, Start, only_line, run
 
@@ -136,11 +136,11 @@ def test_a_unix_path_that_cannot_be_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "variable", "advice"),
-    [(["--store", "x.db"], "y.db", ": --store PATH"), (["-c", "b.toml"], None, "; path of [store] in b.toml"), ([], "y.db", ": BROKER__STORE__PATH")],
+    ("words", "variable", "setter"),
+    [(["--store", "x.db"], "y.db", "--store"), (["-c", "b.toml"], None, "path of [store] in b.toml"), ([], "y.db", "BROKER__STORE__PATH")],
 )
 def test_a_store_that_cannot_be_opened_is_told_in_the_words_of_whoever_chose_it(
-    words: list[str], variable: str | None, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_here: Run
+    words: list[str], variable: str | None, setter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_here: Run
 ) -> None:
     given: list[str | None] = []
 
@@ -150,11 +150,13 @@ def test_a_store_that_cannot_be_opened_is_told_in_the_words_of_whoever_chose_it(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(serving, "open_broker", refuse)
+    for name in ("lighten", "configure"):  # what they do would outlive this test
+        monkeypatch.setattr(logs, name, lambda *words: None)
     if variable is not None:
         monkeypatch.setenv("BROKER__STORE__PATH", variable)
     (tmp_path / "b.toml").write_text("[store]\npath = 'z.db'\n")
     done = run_here("serve", *words)
-    assert (done.returncode, only_line(done.stderr)) == (1, f"broker: store x.db: is a folder{advice}")
+    assert (done.returncode, only_line(done.stderr)) == (1, f"broker: store x.db: is a folder (set by {setter})")
     # A path of a config file starts there, one of a command line where that was written; with no file they are the same.
     assert given == [str(tmp_path / "x.db") if "--store" in words else variable if not words else str(tmp_path / "z.db")]
 
@@ -276,8 +278,11 @@ def test_every_mistake_of_a_file_is_a_line(text: str, said: list[str], tmp_path:
         assert all(any(key in line for line in lines) for key in said)
 
 
-def test_check_looks_where_the_log_would_go(tmp_path: Path, run_here: Run) -> None:
+def test_check_looks_where_the_log_and_the_store_would_go(tmp_path: Path, run_here: Run) -> None:
     file = tmp_path / "b.toml"
+    file.write_text("[store]\npath = 'no/broker.db'\n")
+    line = only_line(run_here("check", str(file)).stderr)
+    assert line == f"broker: {file}: store.path: there is no directory {tmp_path / 'no'}; make it, or choose another path"
     file.write_text("[log]\ntarget = 'no/broker.log'\n[[listeners]]\nhost = '*'\n")
     lines = run_here("check", str(file)).stderr.decode().splitlines()
     assert lines[0] == f"broker: {file}: log.target: there is no directory {tmp_path / 'no'}; make it, or choose another path"

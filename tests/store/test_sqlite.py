@@ -355,8 +355,9 @@ def test_no_permission() -> None:
         filled(folder / "alone.db", 1)
         (folder / "alone.db").chmod(0o666)
         with as_nobody(folder):
-            for name in ("new.db", "secret.db", "readable.db"):
-                assert cause_of(folder / name) == "cannot be opened: permission denied; choose another path, or let this user read and write there"
+            wanted = {"new.db": f"make files in {folder}", "secret.db": "read and write it", "readable.db": "read and write it"}
+            for name, right in wanted.items():
+                assert cause_of(folder / name) == f"cannot be opened: permission denied: let this user {right}, or choose another path"
             assert "this user needs to read and write it, and to make files beside it" in cause_of(folder / "alone.db")
         assert sorted(path.name for path in folder.iterdir()) == ["alone.db", "readable.db", "secret.db"]
 
