@@ -105,6 +105,7 @@ def discard(state: State, link: Link) -> None:
     if link.outbox.waiting.count:
         state.count_dropped(link.client_id, "disconnected", link.outbox.waiting.clear())
     link.outbox.leave_account()
+    state.gated.pop(link, None)
     if link.receiving_bytes:
         incoming.leave_account(state, link)
     leaving = link.leaving

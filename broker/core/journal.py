@@ -35,6 +35,8 @@ RETAIN_AS_PUBLISHED: Final = 0x08
 WILD: Final = 0x40
 """`Subscription.wild`, in a bit that SUBSCRIBE has no use for."""
 
+CLOCKS_APART_S: Final = 1.0
+"""The engine's and Unix time do not go quite alike: so small a difference is no other time."""
 _ID_FIELD: Final = b"\x00\x01"
 """Of a message that has no Packet Identifier yet."""
 
@@ -79,7 +81,7 @@ class Journal:
         self._topics: dict[str, None] = {}
         self._wills: dict[Session, None] = {}
         self._will_numbers: dict[Session, tuple[int, str]] = {}
-        """Of those that the store has, or is about to have; and where their clients came in."""
+        """In the store, 0 of those that it does not have yet; and where their clients came in."""
         self._wills_gone: list[int] = []
         self._next_will = 1
         self._next_record = 1
@@ -96,39 +98,42 @@ class Journal:
         """It came from the store."""
         session.record = record
         self._next_record = max(self._next_record, record.number + 1)
-        self._touched[session] = None
+        if record.row is not None and record.row.left_at is None:  # it was there, and is not any more
+            self.touch(session)
 
-    def touch(self, session: Session) -> None:
-        """Something of it has changed, or is about to."""
+    def touch(self, session: Session, count: int = 1) -> None:
+        """Something of it has changed, or is about to: about so many rows."""
         self._touched[session] = None
-        self.count += 1
+        self.count += count
 
     def end(self, session: Session) -> None:
         record = session.record
         session.record = None
         self._touched.pop(session, None)
-        if record is not None:
+        if record is not None and record.row is not None:  # else the store has never heard of it
             self.going[session.client_id] = self.number
-            self.end_record(record.number)
-
-    def end_record(self, number: int) -> None:
-        self._ended.append(number)
-        self.count += 1
+            self._ended.append(record.number)
+            self.count += 1
 
     def keep_will(self, session: Session, listener: str, number: int = 0) -> None:
         """It has one from now on, of a client that came in there. number: that it has in the store, if it came from there."""
         if not number and session in self._will_numbers:
             number = self._will_numbers[session][0]
-        number = number or self._next_will
         self._next_will = max(self._next_will, number + 1)
         self._will_numbers[session] = (number, listener)
         self.touch_will(session)
 
     def touch_will(self, session: Session) -> None:
         """It has gone, or is known to go at some time."""
-        if session in self._will_numbers:
+        known = self._will_numbers.get(session)
+        if known is None:
+            return
+        self.count += 1
+        if session.will is None and not known[0]:  # the store has never heard of it
+            del self._will_numbers[session]
+            self._wills.pop(session, None)
+        else:
             self._wills[session] = None
-            self.count += 1
 
     def drop_will(self, number: int) -> None:
         """One that came from the store, and went at once."""
@@ -149,7 +154,8 @@ class Journal:
 
     @property
     def has_changes(self) -> bool:
-        return bool(self._touched or self._ended or self._topics or self._wills or self._wills_gone)
+        """Also if nothing has come of them: somebody may wait until they are committed."""
+        return self.count != self.taken_count
 
     @property
     def newest(self) -> int:
@@ -202,6 +208,10 @@ class Journal:
                 del self._will_numbers[session]
                 changes.wills_gone.append(number)
             else:
+                if not number:
+                    number = self._next_will
+                    self._next_will += 1
+                    self._will_numbers[session] = (number, listener)
                 due_at = None if session.will_deadline is None else session.will_deadline.at + to_unix_s
                 properties = encode_properties(will.properties)
                 changes.wills.append(
@@ -219,11 +229,11 @@ def gate(state: State, link: Link) -> None:
     state.mark_ready(link)  # so that it is named when it may go on, whoever had named it before
 
 
-def note(state: State, session: Session) -> None:
-    """Something of a session that lasts has changed, and its client is not told before it is committed."""
+def note(state: State, session: Session, count: int = 1) -> None:
+    """Something of a session that lasts has changed, about so many rows, and its client is not told before it is committed."""
     journal = state.journal
     assert journal is not None
-    journal.touch(session)
+    journal.touch(session, count)
     if session.link is not None:
         gate(state, session.link)
 
@@ -241,15 +251,18 @@ def gate_exactly(state: State, publisher: Link | None, recipient: Link, qos: int
 
 
 def let_through(state: State, links: list[Link]) -> list[Link]:
-    """Those that wait for nothing. What the others are to be sent takes memory meanwhile, as if their sockets were full."""
+    """Those that wait for nothing, and those that are to be closed, whose time begins. What is to be sent to who waits takes memory meanwhile, as
+    if its socket were full."""
     through: list[Link] = []
     for link in links:
-        if link.gate <= state.committed:
-            through.append(link)
-        else:
+        is_gated = link.gate > state.committed
+        if is_gated:
             link.ready = False
-            state.gated[link] = None
-            link.outbox.count()
+            if link.outbox.account is not None:  # else its stream is gone
+                state.gated[link] = None
+                link.outbox.count()
+        if not is_gated or link.closing:
+            through.append(link)
     return through
 
 
@@ -289,10 +302,13 @@ class LastingRetainedStore(RetainedStore):
 
 
 def _session_row(session: Session, record: Record, to_unix_s: float, changes: Changes) -> None:
+    before = record.row
     left_at = None if record.left_at == math.inf else record.left_at + to_unix_s
+    if left_at is not None and before is not None and before.left_at is not None and abs(left_at - before.left_at) < CLOCKS_APART_S:
+        left_at = before.left_at
     expiry_s = None if session.never_expires else session.expiry_s
     row = SavedSession(record.number, session.client_id, session.username, session.mount_point, record.listener, expiry_s, left_at)
-    if row != record.row:
+    if row != before:
         record.row = row
         changes.sessions.append(row)
 

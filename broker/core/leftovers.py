@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from broker.core.delivery import deliver
+from broker.core.journal import gate
 from broker.core.publish import publish
 
 if TYPE_CHECKING:
@@ -37,4 +38,7 @@ def finish(state: State, now: float) -> None:
         else:
             identifiers = (member.identifier,) if member.identifier else ()
             retain = message.retain and member.retain_as_published  # [MQTT5-3.3.1-13]
+            link = member.session.link
+            if state.journal is not None and link is not None:
+                gate(state, link)  # until it is on disk that the other one is not to have it any more
             deliver(state, member.session, message, min(message.qos, member.qos), retain, identifiers, group, None, None, now)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from broker.core.deadlines import SESSION_EXPIRY, WILL_DELAY
-from broker.core.ending import keep_will, publish_will, settle_will
+from broker.core.ending import end_session, keep_will, publish_will, settle_will
 from broker.core.inflight import NO_RECEIVER, NO_SENDER, Receiver, Sender
 from broker.core.journal import NO_LOCAL, RETAIN_AS_PUBLISHED, WILD, Journal, Record
 from broker.core.kept import Expiring, Kept, topic_at
@@ -36,29 +36,27 @@ RulesOf = Callable[[str], "tuple[Access, Allowance]"]
 def restore(state: State, saved: Saved, now: float, unix_now: float, rules_of: RulesOf | None) -> None:
     journal = state.journal
     assert journal is not None
-    sessions = _sessions(state, journal, saved.sessions, now, unix_now, rules_of)
+    sessions = _sessions(state, saved.sessions, now, unix_now, rules_of)
     _subscriptions(state, sessions, saved.subscriptions)
     _messages(state, sessions, saved.messages, now - unix_now)
     _ids(sessions, saved.ids)
     _retained(state, saved.retained, now - unix_now)
     _wills(state, journal, saved.wills, now, unix_now, rules_of)
+    journal.forget_topics()
     for session in sessions.values():
         if session.record is not None:
             journal.adopt(session, session.record)
-    journal.forget_topics()
+        # Now that all is there: its Will goes out, and what a shared group chose it for to another member.
+        if session.expiry_deadline is not None and session.expiry_deadline.at <= now:  # or it was to end with its connection
+            state.counters.clients_expired += 1
+            end_session(state, session, now)
 
 
-def _sessions(
-    state: State, journal: Journal, rows: Iterable[SavedSession], now: float, unix_now: float, rules_of: RulesOf | None
-) -> dict[int, Session]:
+def _sessions(state: State, rows: Iterable[SavedSession], now: float, unix_now: float, rules_of: RulesOf | None) -> dict[int, Session]:
     found: dict[int, Session] = {}
     for row in rows:
         away_s = 0.0 if row.left_at is None else max(0.0, unix_now - row.left_at)
         expiry_s = math.inf if row.expiry_s is None else row.expiry_s
-        if away_s >= expiry_s:  # or it was to end with its connection
-            journal.end_record(row.number)
-            state.counters.clients_expired += 1
-            continue
         access, allowance = (state.access, state.allowance) if rules_of is None else rules_of(row.listener)
         session = Session(row.client_id, access, allowance, state.waiting, row.username, None, row.mount_point)
         session.expiry_s = expiry_s

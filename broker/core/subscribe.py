@@ -86,7 +86,7 @@ def subscribe_alike(state: State, link: Link, body: bytes) -> bool:
         state.topics.add(filter, subscription)
     if session.record is not None:
         session.record.filters.update(dict.fromkeys(filters))
-        note(state, session)
+        note(state, session, len(filters))
     state.work += len(filters)
     answer = body[:start] + _GRANTED_BYTES[qos] * len(filters)
     state.send(link, b"\x90" + encode_varint(len(answer)) + answer)
@@ -192,7 +192,7 @@ def on_unsubscribe(state: State, link: Link, packet: Unsubscribe, now: float) ->
     )
     if session.record is not None:
         session.record.filters.update(dict.fromkeys(filters))
-        note(state, session)
+        note(state, session, len(filters))
     if session.replays:
         for filter in filters:
             session.replays.pop(filter, None)  # one that comes again begins anew, if it is owed anything [MQTT5-3.3.1-11]

@@ -19,13 +19,20 @@ from broker.wire.codec import encode
 from broker.wire.packets import (
     MQTT_5,
     MQTT_311,
+    ConnAck,
+    Connect,
+    Disconnect,
     Properties,
     PubAck,
     PubComp,
     Publish,
     PubRec,
     PubRel,
+    SubAck,
+    Subscribe,
     SubscriptionRequest,
+    UnsubAck,
+    Unsubscribe,
     WillMessage,
 )
 from tests.core.harness import Peer, World
@@ -619,7 +626,190 @@ def test_what_came_from_the_store_is_no_change() -> None:
     pub = world.client("pub", MQTT_311)
     for number in range(20):
         pub.publish(f"t/{number}", b"x", retain=True)
-    world.disk_works = True
+    sub = world.lasting("sub")
+    sub.subscribe(("t/+", 1))
+    sub.detach()
     world.crash()
     assert not world.engine.has_changes
     assert world.engine.changes_count == 0
+
+
+def test_each_filter_counts() -> None:
+    """A packet may have ten thousand of them."""
+    world = LastingWorld()
+    sub = world.lasting("sub", MQTT_311)
+    world.disk_works = False
+    before = world.engine.changes_count
+    sub.give(encode(Subscribe(1, tuple(SubscriptionRequest(f"t/{number}") for number in range(100))), MQTT_311))
+    sub.give(encode(Unsubscribe(2, tuple(f"t/{number}" for number in range(100))), MQTT_311))
+    assert world.engine.changes_count >= before + 200
+
+
+def test_the_time_when_a_client_left_is_written_once() -> None:
+    world, sub = a_world_with()
+    sub.detach()
+    pub = world.client("pub")
+    for number in range(1, 4):
+        world.now += 1.1
+        world.unix_ahead += 0.0001  # no two clocks go alike
+        world.disk_works = False
+        pub.publish("t", b"x", 1, number)
+        changes = world.engine.take_changes(world.now, world.now + world.unix_ahead)
+        assert changes is not None
+        assert not changes.sessions
+        assert len(changes.messages) == 1
+        world.engine.committed(changes.number)
+
+
+# ---- while the disk does not work -------------------------------------------------------------------------------------
+
+
+def _answers(peer: Peer) -> list[type]:
+    return [type(packet) for packet in peer.take()]
+
+
+def test_nothing_is_answered_before_it_is_written() -> None:
+    world = LastingWorld()
+    sub = world.lasting("sub")
+    pub = world.lasting("pub")
+    world.disk_works = False
+    steps: list[tuple[Peer, Any, list[type]]] = [
+        (sub, Subscribe(1, (SubscriptionRequest("t", 2),)), [SubAck]),
+        (pub, Publish("t", b"x", 1, packet_id=1), [PubAck]),
+        (pub, Publish("t", b"x", 2, packet_id=2), [PubRec]),
+        (pub, PubRel(2), [PubComp]),
+        (pub, Publish("kept", b"x", 1, True, packet_id=3), [PubAck]),
+        (sub, PubRec(2), [PubRel]),
+        (sub, Unsubscribe(4, ("t",)), [UnsubAck]),
+    ]
+    for peer, packet, expected in steps:
+        peer.send(packet)
+        assert not peer.take(), packet
+        assert not sub.take(), packet
+        world.write()
+        world.settle()
+        assert _answers(peer) == expected
+        sub.take()
+    peer = world.peer("new")
+    peer.send(_connect("new"))
+    assert not peer.take()
+    world.write()
+    world.settle()
+    assert _answers(peer) == [ConnAck]
+
+
+def _connect(client_id: str, *, clean: bool = True, expiry: int = LASTING, will: WillMessage | None = None) -> Connect:
+    return Connect(client_id, MQTT_5, clean, 0, will, None, None, Properties(session_expiry_interval=expiry))
+
+
+def test_who_keeps_nothing_waits_for_nobody() -> None:
+    world, sub = a_world_with()
+    world.disk_works = False
+    sub.send(Subscribe(9, (SubscriptionRequest("other"),)))
+    assert not sub.take()
+    peer = world.peer("new")
+    peer.send(_connect("new", expiry=0))
+    assert _answers(peer) == [ConnAck]
+
+
+@pytest.mark.parametrize("ended", ["by its client", "by DISCONNECT", "by its time", "by the administrator"])
+def test_whose_session_has_ended_is_told_when_that_is_written(ended: str) -> None:
+    world, sub = a_world_with()
+    if ended != "by DISCONNECT":
+        sub.detach()
+    world.disk_works = False
+    if ended == "by DISCONNECT":
+        sub.disconnect(session_expiry_interval=0)
+    elif ended == "by its time":
+        world.after(LASTING + 1)
+    elif ended == "by the administrator":
+        world.engine.disconnect("sub", ReasonCode.ADMINISTRATIVE_ACTION, world.now, drop_session=True)
+    taken = world.engine.take_changes(world.now, world.now) if ended != "by its client" else None
+    peer = world.peer("sub")
+    peer.send(_connect("sub", clean=ended == "by its client", expiry=0))
+    assert not peer.take()
+    if taken is not None:
+        world.engine.committed(taken.number)
+    else:
+        world.write()
+    world.settle()
+    assert _answers(peer) == [ConnAck]
+    assert not peer.link.gate > world.state.committed
+
+
+def test_who_has_a_will_is_told_when_that_is_written() -> None:
+    world = LastingWorld()
+    world.disk_works = False
+    peer = world.peer("new")
+    peer.send(_connect("new", expiry=0, will=WillMessage("will", b"x")))
+    assert not peer.take()
+
+
+def test_those_who_come_and_go_leave_nothing() -> None:
+    """They come again and again: nobody answers them."""
+    world, sub = a_world_with()
+    world.disk_works = False
+    sub.publish("t", b"x", 1, 1)
+    for number in range(100):
+        peer = world.peer()
+        peer.send(_connect(f"c{number % 3}", expiry=number % 2 * 100, will=WillMessage("will", b"x")))
+        peer.detach()
+        world.client("sub-0", expiry=0).disconnect()
+    world.after(1000)
+    journal = world.engine.state.journal
+    assert journal is not None
+    assert len(world.state.gated) == 1
+    assert len(journal._wills) <= 3
+    assert len(journal._will_numbers) <= 3
+    assert len(journal._ended) <= 3
+    world.write()
+    world.settle()
+    assert not world.state.gated
+    assert not list(world.shelf.wills)
+    assert [row.client_id for row in world.shelf.sessions] == ["sub"]
+
+
+def test_a_connection_that_is_to_be_closed_is_named_though_its_last_words_wait() -> None:
+    world, sub = a_world_with()
+    world.disk_works = False
+    sub.publish("t", b"x", 1, 1)
+    world.engine.disconnect("sub", ReasonCode.ADMINISTRATIVE_ACTION, world.now)
+    assert world.engine.take_ready() == [sub.link]
+    assert world.engine.held_back(sub.link)
+    assert not world.engine.data_to_send(sub.link)
+    world.write()
+    assert world.engine.take_ready() == [sub.link]
+    sub.flush()
+    assert _answers(sub)[-1] is Disconnect
+
+
+def test_a_groups_message_is_not_sent_to_another_member_before_its_own_has_ended_on_disk() -> None:
+    world = LastingWorld()
+    first = world.lasting("first")
+    first.subscribe(("$share/team/t/#", 2))
+    first.detach()
+    world.client("pub").publish("t/1", b"x", 2, 1)
+    other = world.client("other")
+    other.subscribe(("$share/team/t/#", 2))
+    world.disk_works = False
+    world.after(LASTING + 1)
+    assert not other.take()
+    world.write()
+    world.settle()
+    assert other.payloads() == [b"x"]
+
+
+def test_a_groups_message_goes_on_when_its_member_expires_while_the_broker_is_away() -> None:
+    world = LastingWorld()
+    other = world.lasting("other", expiry=100_000)
+    other.subscribe(("$share/team/t/#", 1))
+    first = world.lasting("first")
+    first.subscribe(("$share/team/t/#", 1))
+    other.detach()
+    world.client("pub").publish("t/1", b"sent", 1, 1)  # to the one that is there
+    first.detach()
+    for number in range(2):
+        world.client("pub").publish("t/1", b"%d" % number, 1, 1)
+    world.crash(away_s=LASTING + 1)
+    assert "first" not in world.state.sessions
+    assert sorted(world.back("other").payloads()) == [b"0", b"1", b"sent"]
