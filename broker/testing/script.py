@@ -91,7 +91,7 @@ def random_script(seed: int, steps_count: int = 60) -> Script:
     if seed % 4 == 3:
         steps += _overlap()
     script = Script(seed, clients, tuple(steps), limits, overflow, random.random() < 0.3, random.random() < 0.15)
-    return _with_crashes(script, Random(-1 - seed)) if seed % 3 == 1 else script
+    return _with_crashes(script, Random(-1 - seed)) if seed % 3 == 2 else script
 
 
 def _with_crashes(script: Script, random: Random) -> Script:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from broker.core import connect, delivery, due, ending, engine, incoming, pausing, publish, receiving
+from broker.core import connect, delivery, due, ending, engine, exchange, incoming, journal, pausing, publish, receiving
 from broker.core.client_inbox import ClientInbox
 from broker.core.client_outbox import ClientOutbox
 from broker.core.client_state import Delivery as ClientDelivery
 from broker.core.filter_trie import FilterTrie
 from broker.core.inflight import Receiver, Sender
+from broker.core.journal import Journal
 from broker.core.kept import Kept
 from broker.core.link import Link
 from broker.core.outbox import Outbox
 from broker.core.retained import RetainedStore
+from broker.core.saved import Changes
 from broker.core.session import Session
 from broker.core.state import State
 from broker.core.subscription import SharedGroup
@@ -278,6 +281,64 @@ def client_takes_repetitions_for_new(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ClientInbox, "on_publish", on_publish)
 
 
+# ---- of a broker with a store, which crashes now and then -----------------------------------------------------------------
+
+
+def nothing_waits_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Acknowledgements and deliveries leave before what they depend on is written."""
+    for module in (journal, engine, connect):
+        monkeypatch.setattr(module, "gate", lambda state, link: None)
+
+
+def publisher_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same for whoever published it alone."""
+    monkeypatch.setattr(engine, "gate", lambda state, link: None)
+
+
+def unacknowledged_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "_sent_rows", lambda session, record, to_unix_s, changes: None)
+
+
+def queue_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "_waiting_rows", lambda session, record, to_unix_s, changes: None)
+
+
+def subscriptions_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "_subscription_rows", lambda session, record, changes: None)
+
+
+def retained_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Journal, "retain", lambda self, topic: None)
+
+
+def wills_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Journal, "_will_rows", lambda self, to_unix_s, changes: None)
+
+
+def acknowledgements_not_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was acknowledged comes again after a crash, long after."""
+    monkeypatch.setattr(exchange, "note", lambda state, session: None)
+
+
+def deliveries_not_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery, "note", lambda state, session: None)
+
+
+def taken_between_two_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Will is neither its session's any more nor its recipients' yet."""
+    take = Journal.take
+
+    def at_once(self: Journal, state: State, now: float, unix_now: float) -> Changes | None:
+        wills, orphans = state.wills, state.orphans
+        state.wills, state.orphans = deque(), deque()
+        try:
+            return take(self, state, now, unix_now)
+        finally:
+            state.wills, state.orphans = wills, orphans
+
+    monkeypatch.setattr(Journal, "take", at_once)
+
+
 MUTATIONS: list[Mutation] = [
     resend_lost, pubrel_forgotten, quota_not_restored, order_swapped, waiting_bytes_leaked, will_published_twice, will_not_cancelled, qos_2_not_held,
     drop_not_counted, access_not_asked, receive_maximum_ignored, subscription_kept, retained_not_replaced, stale_routes, wildcards_forgotten,
@@ -286,4 +347,6 @@ MUTATIONS: list[Mutation] = [
     wills_kept_in_the_account,
     half_packets_not_bounded, ended_not_discarded, pause_without_end, sole_recipient_always_believed,
     resumed_client_sends_nothing_again, client_takes_repetitions_for_new,
+    nothing_waits_for_the_disk, publisher_does_not_wait, unacknowledged_not_written, queue_not_written, subscriptions_not_written,
+    retained_not_written, wills_not_written, acknowledgements_not_noted, deliveries_not_noted, taken_between_two_halves,
 ]  # fmt: skip
