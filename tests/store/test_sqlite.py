@@ -23,7 +23,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.core.saved import SENT, WAITING, Changes, SavedId, SavedMessage, SavedRetained, SavedSession, SavedSubscription
+from broker.core.saved import SENT, WAITING, Changes, SavedId, SavedMessage, SavedRetained, SavedSession, SavedSubscription, SavedWill
 from broker.errors import StoreError
 from broker.store import sqlite as module
 from broker.store.sqlite import SqliteStore
@@ -72,6 +72,7 @@ class Model:
         self.subscriptions: dict[tuple[int, str], SavedSubscription] = {}
         self.messages: dict[tuple[int, int, int], SavedMessage] = {}
         self.ids: dict[tuple[int, int], SavedId] = {}
+        self.wills: dict[int, SavedWill] = {}
         self.retained: dict[str, SavedRetained] = {}
 
     def write(self, changes: Changes) -> None:
@@ -87,11 +88,13 @@ class Model:
         self.subscriptions = {key: row for key, row in self.subscriptions.items() if key not in changes.subscriptions_gone}
         self.messages = {key: row for key, row in self.messages.items() if key not in changes.messages_gone}
         self.ids = {key: row for key, row in self.ids.items() if key not in changes.ids_gone}
+        self.wills = {key: row for key, row in self.wills.items() if key not in changes.wills_gone}
         self.retained = {key: row for key, row in self.retained.items() if key not in changes.retained_gone}
         self.sessions.update((row.number, row) for row in changes.sessions)
         self.subscriptions.update(((row.session, row.filter), row) for row in changes.subscriptions)
         self.messages.update(((row.session, row.place, row.key), row) for row in changes.messages)
         self.ids.update(((row.session, row.packet_id), row) for row in changes.ids)
+        self.wills.update((row.number, row) for row in changes.wills)
         self.retained.update((row.topic, row) for row in changes.retained)
 
     def is_in(self, store: SqliteStore) -> bool:
@@ -104,6 +107,7 @@ class Model:
             and {(row.session, row.place, row.key): row for row in messages} == self.messages
             and len(messages) == len(self.messages)
             and list(saved.ids) == sorted(self.ids.values())
+            and list(saved.wills) == sorted(self.wills.values(), key=lambda row: row.number)
             and list(saved.retained) == sorted(self.retained.values(), key=lambda row: row.topic.encode())
         )
 
@@ -114,6 +118,8 @@ numbers = st.sampled_from([1, 2, 3, 2**40])
 times = st.none() | st.floats(0, allow_nan=False)
 places = st.sampled_from([WAITING, SENT])
 keys = st.integers(0, 4) | st.integers(0, 2**63 - 1)
+bits = st.integers(0, 1)
+wills = st.builds(SavedWill, numbers, texts, st.none() | texts, texts, names, st.binary(max_size=40), bits, bits, st.binary(max_size=40), times)
 
 
 @st.composite
@@ -136,6 +142,8 @@ def changes_of_all(draw: st.DrawFn) -> Changes:
     changes.messages_gone = draw(st.lists(st.tuples(numbers, places, keys), max_size=3))
     changes.ids = draw(st.lists(st.builds(SavedId, numbers, st.integers(1, 5)), max_size=3))
     changes.ids_gone = draw(st.lists(st.tuples(numbers, st.integers(1, 5)), max_size=3))
+    changes.wills = draw(st.lists(wills, max_size=3))
+    changes.wills_gone = draw(st.lists(numbers, max_size=2))
     changes.retained = draw(st.lists(st.builds(SavedRetained, names, st.binary(max_size=40), times), max_size=3))
     changes.retained_gone = draw(st.lists(names, max_size=3))
     return changes
@@ -173,6 +181,8 @@ def test_an_end_comes_before_what_has_the_same_number(store: SqliteStore) -> Non
     changes.messages = [message(7, key) for key in range(5)] + [message(7, 9, SENT)]
     changes.subscriptions = [SavedSubscription(7, "old", 1, 0)]
     changes.ids = [SavedId(7, 1)]
+    will = SavedWill(7, "c7", None, "", "gone", b"", 0, 0, b"\0", None)
+    changes.wills = [will]
     store.write(changes)
     again = Changes(2)
     again.ended = [7]
@@ -183,6 +193,7 @@ def test_an_end_comes_before_what_has_the_same_number(store: SqliteStore) -> Non
     assert list(saved.messages) == [message(7, 3)]
     assert list(saved.sessions) == [session(7)]
     assert not [*saved.subscriptions, *saved.ids]
+    assert list(saved.wills) == [will]  # with a number of its own, and it may outlive the Session
 
 
 def test_a_cut_is_of_what_waits(store: SqliteStore) -> None:
