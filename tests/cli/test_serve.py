@@ -14,7 +14,7 @@ from typing import NoReturn
 import pytest
 
 from broker import Config, StoreError, open_broker
-from broker.cli import serving
+from broker.cli import logs, serving
 from broker.cli.serve import Order
 from tests.cli.conftest import Run, Start, only_line, run
 
@@ -150,6 +150,8 @@ def test_a_store_that_cannot_be_opened_is_told_in_the_words_of_whoever_chose_it(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(serving, "open_broker", refuse)
+    for name in ("lighten", "configure"):  # they are for a process of one's own
+        monkeypatch.setattr(logs, name, lambda *_: None)
     if variable is not None:
         monkeypatch.setenv("BROKER__STORE__PATH", variable)
     (tmp_path / "b.toml").write_text("[store]\npath = 'z.db'\n")
