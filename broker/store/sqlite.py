@@ -218,7 +218,7 @@ class SqliteStore:
         execute(f"PRAGMA journal_size_limit = {WAL_BYTES_MAX}")
         execute("BEGIN EXCLUSIVE")
         version = _number(connection, "user_version")
-        if new:  # with the first byte that is written, and no log beside it: whenever we are killed, it is empty or known as ours
+        if version == 0:  # with the first byte that is written, and no log beside it: whenever we are killed, it is empty or known as ours
             execute(f"PRAGMA application_id = {APPLICATION_ID}")
         execute("COMMIT")
         if version > VERSION:

@@ -102,7 +102,22 @@ def _with_crashes(script: Script, random: Random) -> Script:
             steps += [("wait", 0, {"seconds": random.choice((0.0, 0.00031, 0.0107))}), ("crash", 0, {})]
         elif random.random() < 0.05:
             steps.append(("crash", 0, {}))
+    if random.random() < 0.5:
+        steps += _acknowledged_and_gone(random)
     return msgspec.structs.replace(script, steps=tuple(steps), lasting=True)
+
+
+def _acknowledged_and_gone(random: Random) -> list[Step]:
+    """A message for somebody who is away, and the broker dies when its publisher can just have been answered. By chance that is rare."""
+    steps: list[Step] = []
+    for index, how in ((0, {"clean": False, "expiry_s": 5_000}), (1, {"clean": random.random() < 0.5, "expiry_s": 0})):
+        steps += [("network", index, {"delay_s": 0.0, "split_bytes": 0, "capacity_bytes": 65_536}), ("read", index, {"on": True})]
+        steps += [("hold", index, {"on": False}), ("connect", index, how), ("wait", 0, {"seconds": 5.0709})]
+    steps += [("subscribe", 0, {"filters": ["a/2"], "qos": 2, **_PLAIN}), ("wait", 0, {"seconds": 5.0709})]
+    steps += [("disconnect", 0, {"how": "cut"}), ("wait", 0, {"seconds": 1.0307})]
+    quiet = {"expiry_s": None, "alias": False, "clear": False, "size": 10}
+    steps += [("publish", 1, {"topic": "a/2", "qos": random.choice((1, 2)), "retain": random.random() < 0.3, "count": 3, **quiet})]
+    return [*steps, ("wait", 0, {"seconds": 0.0107}), ("crash", 0, {})]
 
 
 _LIMITS: Final[dict[str, tuple[Any, ...]]] = {
