@@ -98,7 +98,7 @@ class LogConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 class StoreConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     path: str | None = None
-    """The file that sessions and retained messages are kept in; None: in memory only, and a restart forgets them."""
+    """The file that sessions, retained messages and Wills are kept in; None: in memory only, and a restart forgets them."""
 
 
 class OverflowConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

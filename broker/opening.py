@@ -55,9 +55,10 @@ async def open_broker(
     config: a `Config`. listeners: None means the config's; without a config **none**: in-process only, so that a test never takes port
     1883. authenticate decides instead of password files and certificates' names, authorize instead of ACL files and [[access]]; what
     comes in by `Broker.attach` is asked as others are. A SocketListener becomes the broker's own. overflow: Topic Filter to
-    rule, asked before the config's. store: a file for what is to outlive the broker, retained messages and the Sessions that outlive their
-    connection; without it and the config's nothing does. With it nothing at QoS 1 or 2 is acknowledged before it is on disk. limits: keys of the
-    TOML's [limits]. $SYS is published when a config says how often (Config's default: 10 s), not otherwise.
+    rule, asked before the config's. store: a file for what is to outlive the broker: retained messages, Wills, and the Sessions that outlive their
+    connection, with what waits for them; it is made where it is not there, and is this broker's alone. Without it and the config's nothing does. What
+    has to last is on disk before it is acknowledged. limits: keys of the TOML's [limits]. $SYS is published when a config says how often (Config's
+    default: 10 s), not otherwise.
 
     Left normally: `shutdown(shutdown_grace_s)`. Cancelled, or left by an exception: the same goodbye, with the same deadline; the
     body's own exception comes out bare. ConfigError for a listener that is not loopback or Unix while nothing says who may come in.

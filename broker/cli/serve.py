@@ -41,7 +41,10 @@ class Order:
 @click.option("--unix", multiple=True, metavar="PATH", help="Listen on this Unix socket; may be repeated.")
 @click.option("-c", "--config", metavar="FILE", help="Read this file (TOML); 'broker check FILE' tells what is wrong with one.")
 @click.option(
-    "--store", type=values.path, metavar="PATH", help="Keep sessions and retained messages in this file.  [default: none; a restart forgets]"
+    "--store",
+    type=values.path,
+    metavar="PATH",
+    help="Keep sessions, retained messages and Wills in this file.  [default: none; a restart forgets them]",
 )
 @click.option("--allow-anonymous", is_flag=True, help="Let in clients without a user name, wherever they come from.")
 @click.option("-v", "--verbose", is_flag=True, help="Log everything there is to log.")
