@@ -123,7 +123,8 @@ class Broker:
         """Publish to all that subscribed; NO_MATCHING_SUBSCRIBERS if there is nobody. Raises InvalidTopic, ValueError, TypeError.
 
         Waits while a subscriber is over its high mark, for at most `slow_subscriber_grace_s` of credit, which refills at a tenth of
-        time. Cancelled there: nothing was published. With a store, QoS 1 and 2 and what is retained also wait until it is on disk.
+        time. Cancelled there: nothing was published. With a store, QoS 1 and 2 and what is retained also wait until it is on disk;
+        BrokerError where that is not known when the broker has shut down.
         """
         fields = message_properties(content_type, None, None, user_properties, message_expiry_s, None)
         properties = Properties(**fields) if fields else NO_PROPERTIES
@@ -134,9 +135,11 @@ class Broker:
         await self._wait_for_slow_ones()
         now = trio.current_time()
         expires_at = math.inf if message_expiry_s is None else now + message_expiry_s
+        before = self._engine.changes_count
         reason = self._engine.publish(ApplicationMessage(topic, data, qos, retain, properties, expires_at=expires_at), now)
+        changed = self._engine.changes_count != before
         self._server.flush()
-        if self._server.committer is not None and (qos or retain):
+        if self._server.committer is not None and changed and (qos or retain):
             await self._server.committer.wait_written()
         return reason
 

@@ -100,7 +100,7 @@ async def open_broker(
         server.bound = bound
         server.set_limits(chosen, () if config is None else config.limits_for)
         if committer is not None:
-            await committer.restore(server.rules_of)
+            await committer.restore(server.rules_of, in_thread=authorize is None)
         async with trio.open_nursery() as nursery:
             hub = Broker(server, bound, config, sys_topics, log, doorkeeper, overflow or {}, overrides)
             try:

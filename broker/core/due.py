@@ -50,7 +50,7 @@ def on_due(state: State, kind: int, owner: Any, now: float) -> None:
 def _keep_alive_due(state: State, link: Link, now: float) -> None:
     """Closed after 1.5 times the Keep Alive without a packet [MQTT5-3.1.2-22]; a link that we do not read is not silent."""
     limit_s = link.keep_alive_s * 1.5
-    due_at = now + limit_s if link.paused else link.last_received_at + limit_s
+    due_at = now + limit_s if link.paused or link.unread else link.last_received_at + limit_s
     if due_at > now:
         link.deadline = state.deadlines.add(due_at, KEEP_ALIVE, link)
     else:

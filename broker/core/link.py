@@ -41,7 +41,7 @@ class Link:
         "client_id", "closing", "credit", "deadline", "decoder", "error", "gate", "keep_alive_s", "known_topics", "last_received_at", "leaving",
         "limits", "listener", "mount_point", "outbox", "outbox_bytes_high", "packet_bytes_max", "passed", "passed_count", "passed_last", "passed_to",
         "passing_bytes_max", "paused", "paused_by", "pausing", "peer", "phase", "promised", "rate", "ready", "receive_maximum",
-        "receiving_bytes", "refusal", "session", "transport", "username", "version",
+        "receiving_bytes", "refusal", "session", "transport", "unread", "username", "version",
     )  # fmt: skip
 
     def __init__(
@@ -130,6 +130,8 @@ class Link:
         """The Client Identifier of who got what came on them; "" if there were several."""
         self.paused = False
         """Do not read it."""
+        self.unread = False
+        """The surroundings do not, for the disk is behind."""
         self.paused_by: set[Link] | None = None
         self.pausing: dict[Link, bool] | None = None
         """The publishers that wait for this link; True: nobody else gets what that one sends."""

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Final, Protocol
 import trio
 
 from broker.core.saved import Changes, Saved
-from broker.errors import StoreError
+from broker.errors import BrokerError, StoreError
 
 if TYPE_CHECKING:
     from broker.core.access import Access
     from broker.core.allowance import Allowance
     from broker.core.engine import Engine
+    from broker.core.link import Link
     from broker.net.server import Server
 
 CHANGES_COUNT_MAX: Final = 4_096
@@ -47,6 +48,7 @@ class Committer:
     def __init__(self, engine: Engine, store: Store) -> None:
         self.written = trio.Event()
         """Something has been, or nothing will be any more; replaced whenever it is set."""
+        self.is_over = False
         self._engine = engine
         self._store = store
         self._wanted = trio.Event()
@@ -54,42 +56,50 @@ class Committer:
         self._limiter = trio.CapacityLimiter(1)  # never behind others' threads
         self._failing = False
 
-    async def restore(self, rules_of: Callable[[str], tuple[Access, Allowance]]) -> None:
-        """Before anybody is served. StoreError."""
+    async def restore(self, rules_of: Callable[[str], tuple[Access, Allowance]], *, in_thread: bool) -> None:
+        """Before anybody is served. in_thread: a million messages take seconds; but not every rule may be asked there. StoreError."""
         now, unix_now = trio.current_time(), time.time()
-        await trio.to_thread.run_sync(lambda: self._engine.restore(self._store.load(), now, unix_now, rules_of))
+        if in_thread:
+            await trio.to_thread.run_sync(lambda: self._engine.restore(self._store.load(), now, unix_now, rules_of))
+        else:
+            self._engine.restore(self._store.load(), now, unix_now, rules_of)
+        self.look()
 
     def look(self) -> None:
         """Has a verb changed something?"""
         if self._engine.has_changes:
             self._wanted.set()
 
-    @property
-    def is_behind(self) -> bool:
-        return self._engine.changes_count > CHANGES_COUNT_MAX
-
-    async def catch_up(self) -> None:
-        """Until there is room for more."""
-        while self.is_behind:
-            await self.written.wait()
+    def holds_up(self, link: Link) -> bool:
+        """Has it changed something that is not on disk, and is there too much of that, or of what is to be said to it then?"""
+        engine = self._engine
+        if engine.is_committed(link.gate):
+            return False
+        return engine.changes_count > CHANGES_COUNT_MAX or link.outbox.committed_bytes >= link.outbox_bytes_high
 
     async def wait_written(self) -> None:
-        """Until all that has changed up to now is on disk."""
+        """Until all that has changed up to now is on disk. BrokerError."""
         number = self._engine.last_change
         while not self._engine.is_committed(number):
+            if self.is_over:
+                raise BrokerError("the broker has shut down before it was on disk")
             await self.written.wait()
 
     async def run(self, server: Server) -> None:
         """For as long as clients are served."""
-        while True:
-            await self._wanted.wait()
-            self._wanted = trio.Event()
-            self._unwritten = self._engine.take_changes(trio.current_time(), time.time())
-            if self._unwritten is None:
-                continue
-            await self._write(self._unwritten)
-            self._done(self._unwritten)
-            server.flush()
+        try:
+            while True:
+                await self._wanted.wait()
+                self._wanted = trio.Event()
+                self._unwritten = self._engine.take_changes(trio.current_time(), time.time())
+                if self._unwritten is None:
+                    continue
+                await self._write(self._unwritten)
+                self._done(self._unwritten)
+                server.flush()
+        finally:
+            self.is_over = True
+            self.written.set()
 
     def close(self) -> StoreError | None:
         """Write the rest, when `run` and all who could change anything are gone. What prevented it, if something did."""

@@ -1,4 +1,5 @@
-"""What was read and may not be worked through yet: a slow subscriber has paused its publisher, or somebody is being asked who that is."""
+"""What was read and may not be worked through yet: a slow subscriber has paused its publisher, or somebody is being asked who that is, or the disk
+is behind."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 if TYPE_CHECKING:
+    from broker.net.committer import Committer
     from broker.net.connection import Connection
 
 PAUSED_LOOK_S: Final = 1.0
@@ -46,3 +48,22 @@ async def wait_unpaused(connection: Connection) -> bool:
     finally:
         if connection.unpaused is unpaused:
             connection.unpaused = None
+
+
+async def wait_written(connection: Connection, committer: Committer) -> bool:
+    """As long as the disk holds it up. False: it broke meanwhile, as in `wait_unpaused`."""
+    link = connection.link
+    assert link is not None
+    link.unread = True
+    try:
+        while committer.holds_up(link) and not link.closing:
+            with trio.move_on_after(PAUSED_LOOK_S):
+                await committer.written.wait()
+                continue
+            if connection.transport.is_gone():
+                connection.cause = "the connection broke while it was held up by the disk"
+                return False
+        return True
+    finally:
+        link.unread = False
+        link.last_received_at = trio.current_time()  # what it has said meanwhile is still to be read

@@ -9,7 +9,7 @@ import trio
 
 from broker.net.connection import Connection
 from broker.net.inquiry import Inquiry
-from broker.net.pausing import wait_unpaused
+from broker.net.pausing import wait_unpaused, wait_written
 from broker.net.silence import TALKS_COUNT, TALKS_GAP_S
 from broker.net.transport import READ_BYTES_MORE, Transport
 from broker.net.vigil import AWAKE_GAP_S
@@ -53,6 +53,12 @@ async def read(connection: Connection) -> bool:
         if connection.asks and not held and may_be_alone(connection, link):
             connection.asks = False
             return False
+        if committer is not None and committer.holds_up(link) and not link.closing:
+            if alone:
+                connection.held = held
+                return False
+            if not await wait_written(connection, committer):
+                return True
         if link.paused and not link.closing:
             if alone:
                 connection.held = True
@@ -96,8 +102,6 @@ async def read(connection: Connection) -> bool:
         server.flush(now)
         if transport.streaming:
             frame_bytes = size_next_read(transport, link.decoder, frame_bytes)
-        if committer is not None and committer.is_behind:
-            await committer.catch_up()
         if link.auth is not None and not alone:
             held = ask(connection, link.auth) or held
     # The peer sends no more; it may still read, so it gets what was queued for it.

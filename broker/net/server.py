@@ -200,7 +200,9 @@ class Server:
         return self.engine.access if bound is None or bound.access is None else bound.access
 
     def rules_of(self, url: str) -> tuple[Access, Allowance]:
-        """What who came in there may do, and how much; where there is no such listener any more, what holds at the first one."""
+        """What who came in there may do, and how much; where there is no such listener any more, what holds at the first one. "": by none."""
+        if not url:
+            return self.engine.access, self.engine.allowance
         own = [one for one in self.bound if one.url == url] or list(self.bound[:1])
         return (self.access_of(own[0]), own[0].allowance or self.engine.allowance) if own else (self.engine.access, self.engine.allowance)
 
