@@ -105,6 +105,9 @@ class RelayEngine:
                 self.send(one, data)
         return False
 
+    def held_back(self, link: RelayLink) -> bool:
+        return False
+
     def is_behind(self, link: RelayLink) -> bool:
         return False
 
