@@ -169,8 +169,21 @@ def _taken_over(state: State, link: Link, session: Session, packet: Connect, now
     session.expiry_deadline = None
     drop_will(state, session)  # [MQTT5-3.1.3-9]
     give_access(state, session, link)
+    if session.record is not None and session.record.is_restored:
+        session.record.is_restored = False
+        _keep_permitted(state, session)
     session.allowance = link.allowance
     return session
+
+
+def _keep_permitted(state: State, session: Session) -> None:
+    """Of what waits for it. The store knows nothing of rights that a client alone has, as a token gives them: its listener's held meanwhile."""
+    queue = session.queue
+    if queue.count and not session.access.allows_all:
+        state.work += queue.count
+        dropped = queue.keep_only([delivery for delivery in queue.deliveries() if session.may_receive(delivery.message.topic)])
+        if dropped:
+            state.count_dropped(session.client_id, "not-authorized", dropped)
 
 
 def give_access(state: State, session: Session, link: Link) -> None:

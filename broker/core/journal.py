@@ -44,11 +44,13 @@ _ID_FIELD: Final = b"\x00\x01"
 class Record:
     """What the store has, or is about to have, of one Session."""
 
-    __slots__ = ("filters", "held", "left_at", "listener", "number", "order", "row", "sent", "waiting_first", "waiting_last")
+    __slots__ = ("filters", "held", "is_restored", "left_at", "listener", "number", "order", "row", "sent", "waiting_first", "waiting_last")
 
     def __init__(self, number: int, listener: str) -> None:
         self.number = number
         self.listener = listener
+        self.is_restored = False
+        """It came from the store, and its client has not come back: nobody knows what that one may do."""
         self.left_at = math.inf
         """When its client left, on the engine's clock; `math.inf` while it is there."""
         self.row: SavedSession | None = None

@@ -65,6 +65,7 @@ def _sessions(state: State, rows: Iterable[SavedSession], now: float, unix_now: 
         record = Record(row.number, row.listener)
         record.left_at = now - away_s
         record.row = row
+        record.is_restored = True
         session.record = record
         state.sessions[row.client_id] = session
         found[row.number] = session

@@ -275,10 +275,16 @@ class WaitingQueue:
         else:
             alone = {topic for topic in newest if rules.rule_for(topic) == "latest"}
             kept = [waiting for waiting in singles if waiting.message.topic not in alone or newest[waiting.message.topic] is waiting]
+        return self.keep_only(kept)
+
+    def keep_only(self, kept: list[Delivery]) -> int:
+        """Of `deliveries` these, in their order, and forget the others; how many they were."""
         self._entries = deque(kept) if kept else None
-        dropped = len(singles) - len(kept)
+        dropped = self.count - len(kept)
         if dropped:
             self.rearranged = True
+            if self._by_topic is not None:
+                self._by_topic = {waiting.message.topic: waiting for waiting in kept} if kept else None
             self._count(-dropped, sum(waiting.message.size for waiting in kept) - self.bytes)
         return dropped
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from broker.core.access import Access
 from broker.core.engine import Engine
 from broker.core.limits import Limits
 from broker.core.message import ApplicationMessage
@@ -813,3 +814,32 @@ def test_a_groups_message_goes_on_when_its_member_expires_while_the_broker_is_aw
     world.crash(away_s=LASTING + 1)
     assert "first" not in world.state.sessions
     assert sorted(world.back("other").payloads()) == [b"0", b"1", b"sent"]
+
+
+# ---- rights of their own ----------------------------------------------------------------------------------------------
+
+
+def _only_public(username: str | None, client_id: str, action: str, topic: str) -> bool:
+    return action == "subscribe" or topic.startswith("public/")
+
+
+def test_rights_of_ones_own_hold_again_when_their_client_is_back() -> None:
+    """As a token gives them: the store knows nothing of them, and what came while nobody knew is looked at when somebody does."""
+    world = LastingWorld()
+    link = world.engine.attach("sub", world.now, access=Access(_only_public))
+    sub = Peer(world, link)
+    sub.send(_connect("sub"))
+    sub.take()
+    sub.subscribe(("#", 1))
+    sub.detach()
+    pub = world.client("pub")
+    pub.publish("public/1", b"1", 1, 1)
+    pub.publish("secret/1", b"2", 1, 2)
+    world.crash()
+    pub = world.client("pub")
+    pub.publish("public/1", b"3", 1, 1)
+    pub.publish("secret/1", b"4", 1, 2)
+    world.crash()
+    sub = Peer(world, world.engine.attach("sub", world.now, access=Access(_only_public)))
+    sub.send(_connect("sub", clean=False))
+    assert [message.payload for message in sub.take() if isinstance(message, Publish)] == [b"1", b"3"]
