@@ -230,6 +230,9 @@ def _replay(state: State, link: Link, session: Session, now: float) -> bool:
     batch = replay.cursor.next_batch(REPLAY_VISITS_COUNT, count, now, REPLAY_BATCH_BYTES)
     if replay.cursor.exhausted:
         del replays[filter]
+        if session.record is not None and state.journal is not None:
+            session.record.filters[filter] = None
+            state.journal.touch(session)
     state.work += REPLAY_STEP_WORK + len(batch)
     _send_kept(state, link, session, subscription, batch, now)
     return True

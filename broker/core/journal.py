@@ -34,6 +34,8 @@ RETAIN_AS_PUBLISHED: Final = 0x08
 """As in SUBSCRIBE (MQTT 5.0, 3.8.3.1)."""
 WILD: Final = 0x40
 """`Subscription.wild`, in a bit that SUBSCRIBE has no use for."""
+OWED: Final = 0x80
+"""Of the retained messages that match, some may still be to be sent."""
 
 CLOCKS_APART_S: Final = 1.0
 """The engine's and Unix time do not go quite alike: so small a difference is no other time."""
@@ -330,6 +332,7 @@ def _subscription_rows(session: Session, record: Record, changes: Changes) -> No
                 | (NO_LOCAL if subscription.no_local else 0)
                 | (RETAIN_AS_PUBLISHED if subscription.retain_as_published else 0)
                 | (WILD if subscription.wild else 0)
+                | (OWED if session.replays and filter in session.replays else 0)
             )
             changes.subscriptions.append(SavedSubscription(record.number, filter, options, subscription.identifier))
 

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 from broker.core.deadlines import SESSION_EXPIRY, WILL_DELAY
 from broker.core.ending import end_session, keep_will, publish_will, settle_will
 from broker.core.inflight import NO_RECEIVER, NO_SENDER, Receiver, Sender
-from broker.core.journal import NO_LOCAL, RETAIN_AS_PUBLISHED, WILD, Journal, Record
+from broker.core.journal import NO_LOCAL, OWED, RETAIN_AS_PUBLISHED, WILD, Journal, Record
 from broker.core.kept import Expiring, Kept, topic_at
 from broker.core.message import ApplicationMessage
 from broker.core.publish import replaced
+from broker.core.replay import Replay
 from broker.core.saved import WAITING
 from broker.core.session import Session
 from broker.core.waiting import Delivery
@@ -37,10 +38,13 @@ def restore(state: State, saved: Saved, now: float, unix_now: float, rules_of: R
     journal = state.journal
     assert journal is not None
     sessions = _sessions(state, saved.sessions, now, unix_now, rules_of)
-    _subscriptions(state, sessions, saved.subscriptions)
+    owed = _subscriptions(state, sessions, saved.subscriptions)
     _messages(state, sessions, saved.messages, now - unix_now)
     _ids(sessions, saved.ids)
     _retained(state, saved.retained, now - unix_now)
+    for session, filter in owed:  # from the beginning: what was sent of it is not known
+        session.replays = session.replays or {}
+        session.replays[filter] = Replay(state.retained.cursor(filter), session.subscriptions[filter])
     _wills(state, journal, saved.wills, now, unix_now, rules_of)
     journal.forget_topics()
     for session in sessions.values():
@@ -72,13 +76,18 @@ def _sessions(state: State, rows: Iterable[SavedSession], now: float, unix_now: 
     return found
 
 
-def _subscriptions(state: State, sessions: dict[int, Session], rows: Iterable[SavedSubscription]) -> None:
+def _subscriptions(state: State, sessions: dict[int, Session], rows: Iterable[SavedSubscription]) -> list[tuple[Session, str]]:
+    """Those that are owed retained messages."""
+    owed: list[tuple[Session, str]] = []
     for number, filter, options, identifier in rows:
         session = sessions.get(number)
         if session is not None:
             no_local = options & NO_LOCAL != 0
             as_published = options & RETAIN_AS_PUBLISHED != 0
             state.topics.add(filter, session.subscription(options & 3, no_local, as_published, identifier, options & WILD != 0))
+            if options & OWED:
+                owed.append((session, filter))
+    return owed
 
 
 def _messages(state: State, sessions: dict[int, Session], rows: Iterable[SavedMessage], to_engine_s: float) -> None:

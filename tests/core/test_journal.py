@@ -843,3 +843,36 @@ def test_rights_of_ones_own_hold_again_when_their_client_is_back() -> None:
     sub = Peer(world, world.engine.attach("sub", world.now, access=Access(_only_public)))
     sub.send(_connect("sub", clean=False))
     assert [message.payload for message in sub.take() if isinstance(message, Publish)] == [b"1", b"3"]
+
+
+def test_a_replay_goes_on() -> None:
+    """Whoever was told that it is subscribed is owed what was retained."""
+    world = LastingWorld(inflight_count_max=3)
+    pub = world.client("pub", MQTT_311)
+    for number in range(1, 9):
+        pub.publish(f"kept/{number}", b"%d" % number, 1, number, retain=True)
+    sub = world.lasting("sub")
+    sub.subscribe(("kept/+", 1))
+    got = {message.payload for message in sub.messages()}
+    assert len(got) == 3
+    world.crash()
+    sub = world.back("sub")
+    while messages := sub.messages():
+        for message in messages:
+            got.add(message.payload)
+            sub.acknowledge(message)
+    assert got == {b"%d" % number for number in range(1, 9)}
+
+
+def test_a_replay_that_is_over_does_not_begin_again() -> None:
+    world = LastingWorld(inflight_count_max=3)
+    pub = world.client("pub", MQTT_311)
+    for number in range(1, 9):
+        pub.publish(f"kept/{number}", b"%d" % number, 1, number, retain=True)
+    sub = world.lasting("sub")
+    sub.subscribe(("kept/+", 1))
+    while messages := sub.messages():
+        for message in messages:
+            sub.acknowledge(message)
+    world.crash()
+    assert not world.back("sub").take()
