@@ -27,7 +27,7 @@ from broker.messages import Overflow
 from broker.metrics import SysTopics
 from broker.net.authentication import Authenticate
 from broker.net.bound_socket import BoundSocket
-from broker.net.committer import Committer
+from broker.net.committer import Committer, Store
 from broker.net.connection import bytes_underway
 from broker.net.doors import Doorkeeper
 from broker.net.listen import at_descriptor, bind_all
@@ -87,13 +87,14 @@ async def open_broker(
         bytes_underway=bytes_underway,
         lasting=path is not None,
     )
-    committer = None if path is None else _committer(engine, path)
+    committer = None if path is None else Committer(engine, await _opened(path))
     sys_topics = SysTopics(0 if config is None else config.sys_interval_s)
     server = Server(engine, chosen, chores=(sys_topics.run, doorkeeper.watch, log.drops.run), committer=committer)
     bound: Sequence[BoundSocket] = ()
     unsaved: StoreError | None = None
     failure: BaseException | None = None
     caught: BaseExceptionGroup[BaseException] | None = None
+    left_well = False
     try:
         bound = await bind_all(wanted)
         doorkeeper.begin(server, bound)
@@ -112,13 +113,16 @@ async def open_broker(
             finally:
                 # The one place that ends the shield in `run`, whatever the body did.
                 server.begin_shutdown(hub._grace_s)
+        left_well = True
     except BaseExceptionGroup as group:
         caught = group
     finally:
         for one in bound:
             one.close()
         if committer is not None:
-            unsaved = committer.close()
+            unsaved = await committer.close()
+            if unsaved is not None and not left_well:  # something else comes out
+                logger.error("%s", unsaved)
     if caught is not None:
         # Outside of the handler: the group is no context of what it held.
         try:
@@ -129,13 +133,14 @@ async def open_broker(
         raise unsaved
 
 
-def _committer(engine: Engine, path: str | PathLike[str]) -> Committer:
+async def _opened(path: str | PathLike[str]) -> Store:
+    """In a thread: a large one is looked through, and others of this Trio run go on. StoreError."""
     from broker.store.sqlite import SqliteStore  # late: who keeps nothing needs no SQLite
 
-    store = SqliteStore(path)
+    store = await trio.to_thread.run_sync(SqliteStore, path)
     if store.set_aside is not None:
         logger.error("the store %s was damaged and is set aside as %s; beginning anew, without what it had", fspath(path), store.set_aside)
-    return Committer(engine, store)
+    return store
 
 
 def _bare(group: BaseExceptionGroup[BaseException], failure: BaseException | None) -> BaseException:

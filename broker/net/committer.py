@@ -4,11 +4,16 @@ the next.
 So a disk that turns a hundred times a second still takes a hundred thousand messages in that time, and whoever waits for an acknowledgement waits
 for one or two of its turns. A store that cannot be written stops nobody who keeps nothing in it: what depends on it is not acknowledged, and its
 publishers are not read on, until it can.
+
+Nothing can cancel a thread that waits for a disk. So at the end it is waited for up to a deadline, and then left alone with the file, as a crash
+would have it: what it was to write may be there or not, and nobody was told that it is.
 """
 
 from __future__ import annotations
 
 import logging
+import math
+import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol
@@ -28,11 +33,16 @@ if TYPE_CHECKING:
 CHANGES_COUNT_MAX: Final = 4_096
 """Who has more to say while so many wait to be written is not read before they are: the turn that gathers them stays short."""
 RETRY_S: Final = 1.0
+END_S: Final = 5.0
+"""At the end each write has so long from its beginning, and longer while clients have."""
 
 logger = logging.getLogger("broker")
 
 
 class Store(Protocol):
+    @property
+    def path(self) -> str: ...
+
     def load(self) -> Saved:
         """All that it has. StoreError."""
 
@@ -43,18 +53,32 @@ class Store(Protocol):
 
 
 class Committer:
-    """One task; `run` is it."""
+    """One task; `run` is it. `finish` and `close` are its end."""
 
     def __init__(self, engine: Engine, store: Store) -> None:
         self.written = trio.Event()
         """Something has been, or nothing will be any more; replaced whenever it is set."""
         self.is_over = False
+        """There is no `run` any more."""
         self._engine = engine
         self._store = store
+        self._restored = False
         self._wanted = trio.Event()
         self._unwritten: Changes | None = None
         self._limiter = trio.CapacityLimiter(1)  # never behind others' threads
         self._failing = False
+        self._ending = False
+        self._failure: StoreError | None = None
+        """Why the rest is not written."""
+        self._until = math.inf
+        self._began = -math.inf
+        """The last write."""
+        self._patience = trio.CancelScope()
+        self._lock = threading.Lock()
+        self._busy = False
+        """A thread is writing."""
+        self._left_alone = False
+        """It closes the store itself."""
 
     async def restore(self, rules_of: Callable[[str], tuple[Access, Allowance]], *, in_thread: bool) -> None:
         """Before anybody is served. in_thread: a million messages take seconds; but not every rule may be asked there. StoreError."""
@@ -63,6 +87,7 @@ class Committer:
             await trio.to_thread.run_sync(lambda: self._engine.restore(self._store.load(), now, unix_now, rules_of))
         else:
             self._engine.restore(self._store.load(), now, unix_now, rules_of)
+        self._restored = True
         self.look()
 
     def look(self) -> None:
@@ -81,6 +106,8 @@ class Committer:
         """Until all that has changed up to now is on disk. BrokerError."""
         number = self._engine.last_change
         while not self._engine.is_committed(number):
+            if self._failure is not None:
+                raise self._failure
             if self.is_over:
                 raise BrokerError("the broker has shut down before it was on disk")
             await self.written.wait()
@@ -91,39 +118,89 @@ class Committer:
             while True:
                 await self._wanted.wait()
                 self._wanted = trio.Event()
-                self._unwritten = self._engine.take_changes(trio.current_time(), time.time())
-                if self._unwritten is None:
-                    continue
-                await self._write(self._unwritten)
-                self._done(self._unwritten)
-                server.flush()
+                self._unwritten = self._take()
+                if self._unwritten is not None and await self._write(self._unwritten):
+                    self._done(self._unwritten)
+                    server.flush()
         finally:
             self.is_over = True
-            self.written.set()
+            self._tell()
 
-    def close(self) -> StoreError | None:
-        """Write the rest, when `run` and all who could change anything are gone. What prevented it, if something did."""
+    # ---- the end ----
+
+    def hurry(self, until: float) -> None:
+        """It is to end, and clients have until then."""
+        self._until = min(self._until, until)
+        self._be_patient()
+
+    async def finish(self) -> None:
+        """Clients are gone. Until the rest is written, cannot be, or takes too long; while `run` runs."""
+        self._ending = True
+        if not self._busy:
+            self._began = trio.current_time()
+        self._be_patient()
+        with self._patience:
+            while self._owes and self._failure is None:
+                self._wanted.set()
+                await self.written.wait()
+        if self._owes and self._failure is None:
+            self._failure = self._hangs()
+            self._tell()
+
+    async def close(self) -> StoreError | None:
+        """When `run` and all who could change anything are gone: write what has come since, and close the store. What prevented it, if something
+        did."""
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + END_S):
+            if self._restored and self._failure is None and not self._busy:
+                self._failure = await self._write_rest()
+        with self._lock:
+            self._left_alone = self._busy
+        if self._left_alone:
+            return self._failure or self._hangs()
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + END_S):
+            await trio.to_thread.run_sync(self._store.close, abandon_on_cancel=True)
+        return self._failure
+
+    async def _write_rest(self) -> StoreError | None:
         changes = self._unwritten
-        try:
-            while True:
-                if changes is not None:
-                    self._store.write(changes)
-                    self._done(changes)
-                changes = self._engine.take_changes(trio.current_time(), time.time())
-                if changes is None and not self._engine.has_changes:
-                    return None
-                if changes is None:
-                    self._engine.tick(trio.current_time())
-        except StoreError as error:
-            return error
-        finally:
-            self._store.close()
+        while changes is not None or self._engine.has_changes:
+            if changes is None:
+                await trio.lowlevel.checkpoint()
+                self._engine.tick(trio.current_time())
+            else:
+                try:
+                    await self._write_once(changes)
+                except StoreError as error:
+                    return error
+                self._done(changes)
+            changes = self._take()
+        return None
 
-    async def _write(self, changes: Changes) -> None:
+    @property
+    def _owes(self) -> bool:
+        return self._unwritten is not None or self._engine.has_changes
+
+    def _be_patient(self) -> None:
+        self._patience.deadline = max(self._until, self._began + END_S)
+
+    def _hangs(self) -> StoreError:
+        return StoreError(self._store.path, "does not answer, and what came last is perhaps not in it; look at its disk")
+
+    # ---- a write ----
+
+    def _take(self) -> Changes | None:
+        return self._engine.take_changes(trio.current_time(), time.time())
+
+    async def _write(self, changes: Changes) -> bool:
+        """Again and again; False: it cannot be, and all is about to end."""
         while True:
             try:
-                await trio.to_thread.run_sync(self._store.write, changes, limiter=self._limiter)
+                await self._write_once(changes)
             except StoreError as error:
+                if self._ending:
+                    self._failure = error
+                    self._tell()
+                    return False
                 if not self._failing:
                     logger.error("%s; until it can be written, nothing that has to outlive the broker is acknowledged", error)
                 self._failing = True
@@ -132,10 +209,30 @@ class Committer:
                 if self._failing:
                     logger.warning("the store can be written again")
                 self._failing = False
-                return
+                return True
+
+    async def _write_once(self, changes: Changes) -> None:
+        """In a thread. Cancelled: it may still be at it."""
+        await trio.lowlevel.checkpoint_if_cancelled()  # from here on nothing is cancelled before the thread is there
+        self._busy = True
+        self._began = trio.current_time()
+        self._be_patient()
+        await trio.to_thread.run_sync(self._work, changes, abandon_on_cancel=True, limiter=self._limiter)
+
+    def _work(self, changes: Changes) -> None:
+        try:
+            self._store.write(changes)
+        finally:
+            with self._lock:
+                self._busy = False
+                if self._left_alone:
+                    self._store.close()
 
     def _done(self, changes: Changes) -> None:
         self._unwritten = None
         self._engine.committed(changes.number)
+        self._tell()
+
+    def _tell(self) -> None:
         written, self.written = self.written, trio.Event()
         written.set()

@@ -1,7 +1,7 @@
 """The server: listeners inside, clients outside, around them the timer and the flusher; and how all of it ends.
 
 `run` is shielded, so that clients can be told goodbye when the scope around a broker is cancelled; what bounds the shield is
-the deadline that `begin_shutdown` sets on the clients, and whoever starts `run` calls that in a `finally`.
+the deadline that `begin_shutdown` sets on the clients, and whoever starts `run` calls that in a `finally`. (The store has its own, `Committer`.)
 """
 
 from __future__ import annotations
@@ -129,6 +129,8 @@ class Server:
                             self._clients = clients
                             await self._listen(bound)
                     self._clients = None
+                    if self.committer is not None:
+                        await self.committer.finish()
                     house.cancel_scope.cancel()
         finally:
             self._clients = None
@@ -151,6 +153,8 @@ class Server:
         scope = self._clients_scope
         now = trio.current_time()
         scope.deadline = min(scope.deadline, now + max(0.0, grace_s))
+        if self.committer is not None:
+            self.committer.hurry(scope.deadline)
         if not self._stopping.is_set():
             self._stopping.set()
             # At once, and not when `run` wakes: with no grace at all a client that reads still gets the word.

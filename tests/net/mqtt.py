@@ -29,6 +29,10 @@ class Client:
                 return None
             self._decoder.feed(bytes(data))
 
+    def feed(self, data: bytes) -> None:
+        """What was read from the stream by hand, ahead of what comes."""
+        self._decoder.feed(data)
+
     async def connect(self, client_id: str, *, session_expiry_s: int = 0, username: str | None = None, clean_start: bool = True) -> ConnAck:
         properties = Properties(session_expiry_interval=session_expiry_s or None)
         await self.send(Connect(client_id, self.version, clean_start, username=username, properties=properties))
