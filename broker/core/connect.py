@@ -111,11 +111,13 @@ def accept(state: State, link: Link, packet: Connect, now: float, final_data: by
 
 def _record(state: State, journal: Journal, session: Session, link: Link) -> None:
     """What is to outlive the process is written down before its client is told that it is there."""
-    if session.will is not None:
+    will = session.will
+    # One that its client may not publish, by rights that the store does not know, would be published after a crash.
+    if will is not None and session.access.may(link.username, link.client_id, "publish", will.topic):
         journal.keep_will(session, link.listener)
     if session.record is None:
         if not session.lasts:
-            if session.will is not None or session.client_id in journal.going:  # what it had has to be gone for good
+            if will is not None or session.client_id in journal.going:  # what it had has to be gone for good
                 gate(state, link)
             return
         journal.begin(session, link.listener)

@@ -876,3 +876,13 @@ def test_a_replay_that_is_over_does_not_begin_again() -> None:
             sub.acknowledge(message)
     world.crash()
     assert not world.back("sub").take()
+
+
+def test_a_will_that_is_against_rights_of_ones_own_does_not_go_out_after_a_crash() -> None:
+    world = LastingWorld()
+    for client_id, topic in (("may", "public/will"), ("may-not", "secret/will")):
+        link = world.engine.attach(client_id, world.now, access=Access(_only_public, refuses_wills=False))
+        Peer(world, link).send(_connect(client_id, will=WillMessage(topic, b"gone", 1, True)))
+    world.write()
+    world.crash()
+    assert [row.topic for row in world.shelf.retained] == ["public/will"]
