@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from os import PathLike
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
@@ -38,8 +39,13 @@ T = TypeVar("T")
 class BrokerThread:
     """Made by `broker_thread`. url, host, port: of the first listener; a Unix one has host "" and port 0."""
 
-    def __init__(self, config: Settings | None, listeners: Sequence[Listener | str], limits: dict[str, Any]) -> None:
+    def __init__(
+        self, config: Settings | None, listeners: Sequence[Listener | str], limits: dict[str, Any], store: str | PathLike[str] | None = None
+    ) -> None:
         self._config = config
+        self._store = store
+        self._cleared = False
+        """While it was stopped, so that what a store has is still to be forgotten."""
         self._listeners = [parse_listener(one) if isinstance(one, str) else one for one in listeners]
         self._limits = limits
         self._seen: deque[Message] = deque(maxlen=SEEN_COUNT_MAX)
@@ -56,7 +62,8 @@ class BrokerThread:
     # ---- its life ----
 
     def start(self) -> None:
-        """Open it; after `stop` again, on the same port, with nothing remembered but what was seen. Raises ListenError, ConfigError."""
+        """Open it; after `stop` again, on the same port, with nothing remembered but what was seen and what is in the store, if it has one. Raises
+        ListenError, ConfigError, StoreError."""
         if self._thread is not None:
             raise RuntimeError("this broker is running")
         ready = threading.Event()
@@ -103,10 +110,13 @@ class BrokerThread:
             first = self._listeners[0]
             if first.unix is None and first.port == 0:
                 listeners[0] = msgspec.structs.replace(first, port=self.port)
-        async with open_broker(self._config, listeners=listeners, **self._limits) as hub:
+        async with open_broker(self._config, listeners=listeners, store=self._store, **self._limits) as hub:
             self._stop = trio.Event()
             self._token = trio.lowlevel.current_trio_token()
             self._locate(hub)
+            if self._cleared:
+                self._cleared = False
+                _clear_retained(hub)
             internal = hub._engine.subscribe_internal("broker-thread", ["#"], 2, self._record, trio.current_time(), retained=False)
             self._hub = hub
             ready.set()
@@ -179,8 +189,10 @@ class BrokerThread:
 
     def clear(self) -> None:
         """Forget what was seen, and all retained messages."""
-        if self._hub is not None:  # while it is stopped nothing is retained
+        if self._hub is not None:
             self._call(_clear_retained)
+        else:
+            self._cleared = True
         with self._arrived:
             self._seen.clear()
 
@@ -199,10 +211,15 @@ def _clear_retained(hub: Broker) -> None:
 
 @contextmanager
 def broker_thread(
-    config: Settings | None = None, *, listeners: Sequence[Listener | str] = ("mqtt://127.0.0.1:0",), **limits: int | float
+    config: Settings | None = None,
+    *,
+    listeners: Sequence[Listener | str] = ("mqtt://127.0.0.1:0",),
+    store: str | PathLike[str] | None = None,
+    **limits: int | float,
 ) -> Iterator[BrokerThread]:
-    """A broker in its own thread for the length of the block. config: a `Config`; its listeners are not used. limits: keys of [limits]."""
-    thread = BrokerThread(config, listeners, limits)
+    """A broker in its own thread for the length of the block. config: a `Config`; its listeners are not used. store: as of `open_broker`; with one,
+    `stop` and `start` are a restart that keeps what is to outlive it. limits: keys of [limits]."""
+    thread = BrokerThread(config, listeners, limits, store)
     thread.start()
     try:
         yield thread

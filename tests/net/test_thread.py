@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import socket
 import threading
+from pathlib import Path
 
 import pytest
 import trio
 
-from broker.errors import InvalidTopic, ListenError
+from broker.errors import InvalidTopic, ListenError, StoreError
 from broker.thread import BrokerThread, broker_thread
 from broker.wire.codec import encode
-from broker.wire.packets import Connect, Publish
+from broker.wire.packets import Connect, Properties, Publish, Subscribe, SubscriptionRequest
 
 
 def connected(host: str, port: int, client_id: str = "a") -> socket.socket:
@@ -84,6 +85,33 @@ def test_stop_and_start_on_the_same_port() -> None:
         broker.start()
         assert broker.url == url
         connected(broker.host, broker.port).close()
+
+
+def test_with_a_store_stop_and_start_keep_what_is_to_outlive_them(tmp_path: Path) -> None:
+    lasting = Connect("a", clean_start=False, properties=Properties(session_expiry_interval=3600))
+    with broker_thread(store=tmp_path / "store") as broker:
+        with socket.create_connection((broker.host, broker.port), timeout=10) as peer:
+            peer.sendall(encode(lasting, 5) + encode(Subscribe(1, (SubscriptionRequest("door", 1),)), 5))
+            received = b""
+            while b"\x90" not in received:
+                received += peer.recv(4096)
+        broker.publish("state", "idle", retain=True)
+        broker.stop()
+        broker.start()
+        assert [message.topic for message in broker._call(lambda hub: hub.retained())] == ["state"]
+        broker.publish("door", "open", qos=1)
+        broker.stop()
+        broker.clear()
+        broker.start()
+        assert broker._call(lambda hub: list(hub.retained())) == []
+        with socket.create_connection((broker.host, broker.port), timeout=10) as peer:
+            peer.sendall(encode(lasting, 5))
+            received = b""
+            while b"open" not in received:
+                received += peer.recv(4096)
+            assert received[2] == 1  # Session Present
+    with pytest.raises(StoreError, match="is a folder"), broker_thread(store=tmp_path):
+        pytest.fail("entered")
 
 
 def test_drop_clients_cuts_without_a_goodbye() -> None:
