@@ -89,6 +89,9 @@ class Committer:
             self._engine.restore(self._store.load(), now, unix_now, rules_of)
         self._restored = True
         self.look()
+        had = self._engine.statistics()
+        words = "opened the store %s (sessions: %d, queued messages: %d, retained messages: %d)"
+        logger.info(words, self._store.path, had["clients_total"], had["queued_count"], had["retained_count"])
 
     def look(self) -> None:
         """Has a verb changed something?"""
