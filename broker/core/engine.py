@@ -186,9 +186,13 @@ class Engine:
 
     def data_to_send(self, link: Link, limit: int = 262_144) -> bytes | memoryview:
         """What is next for that link's socket, about `limit` at most; the same until `bytes_sent`. Nothing while it is `held_back`."""
-        if link.gate > self.state.committed:
+        if link.gate <= self.state.committed:
+            return link.outbox.data_to_send(limit)
+        count = link.clear_bytes - link.outbox.sent_bytes_total
+        if count <= 0:
             return b""
-        return link.outbox.data_to_send(limit)
+        data = link.outbox.data_to_send(min(limit, count))
+        return data if len(data) <= count else memoryview(data)[:count]
 
     def take_to_send(self, links: Sequence[Link], limit: int) -> list[bytes]:
         """For each link all that is next for its socket, at once and as if it were sent, where that is no more than `limit` and nothing else waits

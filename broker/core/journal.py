@@ -7,6 +7,7 @@ order of their messages: new ones come at the end, and old ones leave at the fro
 
 Nothing may be acknowledged before it is on disk. So a link whose bytes depend on a change has a `gate`, the number of the changes that it waits for,
 and is not named by `take_ready` before these are committed (`Engine.committed`). A link that has to do with nothing that lasts never waits.
+There may always be something newer for it before that is committed: so what it was to be sent when the changes were taken goes out with them.
 """
 
 from __future__ import annotations
@@ -181,6 +182,8 @@ class Journal:
         self.number += 1
         self.taken_count = self.count
         to_unix_s = unix_now - now
+        for link in state.gated:
+            link.taken_bytes = link.outbox.sent_bytes_total + link.outbox.committed_bytes
         changes.ended, self._ended = self._ended, []
         touched, self._touched = self._touched, {}
         for session in touched:
@@ -265,7 +268,7 @@ def let_through(state: State, links: list[Link]) -> list[Link]:
             if link.outbox.account is not None:  # else its stream is gone
                 state.gated[link] = None
                 link.outbox.count()
-        if not is_gated or link.closing:
+        if not is_gated or link.closing or link.clear_bytes > link.outbox.sent_bytes_total:
             through.append(link)
     return through
 
@@ -276,10 +279,14 @@ def open_gates(state: State, number: int) -> None:
     journal = state.journal
     if journal is not None and journal.going:
         journal.going = {client_id: gone_in for client_id, gone_in in journal.going.items() if gone_in > number}
-    for link in [link for link in state.gated if link.gate <= number]:
-        del state.gated[link]
-        link.outbox.uncount()
-        state.mark_ready(link)
+    for link in list(state.gated):
+        if link.gate <= number:
+            del state.gated[link]
+            link.outbox.uncount()
+            state.mark_ready(link)
+        elif link.taken_bytes > link.outbox.sent_bytes_total:
+            link.clear_bytes = link.taken_bytes
+            state.mark_ready(link)
 
 
 class LastingRetainedStore(RetainedStore):

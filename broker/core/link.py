@@ -38,10 +38,10 @@ PACKET_BYTES_LARGEST: Final = 268_435_460
 class Link:
     __slots__ = (
         "access", "aliases_in", "aliases_out", "aliases_out_max", "allowance", "attached", "auth", "auth_deadline", "auth_method", "cause",
-        "client_id", "closing", "credit", "deadline", "decoder", "error", "gate", "keep_alive_s", "known_topics", "last_received_at", "leaving",
-        "limits", "listener", "mount_point", "outbox", "outbox_bytes_high", "packet_bytes_max", "passed", "passed_count", "passed_last", "passed_to",
-        "passing_bytes_max", "paused", "paused_by", "pausing", "peer", "phase", "promised", "rate", "ready", "receive_maximum",
-        "receiving_bytes", "refusal", "session", "transport", "unread", "username", "version",
+        "clear_bytes", "client_id", "closing", "credit", "deadline", "decoder", "error", "gate", "keep_alive_s", "known_topics",
+        "last_received_at", "leaving", "limits", "listener", "mount_point", "outbox", "outbox_bytes_high", "packet_bytes_max", "passed",
+        "passed_count", "passed_last", "passed_to", "passing_bytes_max", "paused", "paused_by", "pausing", "peer", "phase", "promised", "rate",
+        "ready", "receive_maximum", "receiving_bytes", "refusal", "session", "taken_bytes", "transport", "unread", "username", "version",
     )  # fmt: skip
 
     def __init__(
@@ -78,6 +78,10 @@ class Link:
         """Named, or about to be named, by `take_ready`."""
         self.gate = 0
         """Number of the changes that have to be on disk before it is sent anything: see `core.journal`."""
+        self.taken_bytes = 0
+        """So many of all that it is sent depend on nothing newer than what is being written."""
+        self.clear_bytes = 0
+        """And so many on nothing that is not on disk, though its gate is closed."""
         self.cause = ""
         """Why it ended."""
         self.error = False

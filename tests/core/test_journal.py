@@ -886,3 +886,34 @@ def test_a_will_that_is_against_rights_of_ones_own_does_not_go_out_after_a_crash
     world.write()
     world.crash()
     assert [row.topic for row in world.shelf.retained] == ["public/will"]
+
+
+@pytest.mark.parametrize("pieces", [False, True])
+def test_a_gate_opens_though_there_is_always_something_new(pieces: bool) -> None:
+    """While one change is being written the next one comes: what waited for the first may go, and nothing of the second."""
+    world, sub = a_world_with()
+    pub = world.client("pub", MQTT_311)
+    world.disk_works = False
+    if pieces:
+        sub.takes = 10
+    pub.publish("t", b"0", 2, 1)
+    for number in range(1, 20):
+        changes = world.engine.take_changes(world.now, world.now)
+        assert changes is not None
+        pub.publish("t", b"%d" % number, 2, 1 + number)
+        world.shelf.write(changes)
+        world.engine.committed(changes.number)
+        world.settle()
+        if pieces:
+            sub.read(3)
+            sub.read(1000)
+        assert [message.payload for message in sub.messages()] == [b"%d" % (number - 1)]
+        assert [packet.packet_id for packet in pub.take() if isinstance(packet, PubRec)] == [number]
+        assert world.engine.held_back(sub.link)
+    world.write()
+    world.settle()
+    assert sub.payloads() == [b"19"]
+    assert not world.state.gated
+    for peer in (sub, pub):
+        peer.detach()
+    assert world.state.waiting.unsent_bytes == 0
