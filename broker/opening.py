@@ -135,7 +135,10 @@ async def open_broker(
 
 async def _opened(path: str | PathLike[str]) -> Store:
     """In a thread: a large one is looked through, and others of this Trio run go on. StoreError."""
-    from broker.store.sqlite import SqliteStore  # late: who keeps nothing needs no SQLite
+    try:
+        from broker.store.sqlite import SqliteStore  # late: who keeps nothing needs no SQLite
+    except ImportError:
+        raise StoreError(fspath(path), "this Python was built without sqlite3: use one that has it") from None
 
     store = await trio.to_thread.run_sync(SqliteStore, path)
     if store.set_aside is not None:

@@ -10,6 +10,7 @@ import logging
 import math
 import socket
 import ssl
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ import trio
 import trustme
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from broker.errors import StoreError
 from broker.net.authentication import ConnectRequest
 from broker.net.committer import CHANGES_COUNT_MAX, RETRY_S
 from broker.net.listener import Listener
 from broker.net.tls import TlsFiles
+from broker.opening import open_broker
 from broker.wire.codec import encode
 from broker.wire.packets import (
     ConnAck,
@@ -419,3 +422,10 @@ async def test_the_same_by_tls(monkeypatch: pytest.MonkeyPatch, mock_clock: Mock
             assert isinstance(await answer(disk, client, Connect("a", properties=LASTING)), ConnAck)
             assert isinstance(await answer(disk, client, Publish("t", b"1", 2, packet_id=1), Disconnect()), PubRec)
             assert await client.receive() is None
+
+
+async def test_a_python_without_sqlite_is_told_as_such(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "broker.store.sqlite", None)
+    with pytest.raises(StoreError, match="this Python was built without sqlite3"):
+        async with open_broker(store=tmp_path / "broker.db"):
+            pass
