@@ -54,6 +54,7 @@ def on_auth(state: State, link: Link, packet: Auth, now: float) -> None:
     else:
         raise ProtocolError(f"AUTH with {packet.reason.describe()} from a client")
     incoming.count(state, link)
+    link.goes_on = True
     state.mark_ready(link)
 
 

@@ -258,8 +258,8 @@ def gate_exactly(state: State, publisher: Link | None, recipient: Link, qos: int
 
 
 def let_through(state: State, links: list[Link]) -> list[Link]:
-    """Those that wait for nothing, and those that are to be closed, whose time begins. What is to be sent to who waits takes memory meanwhile, as
-    if its socket were full."""
+    """Those that wait for nothing, and those that are named for something else than bytes: to be closed, to be read again. What is to be sent to who
+    waits takes memory meanwhile, as if its socket were full."""
     through: list[Link] = []
     for link in links:
         is_gated = link.gate > state.committed
@@ -268,7 +268,8 @@ def let_through(state: State, links: list[Link]) -> list[Link]:
             if link.outbox.account is not None:  # else its stream is gone
                 state.gated[link] = None
                 link.outbox.count()
-        if not is_gated or link.closing or link.clear_bytes > link.outbox.sent_bytes_total:
+        if not is_gated or link.closing or link.goes_on or link.clear_bytes > link.outbox.sent_bytes_total:
+            link.goes_on = False
             through.append(link)
     return through
 

@@ -38,7 +38,7 @@ PACKET_BYTES_LARGEST: Final = 268_435_460
 class Link:
     __slots__ = (
         "access", "aliases_in", "aliases_out", "aliases_out_max", "allowance", "attached", "auth", "auth_deadline", "auth_method", "cause",
-        "clear_bytes", "client_id", "closing", "credit", "deadline", "decoder", "error", "gate", "keep_alive_s", "known_topics",
+        "clear_bytes", "client_id", "closing", "credit", "deadline", "decoder", "error", "gate", "goes_on", "keep_alive_s", "known_topics",
         "last_received_at", "leaving", "limits", "listener", "mount_point", "outbox", "outbox_bytes_high", "packet_bytes_max", "passed",
         "passed_count", "passed_last", "passed_to", "passing_bytes_max", "paused", "paused_by", "pausing", "peer", "phase", "promised", "rate",
         "ready", "receive_maximum", "receiving_bytes", "refusal", "session", "taken_bytes", "transport", "unread", "username", "version",
@@ -78,6 +78,8 @@ class Link:
         """Named, or about to be named, by `take_ready`."""
         self.gate = 0
         """Number of the changes that have to be on disk before it is sent anything: see `core.journal`."""
+        self.goes_on = False
+        """It is to be named though its gate is closed: it may be read again, or has answered who asks it."""
         self.taken_bytes = 0
         """So many of all that it is sent depend on nothing newer than what is being written."""
         self.clear_bytes = 0

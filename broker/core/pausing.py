@@ -211,4 +211,5 @@ def _go_on(state: State, link: Link, now: float) -> None:
     if not link.paused_by and (link.rate is None or link.rate.deadline is None):
         link.paused = False
         link.last_received_at = now  # its keepalive stood still
+        link.goes_on = True
         state.mark_ready(link)

@@ -917,3 +917,26 @@ def test_a_gate_opens_though_there_is_always_something_new(pieces: bool) -> None
     for peer in (sub, pub):
         peer.detach()
     assert world.state.waiting.unsent_bytes == 0
+
+
+def test_who_may_be_read_again_is_told_so_though_its_gate_is_closed() -> None:
+    """There may be no moment in which it is not: and what it has to say may be what its own messages wait for."""
+    world = LastingWorld(outbox_bytes_high=1024, slow_subscriber_grace_s=1000)
+    pub = world.lasting("pub")
+    pub.subscribe(("own", 1))
+    slow = world.client("slow")
+    slow.subscribe("s")
+    slow.takes = 0
+    for _ in range(4):
+        pub.publish("s", bytes(1000))
+    assert pub.link.paused
+    world.disk_works = False
+    world.engine.publish(ApplicationMessage("own", b"x", 1), world.now)
+    world.settle()
+    assert world.engine.held_back(pub.link)
+    while pub.link.paused:
+        assert not world.engine.take_ready()
+        data = world.engine.data_to_send(slow.link)
+        world.engine.bytes_sent(slow.link, len(data), world.now)
+    assert pub.link in world.engine.take_ready()
+    assert not world.engine.data_to_send(pub.link)
