@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from broker.core import pausing
 from broker.core.ending import close_link
-from broker.core.journal import gate_exactly, note
+from broker.core.journal import gate_exactly, note, note_replaced
 from broker.core.kept import FIRST_BYTE, KEPT_PLAIN, KEPT_PLAIN_5, Kept, message_of, replayed, topic_of, with_packet_id
 from broker.core.mount import own_topic_field
 from broker.core.waiting import Delivery, KeptDelivery, WaitingQueue
@@ -323,6 +323,7 @@ def _wait(state: State, session: Session, queue: WaitingQueue, delivery: Deliver
             growth = 0 if older is None else size - older.message.size
             if older is not None and (growth <= 0 or (queue.bytes + growth <= bytes_max and not _over_memory(state, growth, connected))):
                 queue.replace(older, delivery)
+                note_replaced(session, queue, older)
                 state.count_dropped(session.client_id, reason)
                 return True  # where it is too much larger, what came first gives way, for the newest on a topic is what this rule keeps
         while queue.count and not _has_place(state, queue, size, count_max, bytes_max, connected):

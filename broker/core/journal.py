@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from broker.core.link import Link
     from broker.core.session import Session
     from broker.core.state import State
-    from broker.core.waiting import Unacknowledged
+    from broker.core.waiting import Unacknowledged, WaitingQueue
 
 NO_LOCAL: Final = 0x04
 RETAIN_AS_PUBLISHED: Final = 0x08
@@ -47,7 +47,20 @@ _ID_FIELD: Final = b"\x00\x01"
 class Record:
     """What the store has, or is about to have, of one Session."""
 
-    __slots__ = ("filters", "held", "is_restored", "left_at", "listener", "number", "order", "row", "sent", "waiting_first", "waiting_last")
+    __slots__ = (
+        "filters",
+        "held",
+        "is_restored",
+        "left_at",
+        "listener",
+        "number",
+        "order",
+        "replaced",
+        "row",
+        "sent",
+        "waiting_first",
+        "waiting_last",
+    )
 
     def __init__(self, number: int, listener: str) -> None:
         self.number = number
@@ -65,6 +78,8 @@ class Record:
         """Of its receiver."""
         self.order = 0
         """Of the row that was written last of `sent`."""
+        self.replaced: dict[int, Delivery] = {}
+        """By their order, those in its queue that have another message since; some may have left."""
         self.waiting_first = 0
         self.waiting_last = 0
         """Orders of the first and the last waiting message that the store has; it has none where the first is the greater one, or both are 0."""
@@ -245,6 +260,16 @@ def note(state: State, session: Session, count: int = 1) -> None:
         gate(state, session.link)
 
 
+def note_replaced(session: Session, queue: WaitingQueue, delivery: Delivery) -> None:
+    """What waits there has another message in its place: one row, as long as such are fewer than all that wait."""
+    record = session.record
+    if record is not None and queue is session.queue:
+        record.replaced[delivery.order] = delivery
+        if len(record.replaced) > queue.count:
+            record.replaced = {}
+            queue.rearranged = True
+
+
 def gate_exactly(state: State, publisher: Link | None, recipient: Link, qos: int) -> None:
     """A message at QoS 2 leaves when it is on disk that it has come, whatever its recipient keeps: else it would be taken for another one when its
     publisher, who was not answered, repeats it. And a Will when it is on disk that nobody has it any more."""
@@ -385,6 +410,7 @@ def _waiting_rows(session: Session, record: Record, to_unix_s: float, changes: C
     queue = session.queue
     number = record.number
     had = record.waiting_last >= record.waiting_first > 0
+    replaced, record.replaced = record.replaced, {}
     if not queue.count:
         if had:
             changes.cut.append((number, record.waiting_last + 1))
@@ -399,8 +425,9 @@ def _waiting_rows(session: Session, record: Record, to_unix_s: float, changes: C
         last = 0
     elif had and first > record.waiting_first:
         changes.cut.append((number, first))
+    again = [one for order, one in replaced.items() if first <= order <= last]
     newest = queue.later_than(last)
-    changes.messages.extend([_message_row(number, WAITING, one.order, one.order, one, to_unix_s) for one in newest])
+    changes.messages.extend([_message_row(number, WAITING, one.order, one.order, one, to_unix_s) for one in again + newest])
     record.waiting_first = first
     if newest:
         record.waiting_last = newest[-1].order

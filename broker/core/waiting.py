@@ -194,7 +194,7 @@ class WaitingQueue:
         self.count = 0
         self.bytes = 0
         self.rearranged = False
-        """Something has gone from its middle, or been put there, since the journal looked."""
+        """Something has gone from its middle since the journal looked."""
 
     def append(self, delivery: Delivery) -> None:
         assert self is not NOTHING_WAITS
@@ -294,7 +294,6 @@ class WaitingQueue:
 
     def replace(self, older: Delivery, newer: Delivery) -> None:
         """Put a message in the place of one that waits, which is forgotten."""
-        self.rearranged = True
         self._count(0, newer.message.size - older.message.size)
         older.message = newer.message
         older.qos = newer.qos

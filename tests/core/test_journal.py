@@ -940,3 +940,23 @@ def test_who_may_be_read_again_is_told_so_though_its_gate_is_closed() -> None:
         world.engine.bytes_sent(slow.link, len(data), world.now)
     assert pub.link in world.engine.take_ready()
     assert not world.engine.data_to_send(pub.link)
+
+
+def test_a_message_in_the_place_of_another_is_one_row() -> None:
+    """And not all that waits, anew with each: that may be a hundred thousand."""
+    world, sub = a_world_with(queue_count_max=100, overflow={"#": "latest"})
+    sub.detach()
+    pub = world.client("pub", MQTT_311)
+    for number in range(1, 102):
+        pub.publish(f"t/{number % 100}", b"%d" % number, 1, number)
+    world.disk_works = False
+    for number in (7, 50, 7):
+        pub.publish(f"t/{number}", b"new", 1, 200 + number)
+    changes = world.engine.take_changes(world.now, world.now + world.unix_ahead)
+    assert changes is not None
+    assert len(changes.messages) == 2
+    assert not changes.cut
+    world.shelf.write(changes)
+    expected = [delivery.message.payload for delivery in world.state.sessions["sub"].queue.deliveries()]
+    world.crash()
+    assert [delivery.message.payload for delivery in world.state.sessions["sub"].queue.deliveries()] == expected
