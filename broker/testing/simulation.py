@@ -80,7 +80,7 @@ class Simulation:
         self.script = script
         self.random = Random(script.seed * 7 + 1)
         self.timeline = Timeline(self.random)
-        self.ledger = Ledger(script.access_rules)
+        self.ledger = Ledger(script.access_rules, "refuse" in script.overflow.values())
         self.limits = Limits(**script.limits)
         self.maximum_qos = self.limits.maximum_qos
         self.serial = 0
