@@ -31,6 +31,7 @@ from broker import Reconnect, connect
 from broker.reasons import ReasonCode
 from broker.wire.codec import encode
 from broker.wire.packets import Connect, WillMessage
+from tests.conftest import find_program
 from tests.e2e.conftest import listening
 from tests.e2e.drivers.properties import session_expiry
 from tests.e2e.tools import BROKER, SECONDS_MAX, Program
@@ -211,7 +212,7 @@ def paho_publisher(ledger: Ledger, server: Server, client_id: str, version: MQTT
 
 
 @contextmanager
-def mosquitto_publisher(ledger: Ledger, program: str, port: int, qos: int) -> Iterator[None]:
+def mosquitto_publisher(ledger: Ledger, program: str, server: Server, qos: int) -> Iterator[None]:
     """One after the other; whoever of them says that it went well was acknowledged."""
 
     def run() -> None:
@@ -220,7 +221,8 @@ def mosquitto_publisher(ledger: Ledger, program: str, port: int, qos: int) -> It
             if ledger.over:
                 return
             payload = f"mosquitto-{qos}-{number}"
-            argv = [program, "-p", str(port), "-V", version, "-q", str(qos), "-t", "load/mosquitto", "-m", payload]
+            server.up.wait(SECONDS_MAX)
+            argv = [program, "-p", str(server.port), "-V", version, "-q", str(qos), "-t", "load/mosquitto", "-m", payload]
             done = subprocess.run(argv, capture_output=True, timeout=SECONDS_MAX, check=False)
             if done.returncode == 0:
                 ledger.note(partial(ledger.acknowledged.add, payload))
@@ -244,27 +246,8 @@ def mosquitto_subscriber(ledger: Ledger, program: str, port: int) -> Iterator[No
             ledger.note(lambda: ledger.received[name].update([line.removeprefix("payload ")]))
         return {"event": "subscribed" if "SUBACK" in line else "log"}
 
-    argv = [
-        "stdbuf",
-        "-oL",
-        program,
-        "-p",
-        str(port),
-        "-V",
-        "311",
-        "-c",
-        "-i",
-        name,
-        "-q",
-        "2",
-        "-t",
-        "load/#",
-        "-t",
-        "wills",
-        "-F",
-        "payload %p",
-        "-d",
-    ]
+    how = ["-V", "311", "-c", "-i", name, "-q", "1", "-t", "load/#", "-t", "wills", "-F", "payload %p", "-d"]
+    argv = [find_program("stdbuf", "coreutils"), "-oL", program, "-p", str(port), *how]
     hearing = Program(argv, parse)
     try:
         hearing.wait("subscribed")
@@ -365,8 +348,8 @@ def crash_again_and_again(server: Server, ledger: Ledger, random: Random, mosqui
             for version, qos in itertools.product((five, three), (1, 2)):
                 publishers.enter_context(paho_publisher(ledger, server, f"paho{version}{qos}", version, qos))
             publishers.enter_context(own_publisher(ledger, server.port))
-            publishers.enter_context(mosquitto_publisher(ledger, mosquitto_pub, server.port, 1))
-            publishers.enter_context(mosquitto_publisher(ledger, mosquitto_pub, server.port, 2))
+            publishers.enter_context(mosquitto_publisher(ledger, mosquitto_pub, server, 1))
+            publishers.enter_context(mosquitto_publisher(ledger, mosquitto_pub, server, 2))
             for number in range(CRASHES_COUNT):
                 with mortal(server.port, number):
                     # Who of paho's dials again before it is answered forgets as much as who dialled in vain.

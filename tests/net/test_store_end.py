@@ -11,7 +11,6 @@ from trio.testing import MockClock
 
 from broker import connect
 from broker.config import Config
-from broker.core.saved import Changes, SavedSession
 from broker.errors import BrokerError, StoreError
 from broker.hub import Broker
 from broker.net.committer import END_S
@@ -140,14 +139,18 @@ async def test_and_so_does_a_cancellation(monkeypatch: pytest.MonkeyPatch, mock_
 
 async def test_what_could_not_be_read_is_not_written_over(monkeypatch: pytest.MonkeyPatch, mock_clock: MockClock) -> None:
     class Broken(Shelf):
+        broken = False
+
         @property
-        def retained(self) -> Any:
-            raise StoreError("some/store", "cannot be read")
+        def wills(self) -> Any:  # the last that is read
+            if self.broken:
+                raise StoreError("some/store", "cannot be read")
+            return super().wills
 
     shelf = Broken()
-    before = Changes(1)
-    before.sessions.append(SavedSession(1, "a", None, "", "", 1.0, 0.0))  # has expired, which would be a change
-    shelf.write(before)
+    async with broker_on(Disk(shelf), monkeypatch) as hub:
+        await hub.publish("t", b"1", retain=True)
+    shelf.broken = True
     disk = Disk(shelf)
     with pytest.raises(StoreError, match="cannot be read"):
         async with broker_on(disk, monkeypatch):
