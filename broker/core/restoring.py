@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from broker.core.deadlines import SESSION_EXPIRY, WILL_DELAY
 from broker.core.ending import end_session, keep_will, publish_will, settle_will
@@ -21,6 +21,7 @@ from broker.core.replay import Replay
 from broker.core.saved import WAITING
 from broker.core.session import Session
 from broker.core.waiting import Delivery
+from broker.errors import PeerError
 from broker.wire.packets import MQTT_5, NO_PROPERTIES, PUBLISH, WillMessage
 from broker.wire.properties import WILL, decode_properties
 
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from broker.core.state import State
     from broker.core.subscription import SharedGroup
 
+DAMAGE: Final = (PeerError, ValueError, IndexError)
+"""What is raised for a frame in which a disk has turned bits: it is lost, and the others are not."""
+
 RulesOf = Callable[[str], "tuple[Access, Allowance]"]
 
 
@@ -39,7 +43,7 @@ def restore(state: State, saved: Saved, now: float, unix_now: float, rules_of: R
     assert journal is not None
     sessions = _sessions(state, saved.sessions, now, unix_now, rules_of)
     owed = _subscriptions(state, sessions, saved.subscriptions)
-    _messages(state, sessions, saved.messages, now - unix_now)
+    _messages(state, journal, sessions, saved.messages, now - unix_now)
     _ids(sessions, saved.ids)
     _retained(state, saved.retained, now - unix_now)
     for session, filter in owed:  # from the beginning: what was sent of it is not known
@@ -90,14 +94,21 @@ def _subscriptions(state: State, sessions: dict[int, Session], rows: Iterable[Sa
     return owed
 
 
-def _messages(state: State, sessions: dict[int, Session], rows: Iterable[SavedMessage], to_engine_s: float) -> None:
+def _messages(state: State, journal: Journal, sessions: dict[int, Session], rows: Iterable[SavedMessage], to_engine_s: float) -> None:
     for row in rows:
         session = sessions.get(row.session)
         if session is None:
             continue
         record = session.record
         assert record is not None
-        delivery = None if row.frame is None else _delivery(state, session, row, row.frame, to_engine_s)
+        try:
+            delivery = None if row.frame is None else _delivery(state, session, row, row.frame, to_engine_s)
+        except DAMAGE:
+            state.count_dropped(session.client_id, "damaged")
+            if row.place != WAITING:
+                record.sent[row.key] = None  # so that it goes from there
+                journal.touch(session)
+            continue
         if row.place == WAITING:
             if delivery is not None:
                 session.own_queue().append(delivery)
@@ -157,7 +168,10 @@ def _wills(state: State, journal: Journal, rows: Iterable[SavedWill], now: float
     """Whoever was connected is not any more, and has not said goodbye [MQTT5-3.1.2-8]."""
     for row in rows:
         session = state.sessions.get(row.client_id)
-        properties = decode_properties(row.properties, 0, WILL)[0]
+        try:
+            properties = decode_properties(row.properties, 0, WILL)[0]
+        except DAMAGE:
+            properties = NO_PROPERTIES
         will = WillMessage(row.topic, row.payload, row.qos, bool(row.retain), properties)
         if session is None:  # it ended with its connection, or meanwhile
             access, allowance = (state.access, state.allowance) if rules_of is None else rules_of(row.listener)
@@ -178,6 +192,11 @@ def _wills(state: State, journal: Journal, rows: Iterable[SavedWill], now: float
 def _retained(state: State, rows: Iterable[SavedRetained], to_engine_s: float) -> None:
     for topic, frame, expires_at in rows:
         kept: Kept = frame if expires_at is None else Expiring(frame, expires_at + to_engine_s)
-        at = topic_at(frame)
-        topic_stop = at + 2 + (frame[at] << 8 | frame[at + 1])
+        try:
+            at = topic_at(frame)
+            topic_stop = at + 2 + (frame[at] << 8 | frame[at + 1])
+        except DAMAGE:
+            continue
+        if frame[at + 2 : topic_stop] != topic.encode():
+            continue
         replaced(state, kept, state.retained.put(topic, frame[at:topic_stop], kept))

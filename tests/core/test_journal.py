@@ -13,6 +13,7 @@ from broker.core.access import Access
 from broker.core.engine import Engine
 from broker.core.limits import Limits
 from broker.core.message import ApplicationMessage
+from broker.core.saved import SENT, WAITING
 from broker.core.waiting import KeptDelivery, PublishRun
 from broker.reasons import ReasonCode
 from broker.testing.shelf import Shelf
@@ -960,3 +961,27 @@ def test_a_message_in_the_place_of_another_is_one_row() -> None:
     expected = [delivery.message.payload for delivery in world.state.sessions["sub"].queue.deliveries()]
     world.crash()
     assert [delivery.message.payload for delivery in world.state.sessions["sub"].queue.deliveries()] == expected
+
+
+def test_a_row_in_which_bits_were_turned_costs_no_other() -> None:
+    world, sub = a_world_with()
+    pub = world.client("pub", MQTT_311)
+    pub.publish("t", b"sent", 1, 1)
+    pub.publish("t", b"sent too", 1, 2)
+    sub.detach()
+    for number in range(3):
+        pub.publish("t", b"%d" % number, 1, 3 + number)
+        pub.publish(f"kept/{number}", b"%d" % number, 1, 6 + number, retain=True)
+    waiting = min(key for key in world.shelf._messages if key[1] == WAITING)
+    for key in ((1, SENT, 1), waiting):
+        world.shelf._messages[key] = world.shelf._messages[key]._replace(frame=b"\x32")
+    world.shelf._retained["kept/1"] = world.shelf._retained["kept/1"]._replace(frame=b"")
+    world.shelf._retained["kept/2"] = world.shelf._retained["kept/2"]._replace(frame=b"\x31\x02\xff\xff\xff")
+    world.crash()
+    assert world.dropped("damaged") == 2
+    assert len(world.state.retained) == 1
+    sub = world.back("sub")
+    got = [message.payload for message in sub.take() if isinstance(message, Publish)]
+    assert got == [b"sent too", b"0", b"1", b"1", b"2", b"2"]
+    world.crash()
+    assert world.dropped("damaged") == 0
