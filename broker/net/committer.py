@@ -116,15 +116,18 @@ class Committer:
             await self.written.wait()
 
     async def run(self, server: Server) -> None:
-        """For as long as clients are served."""
+        """For as long as clients are served, and `finish` waits."""
         try:
             while True:
                 await self._wanted.wait()
                 self._wanted = trio.Event()
                 self._unwritten = self._take()
-                if self._unwritten is not None and await self._write(self._unwritten):
-                    self._done(self._unwritten)
-                    server.flush()
+                if self._unwritten is None:
+                    continue
+                if not await self._write(self._unwritten):
+                    return  # nothing may be written after what is not
+                self._done(self._unwritten)
+                server.flush()
         finally:
             self.is_over = True
             self._tell()
@@ -144,11 +147,9 @@ class Committer:
         self._be_patient()
         with self._patience:
             while self._owes and self._failure is None:
-                self._wanted.set()
                 await self.written.wait()
         if self._owes and self._failure is None:
             self._failure = self._hangs()
-            self._tell()
 
     async def close(self) -> StoreError | None:
         """When `run` and all who could change anything are gone: write what has come since, and close the store. What prevented it, if something

@@ -362,13 +362,14 @@ async def test_a_full_socket_and_a_disk_that_is_waited_for(thrown_out: bool, mon
         disk.hold()
         nursery.start_soon(partial(hub.publish, "t", b"last", qos=1))
         await disk.wait_begun()
+        assert hub._server.writing
+        if thrown_out:
+            hub.disconnect("a")
         begun = b""
         while hub._server.writing:
             begun += await client.stream.receive_some()
             await wait_all_tasks_blocked()
         client.feed(begun)
-        if thrown_out:
-            hub.disconnect("a")
         assert await client.receive() == Publish("t", b"0" * 3000)
         await silent(client)  # the second is half sent, and what is left of it waits too
         disk.release()

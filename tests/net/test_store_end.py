@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from broker import connect
 from broker.config import Config
+from broker.core.message import ApplicationMessage
 from broker.errors import BrokerError, StoreError
 from broker.hub import Broker
 from broker.net.committer import END_S
@@ -61,6 +62,33 @@ async def test_shutdown_returns_when_the_rest_is_on_disk(monkeypatch: pytest.Mon
         await over.wait()
         assert len(list(disk.shelf.messages)) == 1
         assert next(iter(disk.shelf.sessions)).left_at is not None
+
+
+async def test_a_disk_that_was_idle_for_long_has_its_time_at_the_end_too(monkeypatch: pytest.MonkeyPatch, mock_clock: MockClock) -> None:
+    config = Config(listeners=(), shutdown_grace_s=0, sys_interval_s=0)
+    async with opened(monkeypatch, config) as (disk, hub, nursery):
+        await lasting(hub, nursery, "a")
+        mock_clock.jump(50)
+        await hub.shutdown()
+        assert next(iter(disk.shelf.sessions)).left_at is not None
+
+
+async def test_nothing_is_written_after_what_could_not_be(monkeypatch: pytest.MonkeyPatch, mock_clock: MockClock) -> None:
+    """It would be what has changed since."""
+    disk = Disk()
+    with pytest.raises(StoreError, match="disk is full"):  # noqa: PT012  # it comes out at the end
+        async with broker_on(disk, monkeypatch) as hub, trio.open_nursery() as nursery:
+            disk.hold()
+            disk.failures = 1
+            hub._engine.publish(RETAINED, trio.current_time())
+            hub._server.flush()
+            await disk.wait_begun()
+            hub._engine.publish(ApplicationMessage("u", b"1", 1, True), trio.current_time())
+            hub._server.flush()
+            nursery.start_soon(hub.shutdown)
+            await wait_all_tasks_blocked()
+            disk.release()
+    assert not list(disk.shelf.retained)
 
 
 async def test_what_was_acknowledged_under_load_is_there_after_a_cancelled_scope(monkeypatch: pytest.MonkeyPatch, mock_clock: MockClock) -> None:
