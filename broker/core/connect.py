@@ -17,8 +17,8 @@ from broker.core.connack import CONNACK_NEW, CONNACK_PRESENT, connack
 from broker.core.deadlines import KEEP_ALIVE
 from broker.core.delivery import pump
 from broker.core.ending import close_link, drop_will, end_session, keep_will, leave
+from broker.core.gates import gate, note
 from broker.core.inflight import PACKET_ID_MAX
-from broker.core.journal import gate, note
 from broker.core.limits import outbox_mark
 from broker.core.link import AUTHENTICATING, CONNECTED, PACKET_BYTES_LARGEST
 from broker.core.mount import mounted_will

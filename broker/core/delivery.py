@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Final
 
 from broker.core import pausing
 from broker.core.ending import close_link
-from broker.core.journal import gate_exactly, note, note_replaced
+from broker.core.gates import gate_exactly, note
 from broker.core.kept import FIRST_BYTE, KEPT_PLAIN, KEPT_PLAIN_5, Kept, message_of, replayed, topic_of, with_packet_id
 from broker.core.mount import own_topic_field
+from broker.core.record import note_replaced
 from broker.core.waiting import Delivery, KeptDelivery, WaitingQueue
 from broker.core.waiting_run import WaitingRun
 from broker.reasons import ReasonCode

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from broker.core import incoming, pausing
 from broker.core.deadlines import SESSION_EXPIRY, WILL_DELAY
-from broker.core.journal import note
+from broker.core.gates import note
 from broker.core.link import CONNECTED, ENDED
 from broker.core.message import ApplicationMessage
 from broker.core.session import granted_expiry_s

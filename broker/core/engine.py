@@ -22,7 +22,8 @@ from broker.core.connect import follow_limits
 from broker.core.delivery import pump
 from broker.core.due import on_due
 from broker.core.ending import close_link, discard, end_session, leave
-from broker.core.journal import Journal, gate, let_through, open_gates
+from broker.core.gates import gate, let_through, open_gates
+from broker.core.journal import Journal
 from broker.core.kept import message_of
 from broker.core.leftovers import finish
 from broker.core.limits import Limits

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from broker.core.acknowledging import PUBACK, PUBCOMP, PUBREC, PUBREL, complete, release, settle
 from broker.core.delivery import pump
-from broker.core.journal import note
+from broker.core.gates import note
 from broker.core.link import CONNECTED
 from broker.core.publish_run import publish_run
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from broker.core.delivery import deliver
-from broker.core.journal import gate
+from broker.core.gates import gate
 from broker.core.publish import publish
 
 if TYPE_CHECKING:

@@ -77,7 +77,7 @@ class Link:
         self.ready = False
         """Named, or about to be named, by `take_ready`."""
         self.gate = 0
-        """Number of the changes that have to be on disk before it is sent anything: see `core.journal`."""
+        """Number of the changes that have to be on disk before it is sent anything: see `core.gates`."""
         self.goes_on = False
         """It is to be named though its gate is closed: it may be read again, or has answered who asks it."""
         self.taken_bytes = 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from broker.core.access import is_bridge_state
 from broker.core.deadlines import RETAINED_EXPIRY
 from broker.core.delivery import deliver, pump
-from broker.core.journal import note
+from broker.core.gates import note
 from broker.core.kept import Expiring, Kept, kept_of, size_as_kept
 from broker.core.link import CONNECTED
 from broker.core.message import ApplicationMessage

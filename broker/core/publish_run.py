@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 from broker.core import pausing
 from broker.core.delivery import deliver
+from broker.core.gates import gate_exactly, note
 from broker.core.inflight import NO_RECEIVER, PACKET_ID_MAX
-from broker.core.journal import gate_exactly, note
 from broker.core.packet_ids import PacketIds, packet_ids
 from broker.core.plain_properties import plain_stop
 from broker.core.publish import recognise

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Final
 from broker.core.deadlines import SESSION_EXPIRY, WILL_DELAY
 from broker.core.ending import end_session, keep_will, publish_will, settle_will
 from broker.core.inflight import NO_RECEIVER, NO_SENDER, Receiver, Sender
-from broker.core.journal import NO_LOCAL, OWED, RETAIN_AS_PUBLISHED, WILD, Journal, Record
+from broker.core.journal import Journal
 from broker.core.kept import Expiring, Kept, topic_at
 from broker.core.message import ApplicationMessage
 from broker.core.publish import replaced
+from broker.core.record import NO_LOCAL, OWED, RETAIN_AS_PUBLISHED, WILD, Record
 from broker.core.replay import Replay
 from broker.core.saved import WAITING
 from broker.core.session import Session

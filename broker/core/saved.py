@@ -29,7 +29,7 @@ class SavedSession(NamedTuple):
 
 
 class SavedSubscription(NamedTuple):
-    """Key: session, filter. options: the byte of SUBSCRIBE, without its retain handling, and two bits of `core.journal`; identifier 0: none."""
+    """Key: session, filter. options: the byte of SUBSCRIBE, without its retain handling, and two bits of `core.record`; identifier 0: none."""
 
     session: int
     filter: str

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from broker.core.access import Access
     from broker.core.allowance import Allowance
     from broker.core.deadlines import Deadline
-    from broker.core.journal import Record
     from broker.core.limits import Limits
     from broker.core.link import Link
     from broker.core.message import ApplicationMessage
+    from broker.core.record import Record
     from broker.core.replay import Replay
     from broker.wire.packets import WillMessage
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from broker.core import connect, delivery, due, ending, engine, exchange, incoming, journal, pausing, publish, receiving
+from broker.core import connect, delivery, due, ending, engine, exchange, gates, incoming, pausing, publish, receiving, record
 from broker.core.client_inbox import ClientInbox
 from broker.core.client_outbox import ClientOutbox
 from broker.core.client_state import Delivery as ClientDelivery
@@ -286,7 +286,7 @@ def client_takes_repetitions_for_new(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def nothing_waits_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Acknowledgements and deliveries leave before what they depend on is written."""
-    for module in (journal, engine, connect):
+    for module in (gates, engine, connect):
         monkeypatch.setattr(module, "gate", lambda state, link: None)
 
 
@@ -296,15 +296,15 @@ def publisher_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def unacknowledged_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal, "_sent_rows", lambda session, record, to_unix_s, changes: None)
+    monkeypatch.setattr(record, "_sent_rows", lambda session, record, to_unix_s, changes: None)
 
 
 def queue_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal, "_waiting_rows", lambda session, record, to_unix_s, changes: None)
+    monkeypatch.setattr(record, "_waiting_rows", lambda session, record, to_unix_s, changes: None)
 
 
 def subscriptions_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal, "_subscription_rows", lambda session, record, changes: None)
+    monkeypatch.setattr(record, "_subscription_rows", lambda session, record, changes: None)
 
 
 def retained_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
