@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from broker.core.engine import Engine
 from broker.core.message import ApplicationMessage
+from broker.core.saved import WAITING, Changes, SavedMessage, SavedSession
 from broker.reasons import ReasonCode
+from broker.testing.shelf import Shelf
 from broker.wire.packets import MQTT_5, MQTT_311, PubAck, Publish, WillMessage
 from tests.core.harness import World
 
@@ -135,6 +138,18 @@ def not_accepted() -> World:
     return world
 
 
+def damaged() -> World:
+    changes = Changes(1)
+    changes.sessions.append(SavedSession(1, "r", None, "", "", None, None))
+    changes.messages.append(SavedMessage(1, WAITING, 1, 1, b"\x32", MQTT_5, "", "", None))
+    shelf = Shelf()
+    shelf.write(changes)
+    world = World()
+    world.engine = Engine(new_client_id=lambda: "", observer=world.record, lasting=True)
+    world.engine.restore(shelf, world.now, world.now)
+    return world
+
+
 CASES: dict[str, tuple[Callable[[], World], int]] = {
     "overflow": (overflow, 3),
     "queue-full": (queue_full, 3),
@@ -146,6 +161,7 @@ CASES: dict[str, tuple[Callable[[], World], int]] = {
     "refused-by-client": (refused_by_client, 1),
     "not-authorized": (not_authorized, 1),
     "not-accepted": (not_accepted, 4),
+    "damaged": (damaged, 1),
 }
 
 
