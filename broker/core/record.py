@@ -144,6 +144,8 @@ def _sent_rows(session: Session, record: Record, to_unix_s: float, changes: Chan
         record.order += 1
         if sent is None:
             row = SavedMessage(number, SENT, packet_id, record.order, None, 0, "", "", None)
+        elif isinstance(sent, PublishRun) and sent.has_more_to_say:
+            row = _message_row(number, SENT, packet_id, record.order, sent.at(packet_id), to_unix_s)
         elif isinstance(sent, PublishRun):
             size = sent.frame_size
             if sent is not last_run:

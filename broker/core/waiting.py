@@ -76,6 +76,14 @@ class PublishRun:
         self.source: PublishRun | None = None
         """As they came: the messages have what the other version cannot say."""
 
+    @property
+    def has_more_to_say(self) -> bool:
+        """As they came they had properties, which this form for 3.1.1 has not."""
+        source = self.source
+        while source is not None and source.source is not None:
+            source = source.source
+        return source is not None and self.payload_at == self.id_at + 2 and source.payload_at > source.id_at + 3
+
     def all_messages(self) -> list[ApplicationMessage]:
         """The messages of the frames, in order; made once."""
         if self.source is not None:
