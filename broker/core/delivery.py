@@ -190,15 +190,14 @@ def pump(state: State, link: Link, now: float) -> None:
                 if not commit(state, link, delivery.message, delivery.qos, delivery.retain, delivery.identifiers, packet_id, True, now):
                     session.sender.abandon(packet_id)
                     session.let_go(unacknowledged.size)
-                    if session.record is not None:
-                        note(state, session)
+                    note(state, session)
                 continue
         from_session = session is not None and session.queue.count > 0 and not session.sender.resend and may_send(state, session, link)
         if session is not None and from_session and (not outbox.waiting.count or session.queue.first_order() < outbox.waiting.first_order()):
             delivery = session.queue.pop()
             if not _expired(state, link, delivery, now):
                 send(state, link, session, delivery, now)
-            elif session.record is not None:
+            else:
                 note(state, session)
         elif outbox.waiting.count:
             delivery = outbox.waiting.pop()

@@ -24,9 +24,11 @@ def gate(state: State, link: Link) -> None:
 
 
 def note(state: State, session: Session, count: int = 1) -> None:
-    """Something of a session that lasts has changed, about so many rows, and its client is not told before it is committed."""
+    """Something of a session has changed, about so many rows: if it lasts, its client is not told before that is committed. (Hot paths look for
+    themselves whether it does.)"""
     journal = state.journal
-    assert journal is not None
+    if session.record is None or journal is None:
+        return
     journal.touch(session, count)
     if session.link is not None:
         gate(state, session.link)

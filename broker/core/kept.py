@@ -90,7 +90,7 @@ def frame_of(kept: Kept) -> bytes:
 
 def topic_of(kept: Kept) -> str:
     frame = frame_of(kept)
-    return str(frame[topic_at(frame) + 2 : _topic_stop(frame)], "utf-8")
+    return str(frame[topic_at(frame) + 2 : topic_end(frame)], "utf-8")
 
 
 def topic_at(frame: bytes) -> int:
@@ -118,7 +118,7 @@ def replayed(frame: bytes, is_mqtt_5: bool, own_properties: bytes) -> bytes:
     if with_properties == is_mqtt_5 and not own_properties:
         return frame if frame[0] == KEPT_PLAIN else FIRST_BYTE + frame[1:]
     at = topic_at(frame)
-    topic_stop = payload_at = properties_at = _topic_stop(frame)
+    topic_stop = payload_at = properties_at = topic_end(frame)
     if with_properties:
         payload_at = _payload_at(frame, topic_stop)
         properties_at = payload_at - read_varint(frame, topic_stop)[0]
@@ -139,7 +139,8 @@ def with_packet_id(frame: bytes, qos: int, packet_id: int) -> bytes:
     return b"".join((first, encode_varint(len(frame) - at + 2), frame[at:topic_stop], packet_id.to_bytes(2, "big"), frame[topic_stop:]))
 
 
-def _topic_stop(frame: bytes) -> int:
+def topic_end(frame: bytes) -> int:
+    """Where what comes after it begins."""
     at = topic_at(frame)
     return at + 2 + (frame[at] << 8 | frame[at + 1])
 

@@ -61,8 +61,7 @@ def on_publish(state: State, link: Link, packet: Publish, now: float) -> None:
             # Its own overflow rule has closed it, and nothing comes after a DISCONNECT [MQTT5-3.14.4-1]; but others may have the message.
             if packet.qos == 2 and not reason.failed:
                 session.receiver.on_publish(packet.packet_id)
-                if session.record is not None:
-                    note(state, session)
+                note(state, session)
             return
         if not packet.retain and packet.topic and message.properties is properties:
             learn(state, link, topic, encode_string(topic))
@@ -73,8 +72,7 @@ def on_publish(state: State, link: Link, packet: Publish, now: float) -> None:
     elif packet.qos == 2:
         if not reason.failed or not link.is_mqtt_5:
             session.receiver.on_publish(packet.packet_id)
-            if session.record is not None:
-                note(state, session)
+            note(state, session)
         _answer_pubrec(state, link, packet.packet_id, reason)  # [MQTT5-4.3.3-8, -9]
 
 
@@ -262,8 +260,7 @@ def _send_within(state: State, link: Link, packet: PubRel | PubComp) -> None:
 def on_puback(state: State, link: Link, packet: PubAck, now: float) -> None:
     session = link.session
     assert session is not None
-    if session.record is not None:
-        note(state, session)
+    note(state, session)
     delivery = session.sender.on_puback(packet.packet_id)
     if delivery is not None:
         session.let_go(delivery.size)
@@ -276,8 +273,7 @@ def on_puback(state: State, link: Link, packet: PubAck, now: float) -> None:
 def on_pubrec(state: State, link: Link, packet: PubRec, now: float) -> None:
     session = link.session
     assert session is not None
-    if session.record is not None:
-        note(state, session)
+    note(state, session)
     failed = packet.reason.failed
     delivery, known = session.sender.on_pubrec(packet.packet_id, failed)
     if delivery is not None:
@@ -295,8 +291,7 @@ def on_pubrec(state: State, link: Link, packet: PubRec, now: float) -> None:
 def on_pubrel(state: State, link: Link, packet: PubRel, now: float) -> None:
     session = link.session
     assert session is not None
-    if session.record is not None:
-        note(state, session)
+    note(state, session)
     if session.receiver.on_pubrel(packet.packet_id) or not link.is_mqtt_5:
         state.send(link, b"\x70\x02" + packet.packet_id.to_bytes(2, "big"))  # [MQTT5-4.3.3-11]
     else:
@@ -306,7 +301,6 @@ def on_pubrel(state: State, link: Link, packet: PubRel, now: float) -> None:
 def on_pubcomp(state: State, link: Link, packet: PubComp, now: float) -> None:
     session = link.session
     assert session is not None
-    if session.record is not None:
-        note(state, session)
+    note(state, session)
     if session.sender.on_pubcomp(packet.packet_id) and (session.queue.count or session.replays or session.sender.resend):
         pump(state, link, now)

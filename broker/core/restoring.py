@@ -14,7 +14,7 @@ from broker.core.deadlines import SESSION_EXPIRY, WILL_DELAY
 from broker.core.ending import end_session, keep_will, publish_will, settle_will
 from broker.core.inflight import NO_RECEIVER, NO_SENDER, Receiver, Sender
 from broker.core.journal import Journal
-from broker.core.kept import Expiring, Kept, topic_at
+from broker.core.kept import Expiring, Kept, is_on, topic_at, topic_end
 from broker.core.message import ApplicationMessage
 from broker.core.publish import replaced
 from broker.core.record import NO_LOCAL, OWED, RETAIN_AS_PUBLISHED, WILD, Record
@@ -23,6 +23,7 @@ from broker.core.saved import WAITING
 from broker.core.session import Session
 from broker.core.waiting import Delivery
 from broker.errors import PeerError
+from broker.wire.codec import encode_string
 from broker.wire.packets import MQTT_5, NO_PROPERTIES, PUBLISH, WillMessage
 from broker.wire.properties import WILL, decode_properties
 
@@ -130,16 +131,16 @@ def _messages(state: State, journal: Journal, sessions: dict[int, Session], rows
 
 def _delivery(state: State, session: Session, row: SavedMessage, frame: bytes, to_engine_s: float) -> Delivery:
     at = topic_at(frame)
-    topic_stop = at + 2 + (frame[at] << 8 | frame[at + 1])
-    payload_at = topic_stop + 2  # behind the packet id
+    stop = topic_end(frame)
+    payload_at = stop + 2  # behind the packet id
     properties = NO_PROPERTIES
     if row.version >= MQTT_5:
         properties, payload_at = decode_properties(frame, payload_at, PUBLISH)
-    topic = str(frame[at + 2 : topic_stop], "utf-8")
+    topic = str(frame[at + 2 : stop], "utf-8")
     qos = frame[0] >> 1 & 3
     retain = frame[0] & 1 != 0
     expires_at = math.inf if row.expires_at is None else row.expires_at + to_engine_s
-    message = ApplicationMessage(topic, frame[payload_at:], qos, retain, properties, "", expires_at, frame[at:topic_stop])
+    message = ApplicationMessage(topic, frame[payload_at:], qos, retain, properties, "", expires_at, frame[at:stop])
     identifiers = tuple([int(identifier) for identifier in row.identifiers.split()])
     group = _group(state, session, row.share, topic) if row.share else None
     return Delivery(message, qos, retain, identifiers, group, row.order)
@@ -193,11 +194,10 @@ def _wills(state: State, journal: Journal, rows: Iterable[SavedWill], now: float
 def _retained(state: State, rows: Iterable[SavedRetained], to_engine_s: float) -> None:
     for topic, frame, expires_at in rows:
         kept: Kept = frame if expires_at is None else Expiring(frame, expires_at + to_engine_s)
+        topic_field = encode_string(topic)
         try:
-            at = topic_at(frame)
-            topic_stop = at + 2 + (frame[at] << 8 | frame[at + 1])
+            is_whole = is_on(kept, topic_field)
         except DAMAGE:
-            continue
-        if frame[at + 2 : topic_stop] != topic.encode():
-            continue
-        replaced(state, kept, state.retained.put(topic, frame[at:topic_stop], kept))
+            is_whole = False
+        if is_whole:
+            replaced(state, kept, state.retained.put(topic, topic_field, kept))
