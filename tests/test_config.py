@@ -13,7 +13,8 @@ import pytest
 
 from broker.auth.bans import Ban
 from broker.auth.tokens import Jwt
-from broker.config import DEFAULT_LISTENERS, AccessConfig, Config, ListenerConfig, LogConfig, OverflowConfig, StoreConfig
+from broker.config import DEFAULT_LISTENERS, Config
+from broker.config.kinds import AccessConfig, ListenerConfig, LogConfig, OverflowConfig, StoreConfig
 from broker.core.allowance import LimitOverrides
 from broker.core.limits import Limits
 from broker.errors import ConfigError

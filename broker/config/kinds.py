@@ -1,0 +1,87 @@
+"""The tables of the configuration: their keys, types and defaults."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal, TypeAlias
+
+from msgspec import Struct
+
+from broker.auth.acl import May
+
+Overflow: TypeAlias = Literal["drop-oldest", "drop-newest", "latest", "disconnect", "refuse"]
+
+TABLES: Final = ("listeners", "limits", "limits_for", "log", "store", "overflow", "access", "banned", "jwt")
+"""Those of the file, beside what stands above the first one (`Top`)."""
+
+
+class ListenerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One [[listeners]]; `net.listener.Listener` has the same fields and says what they mean."""
+
+    host: str | None = None
+    port: int | None = None
+    """None: not written, and then Listener's default, unless there is `unix`."""
+    unix: str | None = None
+    unix_mode: str = "0660"
+    unix_owner: str | None = None
+    systemd: str | None = None
+    protocol: Literal["mqtt", "websocket"] = "mqtt"
+    path: str = "/mqtt"
+    origins: tuple[str, ...] | None = None
+    tls: dict[str, Any] | None = None
+    """`net.tls.TlsFiles`."""
+    allow_anonymous: bool | None = None
+    password_file: str | None = None
+    acl_file: str | None = None
+    jwt: dict[str, Any] | None = None
+    """`auth.tokens.Jwt`."""
+    client_ids: tuple[str, ...] | None = None
+    username_as_client_id: bool | None = None
+    proxy_protocol_from: tuple[str, ...] = ()
+    mount_point: str = ""
+    backlog: int = 1024
+    nodelay: bool = True
+    receive_buffer_bytes: int = 0
+    send_buffer_bytes: int = 0
+    tcp_keepalive_s: float = 0
+    connections_count_max: int = 100_000
+    limits: dict[str, Any] | None = None
+    """Keys of [limits]."""
+
+
+class LogConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+    target: str = "stderr"
+    """stderr, syslog or a path."""
+    connections: bool = True
+    """One line a connect and disconnect."""
+
+
+class StoreConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    path: str | None = None
+    """The file that sessions, retained messages and Wills are kept in; None: in memory only, and a restart forgets them."""
+
+
+class OverflowConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    filter: str
+    rule: Overflow
+
+
+class AccessConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A line of an ACL file. user: None means clients without a user name, or for a topic with %u or %c everybody."""
+
+    user: str | None = None
+    topic: str
+    may: May
+
+
+class Top(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Keys above the first [table]."""
+
+    allow_anonymous: bool | None = None
+    password_file: str | None = None
+    acl_file: str | None = None
+    client_ids: tuple[str, ...] | None = None
+    username_as_client_id: bool = False
+    shutdown_grace_s: float = 5
+    sys_interval_s: float = 10
