@@ -10,7 +10,7 @@ import secrets
 import socket
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 import trio
 
@@ -28,8 +28,21 @@ GOODBYE_S: Final = 2.0
 PINGREQ_BYTES: Final = b"\xc0\x00"
 
 
+class _Mark(NamedTuple):
+    """What has been done up to a time."""
+
+    at: float
+    published_count: int = 0
+    received_count: int = 0
+    cpu_s: float = 0.0
+    wall_s: float = 0.0
+
+
 class Load:
-    """One run. `result` is whole when `run` has returned; `published_count`, `received_count` and `recent` may be looked at meanwhile."""
+    """One run. `run` returns what it came to; of one that was cut short, `result` says what there is.
+
+    `published_count`, `received_count` and `recent` may be looked at meanwhile.
+    """
 
     def __init__(self, plan: Plan, dial: Dial, address: str) -> None:
         self.plan = plan
@@ -56,7 +69,9 @@ class Load:
         """When something was received last."""
         self.progress = trio.Event()
         self.ending = False
-        self._marks: list[tuple[float, int, int, float, float]] = []
+        self._first: _Mark | None = None
+        self._last: _Mark | None = None
+        """Between them is what was measured."""
 
     @property
     def endpoints(self) -> list[Endpoint]:
@@ -80,12 +95,14 @@ class Load:
                             nursery.start_soon(endpoint.say_goodbye)
                 readers.cancel_scope.cancel()
         finally:
+            if self._last is None:  # cut short
+                self._last = self._mark(trio.current_time())
             # Closing a stream may be a checkpoint, and a cancellation there would take the place of what went wrong.
             with trio.CancelScope(shield=True, deadline=trio.current_time() + GOODBYE_S):
                 for endpoint in self.endpoints:
                     await endpoint.transport.aclose()
         self.phase = "done"
-        return self._result()
+        return self.result()
 
     # ---- connecting ----
 
@@ -142,19 +159,18 @@ class Load:
                         publishing.start_soon(publisher.publish)
                 nursery.cancel_scope.cancel()
         if plan.count is None:
-            self._mark(trio.current_time())
+            self._last = self._mark(trio.current_time())
 
     async def _measure_from(self, at: float) -> None:
         await trio.sleep_until(at)
         self._begin_measuring(trio.current_time())
 
     def _begin_measuring(self, now: float) -> None:
-        self._mark(now)
+        self._first = self._mark(now)
         self.phase = "measuring"
 
-    def _mark(self, now: float) -> None:
-        """What has been done up to now, for the figures of an interval."""
-        self._marks.append((now, self.published_count, self.received_count, time.process_time(), time.perf_counter()))
+    def _mark(self, now: float) -> _Mark:
+        return _Mark(now, self.published_count, self.received_count, time.process_time(), time.perf_counter())
 
     def note_progress(self, now: float) -> None:
         self.moved_at = now
@@ -178,7 +194,7 @@ class Load:
                 if scope.cancelled_caught:
                     break
             if self.plan.count is not None:
-                self._mark(max(self.moved_at, published_at))
+                self._last = self._mark(max(self.moved_at, published_at))
             with trio.move_on_after(self.plan.drain_s):
                 asked = [subscriber for subscriber in self.subscribers if not subscriber.broken_off]
                 for subscriber in asked:
@@ -197,33 +213,39 @@ class Load:
                 if not endpoint.is_sending and not endpoint.broken_off:
                     await endpoint.send(PINGREQ_BYTES)
 
-    def _result(self) -> Result:
+    def result(self, cut_short: str | None = None) -> Result:
+        """cut_short: why, of a run that did not come to its end. What had not come by then counts as lost only where later messages of its
+        publisher had come before it."""
         streams = [stream for subscriber in self.subscribers for stream in subscriber.streams.values()]
         owed = sum(publisher.sent_count * publisher.fan_out for publisher in self.publishers)
         refused = sum(publisher.refused_count * publisher.fan_out for publisher in self.publishers)
         distinct = sum(stream.distinct_count for stream in streams)
-        if len(self._marks) < 2:  # the warm-up never ended: a count that was soon done
-            self._marks.insert(0, (self.began_at, 0, 0, 0.0, 0.0))
-        (start, published_1, received_1, cpu_1, wall_1), (stop, published_2, received_2, cpu_2, wall_2) = self._marks[0], self._marks[-1]
+        missing = max(0, owed - refused - distinct)
+        passed_over = max(0, sum(stream.next_sequence - stream.distinct_count for stream in streams) - refused)
+        lost = missing if cut_short is None else min(missing, passed_over)
+        first = self._first or _Mark(self.began_at)  # the warm-up never ended: a count that was soon done, or cut short
+        last = self._last or first
         return Result(
             plan=self.plan,
             address=self.address,
+            cut_short=cut_short,
             effective_qos=min([self.plan.qos, *(subscriber.granted_qos for subscriber in self.subscribers)]),
             published_count=self.published_count,
             refused_count=self.refused_count,
             expected_count=owed - refused,
             delivered_count=distinct,
-            lost_count=max(0, owed - refused - distinct),
+            lost_count=lost,
+            under_way_count=missing - lost,
             unacknowledged_count=sum(len(publisher.unacknowledged) + len(publisher.released) for publisher in self.publishers),
             duplicated_count=sum(stream.duplicated_count for stream in streams),
             out_of_order_count=sum(stream.out_of_order_count for stream in streams),
             foreign_count=self.foreign_count,
             unexpected_count=self.unexpected_count,
             measured=Interval(
-                seconds=max(stop - start, 1e-9),
-                published_count=published_2 - published_1,
-                received_count=received_2 - received_1,
-                own_cpu_share=(cpu_2 - cpu_1) / (wall_2 - wall_1) if wall_1 and wall_2 > wall_1 else None,
+                seconds=max(last.at - first.at, 1e-9),
+                published_count=last.published_count - first.published_count,
+                received_count=last.received_count - first.received_count,
+                own_cpu_share=(last.cpu_s - first.cpu_s) / (last.wall_s - first.wall_s) if first.wall_s and last.wall_s > first.wall_s else None,
             ),
             latency=self.latency,
         )

@@ -16,7 +16,7 @@ VERSIONS: Final = {MQTT_5: "5.0", MQTT_311: "3.1.1", MQTT_31: "3.1"}
 
 @dataclass(frozen=True)
 class Interval:
-    """From the end of the warm-up to the end of publishing (with a count: to the last delivery)."""
+    """From the end of the warm-up to the end of publishing (with a count: to the last delivery), or to where it was cut short."""
 
     seconds: float
     published_count: int
@@ -29,6 +29,8 @@ class Interval:
 class Result:
     plan: Plan
     address: str
+    cut_short: str | None
+    """Why it did not come to its end; None: it did."""
     effective_qos: int
     published_count: int
     refused_count: int
@@ -38,6 +40,8 @@ class Result:
     delivered_count: int
     """Different ones that came."""
     lost_count: int
+    under_way_count: int
+    """Of a run that was cut short: neither delivered nor known to be lost."""
     unacknowledged_count: int
     duplicated_count: int
     out_of_order_count: int
@@ -53,7 +57,7 @@ class Result:
         broken = []
         if self.effective_qos >= 1 and self.lost_count:
             broken.append(f"{self.lost_count:,} messages lost at QoS {self.effective_qos}")
-        if self.unacknowledged_count:
+        if self.unacknowledged_count and self.cut_short is None:
             broken.append(f"{self.unacknowledged_count:,} messages never acknowledged")
         if self.effective_qos == 2 and self.duplicated_count:
             broken.append(f"{self.duplicated_count:,} messages doubled at QoS 2")
@@ -68,6 +72,7 @@ def figures(result: Result) -> dict[str, Any]:
     microseconds = {f"p{percent:g}": round(latency.percentile(percent) / 1000, 1) for percent in PERCENTILES}
     return {
         "broker": result.address,
+        "cut_short": result.cut_short,
         "version": VERSIONS[plan.version],
         "qos": plan.qos,
         "effective_qos": result.effective_qos,
@@ -86,6 +91,7 @@ def figures(result: Result) -> dict[str, Any]:
         "expected": result.expected_count,
         "delivered": result.delivered_count,
         "lost": result.lost_count,
+        "under_way": result.under_way_count,
         "unacknowledged": result.unacknowledged_count,
         "duplicated": result.duplicated_count,
         "out_of_order": result.out_of_order_count,
@@ -114,8 +120,10 @@ def lines(result: Result) -> list[str]:
     shape = shape.replace(" 1 subscribers", " 1 subscriber") if plan.subscribers_count == 1 else shape
     shape = shape.replace(" 1 topics", " 1 topic") if plan.topics_count == 1 else shape
     published, received = measured.published_count / measured.seconds, measured.received_count / measured.seconds
+    cut = [f"cut short  {result.cut_short}; what follows is of {measured.seconds:.1f} s"] if result.cut_short is not None else []
     found = [
         f"{result.address}, MQTT {VERSIONS[plan.version]}: {shape}, QoS {plan.qos}, {plan.payload_bytes:,} bytes, {pace}",
+        *cut,
         f"published  {published:>14,.0f}/s  {result.published_count:>14,} in all",
         f"delivered  {received:>14,.0f}/s  {result.delivered_count:>14,} of {result.expected_count:,}",
     ]
@@ -124,6 +132,7 @@ def lines(result: Result) -> list[str]:
         found.append("latency    " + "   ".join([*shown, f"max {duration(latency.maximum)}"]))
     faults = [("lost", result.lost_count), ("duplicated", result.duplicated_count), ("out of order", result.out_of_order_count)]
     more = [
+        ("under way", result.under_way_count),
         ("refused", result.refused_count),
         ("unacknowledged", result.unacknowledged_count),
         ("foreign", result.foreign_count),

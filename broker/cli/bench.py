@@ -37,7 +37,8 @@ One process of Python makes the load. On one core it can publish and check about
 sends many of them at a time, and some 100,000 where each comes by itself; what is measured near that is this program. It says so when
 it used up its core. Give the broker another core, and compare figures of one machine and one moment only.""",
     epilog="Exit codes: 0 done, 1 failed, or something that MQTT promises was not kept (lost at QoS 1 or 2, doubled at QoS 2, out of order), "
-    "2 wrong usage, 27 the time of -W ran out, else the reason code with which the broker refused.",
+    "2 wrong usage, 27 the time of -W ran out, 130 or 143 SIGINT or SIGTERM cut it short, else the reason code with which the broker refused. "
+    "A run that is cut short, by a signal, by -W or because the broker has gone, gives the figures up to there and says so.",
     short_help="Measure a broker",
 )
 @option("--pairs", section=WHAT, type=shape_count, metavar="N", help="N publishers, each with a topic and a subscriber of its own.  [default: 1]")

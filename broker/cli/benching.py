@@ -5,19 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import signal
 import sys
 from dataclasses import replace
-from functools import partial
 
 import trio
 
 from broker.bench.histogram import Histogram
 from broker.bench.load import Load
 from broker.bench.plan import Plan
-from broker.bench.report import duration, figures, lines
+from broker.bench.report import Result, duration, figures, lines
 from broker.cli.connecting import authentication_of, tls_context, url_of
 from broker.cli.output import Output
-from broker.cli.running import DONE, FAILED, run_tool, say, timed_out
+from broker.cli.running import DONE, FAILED, explain, only_cause, run_tool, say, timed_out
 from broker.cli.settings import Connection
 from broker.net.dial import dial, parse_url
 
@@ -27,7 +27,8 @@ VIEW_PERIOD_S = 0.25
 def bench(connection: Connection, plan: Plan, *, as_json: bool) -> int:
     """Returns the exit code."""
     _allow_descriptors(plan.publishers_count + plan.subscribers_count + 64)
-    return run_tool(partial(_bench, connection, plan, as_json), quiet=connection.quiet)
+    run = _Run(connection, plan, as_json)
+    return run_tool(run.whole, quiet=connection.quiet, cut_short=run.interrupted)
 
 
 def _allow_descriptors(count: int) -> None:
@@ -42,27 +43,59 @@ def _allow_descriptors(count: int) -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (min(count, hard) if hard != resource.RLIM_INFINITY else count, hard))
 
 
-async def _bench(connection: Connection, plan: Plan, as_json: bool) -> int:
-    tls = None if connection.tls is None else tls_context(connection.tls)
-    target = parse_url(url_of(connection))
+class _Run:
+    """A load and its figures, which are written once: of all of it, or of what there was when it was cut short."""
 
-    async def dial_one(keeper: trio.Nursery) -> trio.abc.Stream:
-        return await dial(target, tls=tls, bind_address=connection.bind_address, keeper=keeper)
+    def __init__(self, connection: Connection, plan: Plan, as_json: bool) -> None:
+        self.connection = connection
+        self.plan = plan
+        self.as_json = as_json
+        self.load: Load | None = None
 
-    load = Load(replace(plan, auth=authentication_of(connection)), dial_one, connection.address)
-    with trio.move_on_after(connection.timeout_s) as scope:
-        async with trio.open_nursery() as nursery:
-            if sys.stderr.isatty() and not connection.quiet:
-                nursery.start_soon(show, load)
-            result = await load.run()
-            nursery.cancel_scope.cancel()
-    if scope.cancelled_caught:
-        return timed_out(connection.timeout_s, quiet=connection.quiet)
-    text = json.dumps(figures(result)) if as_json else "\n".join(lines(result))
-    await Output().write(text.encode() + b"\n")
-    for promise in result.broken_promises():
-        say(f"not kept: {promise}")
-    return FAILED if result.broken_promises() else DONE
+    def _load(self) -> Load:
+        connection = self.connection
+        target = parse_url(url_of(connection))
+        tls = None if connection.tls is None else tls_context(connection.tls)
+
+        async def dial_one(keeper: trio.Nursery) -> trio.abc.Stream:
+            return await dial(target, tls=tls, bind_address=connection.bind_address, keeper=keeper)
+
+        return Load(replace(self.plan, auth=authentication_of(connection)), dial_one, connection.address)
+
+    async def whole(self) -> int:
+        quiet, timeout_s = self.connection.quiet, self.connection.timeout_s
+        load = self.load = self._load()
+        try:
+            with trio.move_on_after(timeout_s) as scope:
+                async with trio.open_nursery() as nursery:
+                    if sys.stderr.isatty() and not quiet:
+                        nursery.start_soon(show, load)
+                    result = await load.run()
+                    nursery.cancel_scope.cancel()
+        except Exception as error:
+            await self._write_cut_short(explain(only_cause(error))[0])
+            raise
+        if scope.cancelled_caught:
+            await self._write_cut_short(f"by -W after {timeout_s:g} s")
+            return timed_out(timeout_s, quiet=quiet)
+        return await self._write(result)
+
+    async def interrupted(self, number: int) -> int:
+        """128 and the signal's number, as a shell has it."""
+        if self.load is not None and self.load.phase != "done":  # else they are being written, to someone who does not read
+            await self._write_cut_short(f"by {signal.Signals(number).name}")
+        return 128 + number
+
+    async def _write_cut_short(self, why: str) -> None:
+        if self.load is not None and self.load.phase != "connecting":  # else there is nothing yet
+            await self._write(self.load.result(why))
+
+    async def _write(self, result: Result) -> int:
+        text = json.dumps(figures(result)) if self.as_json else "\n".join(lines(result))
+        await Output().write(text.encode() + b"\n")
+        for promise in result.broken_promises():
+            say(f"not kept: {promise}")
+        return FAILED if result.broken_promises() else DONE
 
 
 async def show(load: Load) -> None:

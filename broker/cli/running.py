@@ -2,6 +2,7 @@
 
     0 done, interrupted, or the reader of stdout is gone    1 failed    2 wrong usage    27 the time of -W ran out
     the reason code, if the broker refused (3.1.1: its return code)    130 interrupted a second time
+    128 and the signal's number (130, 143): a measurement that a signal cut short; the other commands are as much done then as they can be
 
 `BROKER_TRACEBACK=1` shows the traceback of anything; without it none is ever printed.
 """
@@ -28,7 +29,7 @@ DONE: Final = 0
 FAILED: Final = 1
 WRONG_USAGE: Final = 2
 TIMED_OUT: Final = 27
-INTERRUPTED_TWICE: Final = 130
+INTERRUPTED: Final = 130
 
 
 class Failure(Exception):
@@ -243,11 +244,14 @@ def _traceback_if_wanted(error: BaseException) -> None:
 # ---- asynchronous commands ----------------------------------------------------------------------------------------
 
 
-def run_tool(work: Callable[[], Awaitable[int]], *, quiet: bool = False) -> int:
-    """Run `work` under Trio until it returns its exit code. SIGINT or SIGTERM ends it with a goodbye and 0; a second SIGINT ends at once."""
+def run_tool(work: Callable[[], Awaitable[int]], *, quiet: bool = False, cut_short: Callable[[int], Awaitable[int]] | None = None) -> int:
+    """Run `work` under Trio until it returns its exit code. SIGINT or SIGTERM ends it with a goodbye and 0; a second SIGINT ends at once.
+
+    cut_short: given the signal's number after it has ended `work`, says what remains to be said; returns the exit code in place of that 0.
+    """
     import trio
 
-    interrupted = False
+    interrupted = 0
 
     async def until_interrupted() -> int:
         code = DONE
@@ -258,8 +262,8 @@ def run_tool(work: Callable[[], Awaitable[int]], *, quiet: bool = False) -> int:
             # After the first signal the handlers are what they were, so a second one does not wait for anything.
             with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
                 task_status.started()
-                async for _ in signals:
-                    interrupted = True
+                async for number in signals:
+                    interrupted = number
                     scope.cancel()
                     return
 
@@ -267,6 +271,8 @@ def run_tool(work: Callable[[], Awaitable[int]], *, quiet: bool = False) -> int:
             await nursery.start(watch)
             with scope:
                 code = await work()
+            if scope.cancelled_caught and cut_short is not None:
+                code = await cut_short(interrupted)
             nursery.cancel_scope.cancel()
         return code
 
@@ -277,6 +283,6 @@ def run_tool(work: Callable[[], Awaitable[int]], *, quiet: bool = False) -> int:
     except BaseExceptionGroup as group:
         if group.split(KeyboardInterrupt)[0] is None:
             raise
-        return INTERRUPTED_TWICE if interrupted else DONE
+        return INTERRUPTED if interrupted else DONE
     except KeyboardInterrupt:
-        return INTERRUPTED_TWICE if interrupted else DONE
+        return INTERRUPTED if interrupted or cut_short is not None else DONE

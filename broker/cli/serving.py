@@ -17,7 +17,7 @@ import trio
 from broker import Broker, Config, ConfigError, Listener, ListenError, StoreError, open_broker
 from broker.cli import logs, systemd
 from broker.cli.check import problem_lines, refuse_open
-from broker.cli.running import DONE, FAILED, INTERRUPTED_TWICE, only_cause, report, say
+from broker.cli.running import DONE, FAILED, INTERRUPTED, only_cause, report, say
 from broker.cli.serve import Order
 from broker.config import DEFAULT_LISTENERS, ENV_PREFIX
 from broker.net.server import tune_collector
@@ -156,7 +156,7 @@ def _end_at_once_on_the_next(config: Config) -> None:
             if listener.unix is not None and listener.descriptor is None:
                 with contextlib.suppress(OSError):
                     os.unlink(listener.unix)
-        os._exit(INTERRUPTED_TWICE)
+        os._exit(INTERRUPTED)
 
     signal.signal(signal.SIGINT, end)
     signal.signal(signal.SIGTERM, end)

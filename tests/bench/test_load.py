@@ -374,6 +374,50 @@ async def test_a_broker_that_stops_reading_does_not_hold_the_load(autojump_clock
     assert result.lost_count > 0
 
 
+# ---- cut short ----------------------------------------------------------------------------------------------------
+
+
+def stops_at_100(number: int, message: Publish) -> list[Publish]:
+    return [] if number in (7, 8) or number >= 100 else [message]
+
+
+async def test_what_is_under_way_when_it_is_cut_short_is_not_lost(autojump_clock: trio.testing.MockClock) -> None:
+    """Two were passed over by later ones; of the fifty that were under way nothing is known."""
+    async with dialling(Faulty(stops_at_100)) as dial:
+        load = Load(replace(COUNTED, qos=1), dial, "faulty")
+        with trio.move_on_after(0.5):
+            await load.run()
+        assert load.phase == "measuring"
+        result = load.result("by SIGINT")
+    assert (result.published_count, result.delivered_count, result.lost_count, result.under_way_count) == (150, 98, 2, 50)
+    assert (result.measured.seconds, result.measured.published_count, result.latency.count) == (0.5, 150, 98)
+    assert result.broken_promises() == ["2 messages lost at QoS 1"]
+    found = figures(result)
+    assert (found["cut_short"], found["lost"], found["under_way"], found["delivered_per_s"]) == ("by SIGINT", 2, 50, 196.0)
+    text = lines(result)
+    assert text[1] == "cut short  by SIGINT; what follows is of 0.5 s"
+    assert "faults     2 lost, 0 duplicated, 0 out of order, 50 under way" in text
+
+
+async def test_unacknowledged_is_no_broken_promise_of_a_run_cut_short(autojump_clock: trio.testing.MockClock) -> None:
+    async with dialling(Faulty(honest)) as dial:
+        load = Load(Plan(qos=2, rate=128, duration_s=60, warmup_s=10), dial, "faulty")
+        with trio.move_on_after(5):
+            await load.run()
+        load.publishers[0].unacknowledged.add(60_000)
+        assert load.phase == "warming up"
+        result = load.result("by SIGTERM")
+    assert (result.unacknowledged_count, result.broken_promises(), result.latency.count) == (1, [], 0)
+    assert result.measured.seconds == pytest.approx(5)
+    assert result.measured.published_count == result.published_count == pytest.approx(640, abs=1)
+
+
+async def test_a_whole_run_is_not_cut_short(autojump_clock: trio.testing.MockClock) -> None:
+    result = await run_against(Faulty(loses), COUNTED)
+    assert (figures(result)["cut_short"], result.under_way_count, result.lost_count) == (None, 0, 3)
+    assert "cut short" not in "\n".join(lines(result))
+
+
 # ---- figures ------------------------------------------------------------------------------------------------------
 
 

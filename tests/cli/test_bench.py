@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pty
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from broker.cli import bench
 from broker.cli.benching import status
 from tests.cli.conftest import BROKER, SECONDS_MAX, Start, only_line, run
 from tests.conftest import find_program
-from tests.e2e.tools import ROOT
+from tests.e2e.tools import ROOT, Program
 
 
 def figures(*words: str) -> dict[str, Any]:
@@ -105,9 +106,75 @@ def test_nobody_there(closed_port: str) -> None:
     assert "no broker answers there" in only_line(done.stderr)
 
 
-def test_the_time_of_w_runs_out_with_27(port: str) -> None:
-    done = run("bench", "-p", port, "--time", "20", "-r", "1", "-W", "0.3")
-    assert (done.returncode, done.stdout) == (27, b"")
+# ---- cut short ------------------------------------------------------------------------------------------------------
+
+
+def test_the_time_of_w_runs_out_with_27_and_the_figures_so_far(port: str) -> None:
+    done = run("bench", "-p", port, "--time", "20", "-r", "100", "-W", "1", "--json", "--warm-up", "0")
+    assert (done.returncode, only_line(done.stderr)) == (27, "broker: timed out after 1 s (-W)")
+    found = json.loads(done.stdout)
+    assert found["cut_short"] == "by -W after 1 s"
+    assert 0 < found["delivered"] <= found["published"]
+
+
+def running(start: Start, port: str, topic: str, *words: str) -> Program:
+    """A load whose messages have begun to come."""
+    seen = start("sub", "-p", port, "-t", f"{topic}/#", "-F", "it runs", "-d", "-C", "1")
+    seen.wait("SUBACK")
+    load = start("bench", "-p", port, "-t", topic, "--time", "60", "-q", "1", *words)
+    while seen.wait("line")["line"] != "it runs":
+        pass
+    return load
+
+
+def last_lines(program: Program) -> tuple[int, list[str]]:
+    """stderr and stdout are one."""
+    code = program.process.wait(SECONDS_MAX)
+    program.reader.join(SECONDS_MAX)
+    return code, [line.rstrip("\n") for line in program.log]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_cuts_it_short_and_the_figures_so_far_are_said(start: Start, port: str, topic: str, number: signal.Signals, code: int) -> None:
+    load = running(start, port, topic)
+    load.process.send_signal(number)
+    found, said = last_lines(load)
+    assert found == code
+    assert said[1].startswith(f"cut short  by {number.name}; what follows is of ")
+    assert [line.split()[0] for line in said[2:4]] == ["published", "delivered"]
+
+
+def test_a_signal_cuts_it_short_in_json(start: Start, port: str, topic: str) -> None:
+    load = running(start, port, topic, "--warm-up", "0", "--json")
+    load.process.send_signal(signal.SIGINT)
+    code, said = last_lines(load)
+    found = json.loads("\n".join(said))
+    assert (code, found["cut_short"], found["broken_promises"]) == (130, "by SIGINT", [])
+    assert found["published"] == found["delivered"] + found["lost"] + found["under_way"] > 0
+
+
+def test_a_broker_that_dies_cuts_it_short(start: Start, topic: str) -> None:
+    broker = start("serve", "-p", "0", "--host", "127.0.0.1")
+    load = running(start, broker.wait("listening on")["line"].rpartition(":")[2], topic, "--json")
+    broker.process.kill()
+    code, said = last_lines(load)
+    found = json.loads(said[0])
+    assert code == 1
+    assert "the connection was lost" in found["cut_short"] or "closed the connection" in found["cut_short"]
+    assert said[1] == f"broker: {found['cut_short']}"
+    assert len(said) == 2
+    assert found["delivered"] > 0
+
+
+def test_a_signal_before_anything_was_published_leaves_nothing_to_say(start: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        load = start("bench", "-h", "127.0.0.1", "-p", str(mute.getsockname()[1]), "--json")
+        mute.settimeout(SECONDS_MAX)
+        connected, _ = mute.accept()
+        with connected:
+            connected.recv(100)
+            load.process.send_signal(signal.SIGINT)
+            assert last_lines(load) == (130, [])
 
 
 def test_a_refusal_is_the_exit_code(scripted: Any) -> None:
