@@ -338,7 +338,8 @@ def test_replaced_by_the_command_line() -> None:
         ("mqtt://*:1883", Listener(host="*", port=1883)),
         ("unix:///run/mqtt%20x.sock", Listener(unix="/run/mqtt x.sock")),
         ("ws://[::1]:0/mqtt", Listener(host="::1", port=0, protocol="websocket")),
-        ("ws://localhost", Listener(host="localhost", port=80, protocol="websocket", path="/")),
+        ("ws://localhost", Listener(host="localhost", port=80, protocol="websocket")),
+        ("ws://localhost/", Listener(host="localhost", port=80, protocol="websocket", path="/")),
     ],
 )
 def test_listener_url(text: str, listener: Listener) -> None:

@@ -16,6 +16,7 @@ from broker.cli import properties, values
 from broker.cli.options import PROPERTY_SEPARATOR
 from broker.cli.secret import Secret, secret_of
 from broker.messages import Version
+from broker.net.websocket_path import PATH
 from broker.wire.packets import Properties
 
 
@@ -247,7 +248,7 @@ def _ws_path_of(params: Mapping[str, Any], url: _Url) -> str | None:
         raise click.UsageError(f"-L says {url.scheme}://, and --ws WebSocket; give one of them")
     if params["unix"] is not None:
         raise click.UsageError("WebSocket over a Unix socket is not available here")
-    path = "/mqtt" if path is None else path
+    path = PATH if path is None else path
     if not path.startswith("/") or "?" in path or "#" in path:
         raise click.UsageError("--ws-path: a path expected, as in /mqtt")
     return path

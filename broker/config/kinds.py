@@ -7,6 +7,7 @@ from typing import Any, Final, Literal, TypeAlias
 from msgspec import Struct
 
 from broker.auth.acl import May
+from broker.net.websocket_path import PATH
 
 Overflow: TypeAlias = Literal["drop-oldest", "drop-newest", "latest", "disconnect", "refuse"]
 
@@ -25,7 +26,7 @@ class ListenerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     unix_owner: str | None = None
     systemd: str | None = None
     protocol: Literal["mqtt", "websocket"] = "mqtt"
-    path: str = "/mqtt"
+    path: str = PATH
     origins: tuple[str, ...] | None = None
     tls: dict[str, Any] | None = None
     """`net.tls.TlsFiles`."""

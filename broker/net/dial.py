@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from broker.errors import ConnectError, NotSupported
 from broker.net.tls import cause_of, reason_of, verify_fault
+from broker.net.websocket_path import PATH
 
 PORTS: Final = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
 
@@ -49,9 +50,9 @@ class Target(Struct, frozen=True):
 
 
 def parse_url(url: str) -> Target:
-    """`mqtt[s]://[user[:password]@]host[:port][?key=value]`, `ws[s]://host[:port]/path`, `unix:///absolute/path`.
+    """`mqtt[s]://[user[:password]@]host[:port][?key=value]`, `ws[s]://host[:port][/path]`, `unix:///absolute/path`.
 
-    Parts are percent-decoded. ValueError says what is wrong, without repeating the URL, for it may hold a password.
+    Parts are percent-decoded. No path is /mqtt. ValueError says what is wrong, without repeating the URL, for it may hold a password.
     """
     try:
         parts = urlsplit(url)
@@ -83,7 +84,7 @@ def parse_url(url: str) -> Target:
         scheme,  # type: ignore[arg-type]  # one of PORTS' keys
         host=unquote(parts.hostname),
         port=PORTS[scheme] if port is None else port,
-        path=quote(parts.path, safe="/%:@!$&'()*+,;=") if scheme in ("ws", "wss") else "",
+        path=quote(parts.path or PATH, safe="/%:@!$&'()*+,;=") if scheme in ("ws", "wss") else "",
         username=None if parts.username is None else unquote(parts.username),
         password=None if parts.password is None else unquote(parts.password),
         options=options,

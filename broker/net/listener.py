@@ -21,6 +21,7 @@ from broker.net.origins import origin_fault
 from broker.net.proxy_protocol import trust_fault
 from broker.net.tls import TlsFiles
 from broker.net.unix import HAS_UNIX, parse_mode, parse_owner
+from broker.net.websocket_path import PATH
 
 NOT_WITH_UNIX: Final = "a listener has unix, or host and port; make two of them, or leave this one out"
 _RANGES: Final[dict[str, tuple[int, float]]] = {
@@ -40,7 +41,7 @@ class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     permissions of that path, "0660". unix_owner: whose it is, "user", "user:group" or ":group", names or numbers; None: this process's.
     systemd: the name of sockets that systemd hands over, instead of host, port and unix; only `broker serve` fills it in. descriptor: of a
     stream socket that listens already and becomes the broker's own; where that is, it says itself.
-    protocol, path: MQTT over WebSocket, at this path of the URL. origins: of the web pages that may use it,
+    protocol, path: MQTT over WebSocket, at this path of the URL; "/mqtt" also at "/". origins: of the web pages that may use it,
     as browsers write them, ("https://dashboard.example",), "*" is any; None: any where there are passwords or allow_anonymous is written,
     else those of this machine. tls: over the socket;
     from `TlsFiles` the certificates are read anew when they change. allow_anonymous: overrides the broker's; False refuses a CONNECT
@@ -62,7 +63,7 @@ class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     systemd: str | None = None
     descriptor: int | None = None
     protocol: Literal["mqtt", "websocket"] = "mqtt"
-    path: str = "/mqtt"
+    path: str = PATH
     origins: tuple[str, ...] | None = None
     tls: ssl.SSLContext | TlsFiles | None = None
     allow_anonymous: bool | None = None
@@ -154,7 +155,7 @@ def parse_listener(text: str) -> Listener:
     if not parts.hostname or parts.query or parts.fragment:
         raise ConfigError([("", f"expected mqtt://host:port or ws://host:port/path, got {text!r}")], "listener")
     if parts.scheme == "ws":
-        return Listener(host=unquote(parts.hostname), port=80 if port is None else port, protocol="websocket", path=parts.path or "/")
+        return Listener(host=unquote(parts.hostname), port=80 if port is None else port, protocol="websocket", path=parts.path or PATH)
     if parts.path not in ("", "/"):
         raise ConfigError([("", f"expected mqtt://host:port, got {text!r}")], "listener")
     return Listener(host=unquote(parts.hostname), port=1883 if port is None else port)

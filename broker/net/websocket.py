@@ -24,6 +24,7 @@ from wsproto.utilities import ProtocolError, RemoteProtocolError
 
 from broker.core.strangers import other_than_http
 from broker.net.origins import allows
+from broker.net.websocket_path import serves
 
 SUBPROTOCOL: Final = "mqtt"
 SUBPROTOCOLS: Final = (SUBPROTOCOL, "mqttv3.1")
@@ -36,6 +37,7 @@ DEAF_CLOSE_S: Final = 1.0
 CLOSE_TIMEOUT_S: Final = 5.0
 UNSUPPORTED_DATA: Final = 1003
 INVALID_TEXT: Final = 1007
+NOT_FOUND: Final = 404
 
 _FAULTS: Final = (ProtocolError, h11.ProtocolError, UnicodeError)
 """What wsproto and h11 raise for what a peer did; the last for bytes in a header that are no ASCII."""
@@ -134,7 +136,8 @@ class WebSocketStream(trio.abc.Stream):
             with self._reading:
                 await self.connection._reader_task()
         except ConnectionRejected as error:
-            self._protocol.fault = f"the answer was HTTP status {error.status_code}"
+            elsewhere = "; is MQTT at another path there?" if error.status_code == NOT_FOUND else ""
+            self._protocol.fault = f"the answer was HTTP status {error.status_code}{elsewhere}"
         except _FAULTS as error:
             self._protocol.fault = str(error)
         finally:
@@ -205,8 +208,8 @@ async def accept(
 ) -> WebSocketStream:
     """The server's side, on a connected stream, which is closed unless this succeeds. HandshakeFailed; the peer got an HTTP status.
 
-    A client has to ask for `path`, and to offer MQTT, which is then chosen [MQTT5-6.0.0-4, MQTT311-6.0.0-4]: another protocol that happens to come
-    by is turned away before it takes our bytes for its own. origins: see `origins.allows`.
+    A client has to ask for `path` (see `websocket_path`), and to offer MQTT, which is then chosen [MQTT5-6.0.0-4, MQTT311-6.0.0-4]: another
+    protocol that happens to come by is turned away before it takes our bytes for its own. origins: see `origins.allows`.
     """
     protocol = _Protocol(ConnectionType.SERVER)
     stream = WebSocketStream(below, _connection(below, protocol), protocol, close_timeout_s)
@@ -220,7 +223,7 @@ async def accept(
             if stranger is not None:  # before all else: it need not learn what is here
                 why_not = f"pages of {stranger[:100]!r} may not use this listener; `origins` says which may"
                 await _reject(request, 403, "pages of this origin may not use this listener\n")
-            elif request.path.partition("?")[0] != path:
+            elif not serves(path, request.path):
                 why_not = f"it asked for {request.path[:100]!r}, and MQTT is at {path!r}"
                 await _reject(request, 404, f"MQTT is at {path}\n")
             elif chosen is None:

@@ -25,6 +25,8 @@ from broker.net.dial import Target, dial, is_self_connected, parse_url
         ("mqtt://:only@host", Target("mqtt", "host", 1883, username="", password="only")),
         ("mqtt://host?client_id=a%20b&keep_alive_s=5", Target("mqtt", "host", 1883, options=(("client_id", "a b"), ("keep_alive_s", "5")))),
         ("wss://host/mqtt", Target("wss", "host", 443, path="/mqtt")),
+        ("ws://host", Target("ws", "host", 80, path="/mqtt")),
+        ("ws://host/", Target("ws", "host", 80, path="/")),
         ("ws://host/a b/%C3%BC/ü", Target("ws", "host", 80, path="/a%20b/%C3%BC/%C3%BC")),  # as browsers send it
         ("unix:///run/a%20b.sock", Target("unix", path="/run/a b.sock")),
     ],

@@ -265,13 +265,30 @@ async def test_the_subprotocol_is_chosen(offered: str, chosen: bytes) -> None:
         assert b"\r\nsec-websocket-protocol: " + chosen + b"\r\n" in head.lower()
 
 
-async def test_a_query_behind_the_path_does_no_harm() -> None:
+@pytest.mark.parametrize("asked", ["/mqtt", "/mqtt?token=x", "/", "/?token=x"])
+async def test_a_path_that_nobody_chose_is_also_the_root_and_a_query_does_no_harm(asked: str) -> None:
     async with running(RelayEngine(), WS, grace_s=0) as server:
-        assert (await Peer(await admit(server)).handshake("/mqtt?token=x")).startswith(b"HTTP/1.1 101 ")
+        assert (await Peer(await admit(server)).handshake(asked)).startswith(b"HTTP/1.1 101 ")
+
+
+@pytest.mark.parametrize(("path", "asked"), [("/chosen", "/"), ("/chosen", "/mqtt"), ("/", "/mqtt"), ("/mqtt/", "/")])
+async def test_a_path_that_was_chosen_is_meant(path: str, asked: str) -> None:
+    async with running(RelayEngine(), Listener(port=0, protocol="websocket", path=path), grace_s=0) as server:
+        assert (await Peer(await admit(server)).handshake(asked)).startswith(b"HTTP/1.1 404 ")
+
+
+async def test_neither_side_need_say_a_path() -> None:
+    async with open_broker(listeners=["ws://127.0.0.1:0"]) as hub:
+        (url,) = hub.urls
+        assert url.endswith("/mqtt")
+        for asked in (url, url.removesuffix("/mqtt"), url.removesuffix("mqtt")):
+            async with connect(asked, reconnect=None) as client:
+                await client.publish("a", "b", qos=1)
 
 
 REFUSED = {
-    "another path": (request("/"), b"404", "it asked for '/', and MQTT is at '/mqtt'"),
+    "another path": (request("/ws"), b"404", "it asked for '/ws', and MQTT is at '/mqtt'"),
+    "two slashes": (request("//"), b"404", "it asked for '//'"),
     "a path below": (request("/mqtt/x"), b"404", "it asked for '/mqtt/x'"),
     "a long path": (request("/" + "x" * 5000), b"404", "it asked for '/xxx"),
     "no subprotocol": (request(subprotocols=None), b"400", "did not offer the subprotocol mqtt"),
@@ -473,6 +490,7 @@ FAILING = {
     "another subprotocol": (lambda asked: response(asked, "chat"), "unrecognized subprotocol chat"),
     "a wrong key": (lambda asked: response(b"sec-websocket-key: x\r\n"), "Bad accept token"),
     "401": (lambda asked: b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 100000\r\n\r\nabc", "the answer was HTTP status 401"),
+    "404": (lambda asked: b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", "status 404; is MQTT at another path there?"),
     "302": (lambda asked: b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n", "the answer was HTTP status 302"),
     "200": (lambda asked: b"HTTP/1.1 200 OK\r\n\r\n<html>", "the answer was HTTP status 200"),
     "garbage": (lambda asked: b"\x20\x03\x00\x00\x00\r\n\r\n", "Bad HTTP message"),
