@@ -12,6 +12,7 @@ from msgspec.structs import FieldInfo
 
 from broker.auth.bans import Ban
 from broker.auth.tokens import Jwt
+from broker.config.habits import counterpart
 from broker.config.kinds import TABLES, AccessConfig, ListenerConfig, LogConfig, OverflowConfig, StoreConfig, Top
 from broker.core.limits import Limits
 from broker.net.tls import TlsFiles, TlsName
@@ -50,7 +51,7 @@ def read_known(fields: Mapping[str, FieldInfo], data: Mapping[str, Any], path: s
     for key, value in data.items():
         place = f"{path}.{key}" if path else str(key)
         if key not in fields:
-            problems.append((place, _unknown(str(key), [*fields, *([] if path else TABLES)])))
+            problems.append((place, _unknown(str(key), [*fields, *([] if path else TABLES)], at_top=not path)))
         elif isinstance(value, str) and "\0" in value:
             problems.append((place, "must not contain U+0000"))  # no path, topic or user name does
         else:
@@ -94,11 +95,16 @@ _HOMES: Final[dict[str, tuple[str, ...]]] = {
 """A key whose table's line is still a comment lands in the table before it."""
 
 
-def _unknown(key: str, known: Sequence[str]) -> str:
+def _unknown(key: str, known: Sequence[str], *, at_top: bool) -> str:
     homes = [home for home, keys in _HOMES.items() if key in keys]
+    habit = counterpart(key)
+    if homes and at_top and habit is not None:  # "user"
+        return f"unknown key here; it belongs {' or '.join(homes)}; {habit}"
     if homes:
         longer = next((name for name in known if key in name), None)  # "user" is a key of [[access]], and "username" of [[banned]]
         return f"unknown key here; it belongs {' or '.join(homes)}" + (f"; or did you mean {longer}?" if longer else "")
+    if habit is not None:
+        return f"unknown key; {habit}"
     near = difflib.get_close_matches(key, known, 1)
     return f"unknown key; did you mean {near[0]}?" if near else f"unknown key; expected one of {', '.join(sorted(known))}"
 
