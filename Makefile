@@ -16,13 +16,13 @@
 # pyproject.toml or constraints.txt change. PYTHON=/path/to/python chooses one.
 
 # The first of these that runs and is new enough.
-PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+PYTHON ?= $(shell for p in python3 python3.15 python3.14 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 
 # Each other version that runs: from PATH, or the newest that pyenv keeps. (pyenv's own python3.13 on PATH fails unless it is chosen.)
 # `:` since make throws away what a shell said that ended with "not found".
 PYTHONS ?= $(shell own=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
-	for v in 3.11 3.12 3.13 3.14; do if [ "$$v" != "$$own" ]; then \
+	for v in 3.11 3.12 3.13 3.14 3.15; do if [ "$$v" != "$$own" ]; then \
 	for p in python$$v $$(ls "$$(pyenv root 2>/dev/null)"/versions/$$v.*/bin/python$$v 2>/dev/null | sort -rV); do \
 	$$p -c 'import venv, ensurepip, ssl' >/dev/null 2>&1 && { echo $$p; break; }; done; fi; done; :)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from getpass import getuser
@@ -15,6 +16,27 @@ import pytest
 from tests.conftest import find_program
 
 START_ATTEMPTS: Final = 5
+OPENS_WITHIN_S: Final = 10.0
+
+
+def _wait_until_open(port: int) -> None:
+    """Mosquitto 2.1 says that it runs before it listens, and nothing after that."""
+    end = time.monotonic() + OPENS_WITHIN_S
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=OPENS_WITHIN_S).close()
+        except ConnectionRefusedError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.01)
+        else:
+            return
+
+
+def is_2_0(program: str) -> bool:
+    """Is it of Mosquitto 2.0, as Debian 12 and 13 have it, and not of 2.1? program: any of Mosquitto's."""
+    said = subprocess.run([program, "--help"], capture_output=True, text=True, check=False).stdout
+    return " version 2.0." in said
 
 
 @contextmanager
@@ -44,6 +66,7 @@ def mosquitto(folder: Path, *lines: str) -> Iterator[int]:
                 seen.append(line)
                 if "running" in line:
                     try:
+                        _wait_until_open(port)
                         yield port
                     finally:
                         process.kill()

@@ -20,7 +20,8 @@ from broker.auth.acl import AccessRules, parse_rules
 from broker.reasons import ReasonCode
 from broker.wire.packets import Connect, Disconnect, PubAck, Publish, SubAck, Subscribe, SubscriptionRequest, WillMessage
 from tests.conformance.wire_client import WireClient
-from tests.mosquitto import mosquitto
+from tests.conftest import find_program
+from tests.mosquitto import is_2_0, mosquitto
 
 FILES: Final = int(os.environ.get("BROKER_ACL_EXAMPLES", "10"))
 DECISIONS_MIN: Final = 5_000
@@ -177,6 +178,7 @@ def explain(rules: AccessRules, key: tuple[object, ...]) -> bool:
 def test_generated_files_are_decided_as_mosquitto_does(tmp_path: Path) -> None:
     counted = 0
     allowed = 0
+    of_2_0 = is_2_0(find_program("mosquitto", "mosquitto"))
 
     @given(files)
     @settings(max_examples=FILES, deadline=None, suppress_health_check=list(HealthCheck))
@@ -190,6 +192,8 @@ def test_generated_files_are_decided_as_mosquitto_does(tmp_path: Path) -> None:
             theirs = trio.run(decisions, port)
         mine = trio.run(ours, tmp_path)
         different = {key: answer for key, answer in theirs.items() if answer is not mine[key] or answer is not explain(rules, key)}
+        if not of_2_0:  # there a pattern matches no name with levels in it (eclipse-mosquitto/mosquitto#3520)
+            different = {key: answer for key, answer in different.items() if "/" not in f"{key[1]}{key[2]}"}
         assert not different, f"{text}\nmosquitto: {different}"
         counted += len(theirs)
         allowed += sum(theirs.values())

@@ -1,4 +1,8 @@
-"""Golden comparisons: the same messages, printed by Debian's mosquitto_sub and by ours, are the same bytes."""
+"""Golden comparisons: the same messages, printed by Debian's mosquitto_sub and by ours, are the same bytes.
+
+They are those of mosquitto_sub 2.0. What 2.1 prints otherwise is said here: a true or false for `retain`, a list of User Properties, and the width of
+`%x`, which counts bytes there.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ import pytest
 from broker.cli.formatting import FormatFault, compile_format
 from tests.cli.conftest import BROKER, SECONDS_MAX, run
 from tests.e2e.tools import ROOT
+from tests.mosquitto import is_2_0
 
 PROPERTIES = [
     "content-type text/plain",
@@ -49,6 +54,7 @@ def both(mosquitto_sub: str, port: str, *words: str) -> tuple[bytes, bytes]:
     return ours.stdout, theirs.stdout
 
 
+HEXADECIMAL = "%4x|%04X|%-4x|%2x"
 PRINTED = [
     (),
     ("-v",),
@@ -58,7 +64,7 @@ PRINTED = [
     ("-F", "%20t|%-20t|%.3t|%20.3t|%-20.3t"),
     ("-F", "%6l|%06l|%-6l|%5q|%5r|%8m|%08m|%-8m"),
     ("-F", "%4p|%04p|%-4p|%300p"),
-    ("-F", "%4x|%04X|%-4x|%2x"),
+    ("-F", HEXADECIMAL),
     ("-F", "%20C|%-20C|%20R|%3S|%03A|%-3A|%6F|%06F"),
     ("-F", "@Y-@m-@d @H:@M"),
 ]
@@ -66,6 +72,8 @@ PRINTED = [
 
 @pytest.mark.parametrize("words", PRINTED, ids=[" ".join(words) or "payload" for words in PRINTED])
 def test_the_same_bytes_are_printed(words: tuple[str, ...], mosquitto_sub: str, port: str, tree: str) -> None:
+    if HEXADECIMAL in words and not is_2_0(mosquitto_sub):
+        pytest.skip("mosquitto_sub 2.1 takes the width of %x for bytes")
     # A clock may pass a minute between the two, but not twice.
     for _ in range(2):
         ours, theirs = both(mosquitto_sub, port, "-t", f"{tree}/#", "-C", str(len(PAYLOADS) + 1), "-q", "2", *words)
@@ -74,11 +82,19 @@ def test_the_same_bytes_are_printed(words: tuple[str, ...], mosquitto_sub: str, 
     assert ours == theirs
 
 
+def as_2_0(name: str, value: Any) -> Any:
+    if name == "retain":
+        return int(value)
+    if name == "user-properties":
+        return [pair for entry in value for pair in (entry if isinstance(entry, list) else [entry])]
+    return value
+
+
 def without_time(text: bytes) -> Any:
-    """JSON as pairs, so that repeated names count; the time left out, and the order of the properties."""
+    """JSON as pairs, so that repeated names count; the time left out, and the order of the properties. What 2.1 writes otherwise, as 2.0 does."""
 
     def sort(pairs: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
-        return sorted((pair for pair in pairs if pair[0] != "tst"), key=lambda pair: pair[0])
+        return sorted(((name, as_2_0(name, value)) for name, value in pairs if name != "tst"), key=lambda pair: pair[0])
 
     return json.loads(text, object_pairs_hook=sort)
 
