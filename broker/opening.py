@@ -11,7 +11,7 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from os import PathLike, fspath
+from os import PathLike
 from typing import Any
 
 import msgspec
@@ -27,7 +27,7 @@ from broker.messages import Overflow
 from broker.metrics import SysTopics
 from broker.net.authentication import Authenticate
 from broker.net.bound_socket import BoundSocket
-from broker.net.committer import Committer, Store
+from broker.net.committer import Committer
 from broker.net.connection import bytes_underway
 from broker.net.doors import Doorkeeper
 from broker.net.listen import at_descriptor, bind_all
@@ -35,6 +35,7 @@ from broker.net.listener import Listener, parse_listener
 from broker.net.observer import ClientLog
 from broker.net.server import Server
 from broker.net.settings import Settings
+from broker.net.store_start import opened
 
 logger = logging.getLogger("broker")
 
@@ -87,7 +88,7 @@ async def open_broker(
         bytes_underway=bytes_underway,
         lasting=path is not None,
     )
-    committer = None if path is None else Committer(engine, await _opened(path))
+    committer = None if path is None else Committer(engine, await opened(path))
     sys_topics = SysTopics(0 if config is None else config.sys_interval_s)
     server = Server(engine, chosen, chores=(sys_topics.run, doorkeeper.watch, log.drops.run), committer=committer)
     bound: Sequence[BoundSocket] = ()
@@ -131,19 +132,6 @@ async def open_broker(
             del caught, failure
     if unsaved is not None:
         raise unsaved
-
-
-async def _opened(path: str | PathLike[str]) -> Store:
-    """In a thread: a large one is looked through, and others of this Trio run go on. StoreError."""
-    try:
-        from broker.store.sqlite import SqliteStore  # late: who keeps nothing needs no SQLite
-    except ImportError:
-        raise StoreError(fspath(path), "this Python was built without sqlite3: use one that has it") from None
-
-    store = await trio.to_thread.run_sync(SqliteStore, path)
-    if store.set_aside is not None:
-        logger.error("the store %s was damaged and is set aside as %s; beginning anew, without what it had", fspath(path), store.set_aside)
-    return store
 
 
 def _bare(group: BaseExceptionGroup[BaseException], failure: BaseException | None) -> BaseException:

@@ -16,12 +16,14 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
 from broker.core.saved import Changes, Saved
 from broker.errors import BrokerError, StoreError
+from broker.net.store_start import Reading, aside
 
 if TYPE_CHECKING:
     from broker.core.access import Access
@@ -76,22 +78,31 @@ class Committer:
         self._patience = trio.CancelScope()
         self._lock = threading.Lock()
         self._busy = False
-        """A thread is writing."""
+        """A thread is writing, or reads it at the start."""
         self._left_alone = False
         """It closes the store itself."""
 
     async def restore(self, rules_of: Callable[[str], tuple[Access, Allowance]], *, in_thread: bool) -> None:
         """Before anybody is served. in_thread: a million messages take seconds; but not every rule may be asked there. StoreError."""
         now, unix_now = trio.current_time(), time.time()
+        reading = Reading(self._store.load())
         if in_thread:
-            await trio.to_thread.run_sync(lambda: self._engine.restore(self._store.load(), now, unix_now, rules_of))
+            await trio.lowlevel.checkpoint_if_cancelled()  # from here on nothing is cancelled before the thread is there
+            self._busy = True
+            await aside(partial(self._restore, reading.saved, now, unix_now, rules_of), self._store.path, reading.how_far)
         else:
-            self._engine.restore(self._store.load(), now, unix_now, rules_of)
+            self._engine.restore(reading.saved, now, unix_now, rules_of)
         self._restored = True
         self.look()
         had = self._engine.statistics()
         words = "opened the store %s (sessions: %d, queued messages: %d, retained messages: %d)"
         logger.info(words, self._store.path, had["clients_total"], had["queued_count"], had["retained_count"])
+
+    def _restore(self, saved: Saved, now: float, unix_now: float, rules_of: Callable[[str], tuple[Access, Allowance]]) -> None:
+        try:
+            self._engine.restore(saved, now, unix_now, rules_of)
+        finally:
+            self._rest()
 
     def look(self) -> None:
         """Has a verb changed something?"""
@@ -159,8 +170,8 @@ class Committer:
                 self._failure = await self._write_rest()
         with self._lock:
             self._left_alone = self._busy
-        if self._left_alone:
-            return self._failure or self._hangs()
+        if self._left_alone:  # while it is read there is nothing yet that could not be in it
+            return self._failure or (self._hangs() if self._restored else None)
         with trio.CancelScope(shield=True, deadline=trio.current_time() + END_S):
             await trio.to_thread.run_sync(self._store.close, abandon_on_cancel=True)
         return self._failure
@@ -227,10 +238,14 @@ class Committer:
         try:
             self._store.write(changes)
         finally:
-            with self._lock:
-                self._busy = False
-                if self._left_alone:
-                    self._store.close()
+            self._rest()
+
+    def _rest(self) -> None:
+        """The thread's last step."""
+        with self._lock:
+            self._busy = False
+            if self._left_alone:
+                self._store.close()
 
     def _done(self, changes: Changes) -> None:
         self._unwritten = None
