@@ -34,7 +34,7 @@ from broker.messages import (
     message_properties,
     payload_bytes,
 )
-from broker.metrics import SysTopics
+from broker.metrics.sys_topics import SysTopics
 from broker.net.authentication import Authenticate
 from broker.net.bound_socket import BoundSocket
 from broker.net.connection import Connection
@@ -100,7 +100,6 @@ class Broker:
         self._numbers = itertools.count(1)
         self._credit_s = server.limits.slow_subscriber_grace_s
         self._credit_at = trio.current_time()
-        self._began_at = trio.current_time()
 
     @property
     def urls(self) -> tuple[str, ...]:
@@ -287,18 +286,8 @@ class Broker:
         await self._server.wait_stopping()
 
     def statistics(self) -> Mapping[str, int | float]:
-        """Counters since the start and gauges of now: the core's, and of the listeners."""
-        server = self._server
-        return {
-            **self._engine.statistics(),
-            "uptime_s": trio.current_time() - self._began_at,
-            "connections_open_count": len(server.connections),
-            "connections_blocked_count": len(server.writing),
-            "accepted_count": server.accepted_count,
-            "accept_errors_count": server.accept_errors_count,
-            "refused_connections_count": server.refused_count,
-            **server.addresses.statistics(),
-        }
+        """Counters since the start and gauges of now: the core's, of the listeners, and of the store if there is one."""
+        return self._server.statistics()
 
 
 def _public(message: ApplicationMessage, qos: int, retain: bool, now: float) -> Message:
@@ -350,18 +339,21 @@ OPEN_ADVICE: Final = (
     "say who may come in with open_broker(authenticate=...) or a password_file in its Config, or that everybody may with allow_anonymous=True in its "
     "Listener or Config"
 )
+PAGE_ADVICE: Final = (
+    "its page asks nobody for a password; write allow_anonymous = true for this listener itself if everybody may read it, or have its TLS require a "
+    "certificate (client_ca, require_certificate)"
+)
 
 
 def check_open(
     listeners: Sequence[Listener | trio.SocketListener], config: Settings | None, authenticate: Authenticate | None, advice: str = OPEN_ADVICE
 ) -> None:
     """Nobody opens a broker to the world by forgetting something. advice: what to do, in the words of whoever asks. ConfigError."""
-    if authenticate is not None:
-        return
     problems = []
     for index, listener in enumerate(listeners):
         own = listener if isinstance(listener, Listener) else None
-        if is_locked(own, config):
+        is_page = own is not None and own.protocol == "http"
+        if is_locked(own, config) or (authenticate is not None and not is_page):
             continue
         allowed = anonymous_at(own, config, None)
         private = listener.is_private if isinstance(listener, Listener) else adopted_is_private(listener)
@@ -371,7 +363,7 @@ def check_open(
             where = listener.url if isinstance(listener, Listener) else "this socket"
             problems.append((
                 f"listeners[{index}]",
-                f"{where} can be reached from other machines: {advice}",
+                f"{where} can be reached from other machines: {PAGE_ADVICE if is_page else advice}",
             ))  # fmt: skip
     if problems:
         raise ConfigError(problems)

@@ -24,7 +24,7 @@ from broker.core.limits import Limits
 from broker.errors import ConfigError, StoreError
 from broker.hub import Broker, check_open, limits_of, overflow_rules
 from broker.messages import Overflow
-from broker.metrics import SysTopics
+from broker.metrics.sys_topics import SysTopics
 from broker.net.authentication import Authenticate
 from broker.net.bound_socket import BoundSocket
 from broker.net.committer import Committer
@@ -90,7 +90,12 @@ async def open_broker(
     )
     committer = None if path is None else Committer(engine, await opened(path))
     sys_topics = SysTopics(0 if config is None else config.sys_interval_s)
-    server = Server(engine, chosen, chores=(sys_topics.run, doorkeeper.watch, log.drops.run), committer=committer)
+    chores = [sys_topics.run, doorkeeper.watch, log.drops.run]
+    if any(listener.protocol == "http" for listener in own):
+        from broker.metrics.page import Page  # late: what it needs is an extra
+
+        chores.append(Page().run)
+    server = Server(engine, chosen, chores=chores, committer=committer)
     bound: Sequence[BoundSocket] = ()
     unsaved: StoreError | None = None
     failure: BaseException | None = None

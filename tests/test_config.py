@@ -340,6 +340,8 @@ def test_replaced_by_the_command_line() -> None:
         ("ws://[::1]:0/mqtt", Listener(host="::1", port=0, protocol="websocket")),
         ("ws://localhost", Listener(host="localhost", port=80, protocol="websocket")),
         ("ws://localhost/", Listener(host="localhost", port=80, protocol="websocket", path="/")),
+        ("http://[::1]:9883", Listener(host="::1", port=9883, protocol="http")),
+        ("http://localhost/", Listener(host="localhost", port=80, protocol="http")),
     ],
 )
 def test_listener_url(text: str, listener: Listener) -> None:
@@ -351,7 +353,8 @@ def test_listener_url(text: str, listener: Listener) -> None:
     [
         "",
         "127.0.0.1:1883",
-        "http://x",
+        "https://x",
+        "http://x/metrics",
         "ws://x:1/a?b",
         "wss://x:1",
         "mqtts://x:1",

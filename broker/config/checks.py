@@ -143,6 +143,8 @@ def read_listeners(found: Sequence[tuple[str, ListenerConfig]], limits: Limits, 
         for key in ("host", "port"):
             if (fields[key] is None or unix is not None) and fields.pop(key) is not None:
                 problems.append((f"{place}.{key}", NOT_WITH_UNIX))
+        if entry.protocol == "http" and entry.port is None and unix is None and entry.systemd is None:
+            problems.append((f"{place}.port", 'is missing: protocol = "http" needs a port that is not MQTT\'s, such as 9883'))
         listener = Listener(**fields)
         for fault in check(listener):
             key, _, text = fault.partition(": ")

@@ -25,7 +25,7 @@ class ListenerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     unix_mode: str = "0660"
     unix_owner: str | None = None
     systemd: str | None = None
-    protocol: Literal["mqtt", "websocket"] = "mqtt"
+    protocol: Literal["mqtt", "websocket", "http"] = "mqtt"
     path: str = PATH
     origins: tuple[str, ...] | None = None
     tls: dict[str, Any] | None = None

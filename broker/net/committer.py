@@ -75,6 +75,12 @@ class Committer:
         self._until = math.inf
         self._began = -math.inf
         """The last write."""
+        self._taken_at = math.inf
+        """What is unwritten, if anything is."""
+        self._writes_count = 0
+        self._write_errors_count = 0
+        self._write_s = 0.0
+        """Of the writes that have succeeded, together."""
         self._patience = trio.CancelScope()
         self._lock = threading.Lock()
         self._busy = False
@@ -143,6 +149,15 @@ class Committer:
             self.is_over = True
             self._tell()
 
+    def statistics(self) -> dict[str, int | float]:
+        return {
+            "store_writes_count": self._writes_count,
+            "store_write_s": self._write_s,
+            "store_write_errors_count": self._write_errors_count,
+            "store_changes_count": self._engine.changes_count,
+            "store_behind_s": 0 if self._unwritten is None else trio.current_time() - self._taken_at,
+        }
+
     # ---- the end ----
 
     def hurry(self, until: float) -> None:
@@ -204,7 +219,8 @@ class Committer:
     # ---- a write ----
 
     def _take(self) -> Changes | None:
-        return self._engine.take_changes(trio.current_time(), time.time())
+        self._taken_at = now = trio.current_time()
+        return self._engine.take_changes(now, time.time())
 
     async def _write(self, changes: Changes) -> bool:
         """Again and again; False: it cannot be, and all is about to end."""
@@ -212,6 +228,7 @@ class Committer:
             try:
                 await self._write_once(changes)
             except StoreError as error:
+                self._write_errors_count += 1
                 if self._ending:
                     self._failure = error
                     self._tell()
@@ -249,6 +266,8 @@ class Committer:
 
     def _done(self, changes: Changes) -> None:
         self._unwritten = None
+        self._writes_count += 1
+        self._write_s += trio.current_time() - self._began
         self._engine.committed(changes.number)
         self._tell()
 

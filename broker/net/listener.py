@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import ipaddress
 import math
 import os
@@ -23,6 +24,12 @@ from broker.net.tls import TlsFiles
 from broker.net.unix import HAS_UNIX, parse_mode, parse_owner
 from broker.net.websocket_path import PATH
 
+PAGE_CONNECTIONS_MAX: Final = 32
+"""Of a listener with protocol = "http"."""
+NOT_WITH_HTTP: Final = (
+    "path", "origins", "password_file", "acl_file", "jwt", "client_ids", "username_as_client_id", "proxy_protocol_from", "mount_point", "limits",
+)  # fmt: skip
+"""What is about MQTT."""
 NOT_WITH_UNIX: Final = "a listener has unix, or host and port; make two of them, or leave this one out"
 _RANGES: Final[dict[str, tuple[int, float]]] = {
     "receive_buffer_bytes": (0, 2**31 - 1),
@@ -41,7 +48,8 @@ class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     permissions of that path, "0660". unix_owner: whose it is, "user", "user:group" or ":group", names or numbers; None: this process's.
     systemd: the name of sockets that systemd hands over, instead of host, port and unix; only `broker serve` fills it in. descriptor: of a
     stream socket that listens already and becomes the broker's own; where that is, it says itself.
-    protocol, path: MQTT over WebSocket, at this path of the URL; "/mqtt" also at "/". origins: of the web pages that may use it,
+    protocol, path: "websocket" is MQTT over WebSocket, at this path of the URL; "/mqtt" also at "/". "http" is no MQTT, but what the broker tells
+    of itself, at /metrics and /health: to everybody who comes, since nobody is asked for a password there. origins: of the web pages that may use it,
     as browsers write them, ("https://dashboard.example",), "*" is any; None: any where there are passwords or allow_anonymous is written,
     else those of this machine. tls: over the socket;
     from `TlsFiles` the certificates are read anew when they change. allow_anonymous: overrides the broker's; False refuses a CONNECT
@@ -51,7 +59,7 @@ class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     are those of whom it names; others are served as themselves. mount_point: "factory1/" is put before every topic that a client of this
     listener says, and taken off what it is sent; rules and hooks see the whole. backlog is capped by
     the system. nodelay: TCP_NODELAY. receive_buffer_bytes, send_buffer_bytes, tcp_keepalive_s: 0 leaves the system's.
-    connections_count_max: more are closed at once.
+    connections_count_max: more are closed at once; of "http" there are PAGE_CONNECTIONS_MAX at most.
     limits: what differs from [limits] for those who come in here, `LimitOverrides(packet_bytes_max=65_536)`.
     """
 
@@ -62,7 +70,7 @@ class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     unix_owner: str | None = None
     systemd: str | None = None
     descriptor: int | None = None
-    protocol: Literal["mqtt", "websocket"] = "mqtt"
+    protocol: Literal["mqtt", "websocket", "http"] = "mqtt"
     path: str = PATH
     origins: tuple[str, ...] | None = None
     tls: ssl.SSLContext | TlsFiles | None = None
@@ -98,10 +106,10 @@ class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return self.url_at(self.host, self.port)
 
     def url_at(self, host: str, port: int) -> str:
-        """ "mqtt://127.0.0.1:1883", "wss://[::1]:443/mqtt"."""
+        """ "mqtt://127.0.0.1:1883", "wss://[::1]:443/mqtt", "http://127.0.0.1:9883"."""
         if self.protocol == "websocket":
             return f"{'ws' if self.tls is None else 'wss'}://{url_host(host)}:{port}{self.path}"
-        return f"{'mqtt' if self.tls is None else 'mqtts'}://{url_host(host)}:{port}"
+        return f"{self.protocol}{'' if self.tls is None else 's'}://{url_host(host)}:{port}"
 
     @property
     def is_private(self) -> bool:
@@ -131,7 +139,8 @@ def url_host(host: str) -> str:
 
 
 def parse_listener(text: str) -> Listener:
-    """ "mqtt://127.0.0.1:1883", "mqtt://[::1]:0", "ws://127.0.0.1:8080/mqtt" or "unix:///run/mqtt.sock". ConfigError for anything else."""
+    """ "mqtt://127.0.0.1:1883", "mqtt://[::1]:0", "ws://127.0.0.1:8080/mqtt", "http://127.0.0.1:9883" or "unix:///run/mqtt.sock". ConfigError for
+    anything else."""
     try:
         parts = urlsplit(text)
     except ValueError:  # its words repeat what may be a password
@@ -143,9 +152,9 @@ def parse_listener(text: str) -> Listener:
         if not path.startswith("/"):
             raise ConfigError([("", f"expected unix:///absolute/path, got {text!r}")], "listener")
         return Listener(unix=path)
-    if parts.scheme not in ("mqtt", "ws"):
-        what = "expected mqtt://host:port, ws://host:port/path or unix:///absolute/path"
-        if parts.scheme in ("mqtts", "wss"):
+    if parts.scheme not in ("mqtt", "ws", "http"):
+        what = "expected mqtt://host:port, ws://host:port/path, http://host:port or unix:///absolute/path"
+        if parts.scheme in ("mqtts", "wss", "https"):
             what = "a URL has no certificate: use Listener(tls=...)"
         raise ConfigError([("", f"{text!r}: {what}")], "listener")
     try:
@@ -153,11 +162,13 @@ def parse_listener(text: str) -> Listener:
     except ValueError:
         raise ConfigError([("", f"{text!r}: the port is not a number from 0 to 65535")], "listener") from None
     if not parts.hostname or parts.query or parts.fragment:
-        raise ConfigError([("", f"expected mqtt://host:port or ws://host:port/path, got {text!r}")], "listener")
+        raise ConfigError([("", f"expected mqtt://host:port, ws://host:port/path or http://host:port, got {text!r}")], "listener")
     if parts.scheme == "ws":
         return Listener(host=unquote(parts.hostname), port=80 if port is None else port, protocol="websocket", path=parts.path or PATH)
     if parts.path not in ("", "/"):
-        raise ConfigError([("", f"expected mqtt://host:port, got {text!r}")], "listener")
+        raise ConfigError([("", f"expected {parts.scheme}://host:port, got {text!r}")], "listener")
+    if parts.scheme == "http":
+        return Listener(host=unquote(parts.hostname), port=80 if port is None else port, protocol="http")
     return Listener(host=unquote(parts.hostname), port=1883 if port is None else port)
 
 
@@ -166,7 +177,9 @@ def check(listener: Listener) -> list[str]:
     faults = []
     if not re.fullmatch(r"/[!$%-.0-;=@-Z_a-z~/]*", listener.path):
         faults.append(f"path: expected the path of a URL, as /mqtt, got {listener.path!r}")
-    if listener.origins is not None and listener.protocol != "websocket":
+    if listener.protocol == "http":
+        faults += _page_faults(listener)
+    elif listener.origins is not None and listener.protocol != "websocket":
         faults.append('origins: means something only with protocol = "websocket"')
     fault = mount_point_fault(listener.mount_point)
     if fault is not None:
@@ -205,6 +218,16 @@ def check(listener: Listener) -> list[str]:
         if not least <= value <= most:
             wanted = f"{least} or more" if most == math.inf or value < least else f"{least} to {most:,}"
             faults.append(f"{name}: expected {wanted}, got {value}")
+    return faults
+
+
+def _page_faults(listener: Listener) -> list[str]:
+    wrong = [name for name in NOT_WITH_HTTP if getattr(listener, name) != getattr(DEFAULT, name)]
+    faults = [f'{name}: means nothing with protocol = "http", where no MQTT is spoken' for name in wrong]
+    if isinstance(listener.tls, TlsFiles) and listener.tls.identity != "none":
+        faults.append('tls.identity: means nothing with protocol = "http"; require_certificate asks for one')
+    if any(importlib.util.find_spec(name) is None for name in ("prometheus_client", "h11")):
+        faults.append("protocol: http needs an extra that is not installed: pip install 'trio-mqtt-broker[metrics]'")
     return faults
 
 

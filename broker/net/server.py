@@ -11,6 +11,7 @@ import gc
 import logging
 import math
 import socket
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final
@@ -87,6 +88,9 @@ class Server:
         self.accept_errors_count = 0
         self.clock = trio.lowlevel.current_clock().current_time
         """`trio.current_time`, without asking each time which run this is."""
+        self.began_at_s = time.time()
+        """Unix time."""
+        self._began_at = self.clock()
         self._commons = Commons()
         self._ready: deque[Link] = deque()
         self._flush_wanted = trio.Event()
@@ -102,8 +106,8 @@ class Server:
         self._freed = trio.Event()
         """A connection has ended: there may be a file descriptor again."""
         self.addresses = Addresses()
-        self.refused_count = 0
-        """Connections refused for their address, or for want of a place at their listener."""
+        self._refused = {"listener_full": 0, "address_count": 0, "address_rate": 0}
+        """Connections, by reason: for want of a place at their listener, for their address."""
         self._refusing_count = 0
         self._seldom = Seldom(logger)
 
@@ -140,12 +144,13 @@ class Server:
             self._ended.set()
 
     async def _listen(self, bound: Sequence[BoundSocket]) -> None:
+        doors = [one for one in bound if one.listener.protocol != "http"]  # a page is there for as long as anybody is (`pages`)
         async with trio.open_nursery() as listeners:
-            for one in bound:
-                listeners.start_soon(self._accept, one)
+            for one in doors:
+                listeners.start_soon(self.accept, one, self._let_in)
             await self._stopping.wait()
             listeners.cancel_scope.cancel()
-        for one in bound:
+        for one in doors:
             one.close()
 
     def begin_shutdown(self, grace_s: float) -> None:
@@ -160,6 +165,11 @@ class Server:
             # At once, and not when `run` wakes: with no grace at all a client that reads still gets the word.
             self.engine.shutdown(now)
             self.flush()
+
+    @property
+    def is_stopping(self) -> bool:
+        """From `begin_shutdown` on."""
+        return self._stopping.is_set()
 
     async def wait_stopping(self) -> None:
         await self._stopping.wait()
@@ -207,7 +217,7 @@ class Server:
         """What who came in there may do, and how much; where there is no such listener any more, what holds at the first one. "": by none."""
         if not url:
             return self.engine.access, self.engine.allowance
-        own = [one for one in self.bound if one.url == url] or list(self.bound[:1])
+        own = [one for one in self.bound if one.url == url] or [one for one in self.bound if one.listener.protocol != "http"][:1]
         return (self.access_of(own[0]), own[0].allowance or self.engine.allowance) if own else (self.engine.access, self.engine.allowance)
 
     def limits_of(self, bound: BoundSocket | None) -> Limits:
@@ -232,7 +242,7 @@ class Server:
         refusal = self.addresses.enter(address, self.limits_of(bound), self.clock())
         if refusal is None:
             return address, None
-        self.refused_count += 1
+        self._refused["address_rate" if refusal[0] == ReasonCode.CONNECTION_RATE_EXCEEDED else "address_count"] += 1
         self._refusing_count += 1
         self._seldom.warn("address", "refused a connection from %s: %s", peer, refusal[1])
         return "", refusal
@@ -248,11 +258,12 @@ class Server:
 
     # ---- accepting ----
 
-    async def _accept(self, bound: BoundSocket) -> None:
+    async def accept(self, bound: BoundSocket, let_in: Callable[[BoundSocket], OSError | None]) -> None:
+        """Those who come there, for ever. let_in: takes those who wait; the error that keeps others out."""
         pause_s = PAUSE_S_MIN
         while True:
             await trio.lowlevel.wait_readable(bound.socket)
-            error = self._let_in(bound)
+            error = let_in(bound)
             if error is None:
                 pause_s = PAUSE_S_MIN
                 continue
@@ -281,11 +292,10 @@ class Server:
             except (BlockingIOError, InterruptedError):
                 break
             except OSError as error:
-                self.accept_errors_count += 1
-                if error.errno in _FATAL or error.errno in _EXHAUSTED:
-                    found = error
+                found = self.accept_failed(error)
+                if found is not None:
                     break
-                continue  # it gave up before we came: ECONNABORTED, and on Linux any error of its network
+                continue
             connection = self._connection_of(bound, connected, address)
             if connection is not None:
                 arrived.append(connection)
@@ -297,13 +307,24 @@ class Server:
             self._begin(connection, clients)
         return found
 
+    def accept_failed(self, error: OSError) -> OSError | None:
+        """Count it; None if it is nothing to the next one."""
+        self.accept_errors_count += 1
+        if error.errno in _FATAL or error.errno in _EXHAUSTED:
+            return error
+        return None  # it gave up before we came: ECONNABORTED, and on Linux any error of its network
+
+    def refuse_full(self, bound: BoundSocket, connected: socket.socket) -> None:
+        """There is no place left at that listener."""
+        self._refused["listener_full"] += 1
+        self._seldom.warn("full", "%s has %d connections, its connections_count_max; closing new ones", bound.url, bound.connections_count)
+        connected.close()
+
     def _connection_of(self, bound: BoundSocket, connected: socket.socket, address: object) -> Connection | None:
         """Of a socket that was accepted; None, and it is closed, if there is no place for it."""
         listener = bound.listener
         if bound.connections_count >= listener.connections_count_max:
-            self.refused_count += 1
-            self._seldom.warn("full", "%s has %d connections, its connections_count_max; closing new ones", bound.url, bound.connections_count)
-            connected.close()
+            self.refuse_full(bound, connected)
             return None
         peer = peer_name(address, bound.family)
         proxied = connected if listener.proxy_protocol_from and is_trusted(listener.proxy_protocol_from, address, bound.family) else None
@@ -315,19 +336,44 @@ class Server:
             return None
         if bound.is_tcp and not HANDS_DOWN:
             set_options(connected, nodelay=listener.nodelay, tcp_keepalive_s=listener.tcp_keepalive_s)
-        connection = Connection(self, self._transport_of(bound, connected), peer, bound.url, bound, proxied)
+        connection = Connection(self, self.transport_of(bound, connected), peer, bound.url, bound, proxied)
         connection.address = counted
         connection.refusal = refusal
         self.accepted_count += 1
         bound.connections_count += 1
         return connection
 
-    def _transport_of(self, bound: BoundSocket, connected: socket.socket) -> Transport:
-        """Its handshakes are made by `Connection`."""
+    def transport_of(self, bound: BoundSocket, connected: socket.socket) -> Transport:
+        """Its handshakes are still to be made."""
         if bound.tls is not None:
             return TlsTransport(connected, bound.tls, self._commons)
         plain = SocketTransport(connected, self._commons)
-        return plain if bound.listener.protocol == "mqtt" else StreamTransport(TransportStream(plain), connected)
+        return plain if bound.listener.protocol != "websocket" else StreamTransport(TransportStream(plain), connected)
+
+    # ---- what it tells of itself ----
+
+    @property
+    def refused_count(self) -> int:
+        """Connections."""
+        return sum(self._refused.values())
+
+    def statistics(self) -> dict[str, int | float]:
+        """Counters since the start and gauges of now: the core's, of the listeners, of the store if there is one. Nothing is counted for it."""
+        found = self.engine.statistics()
+        found |= {
+            "memory_bytes_max": self.limits.memory_bytes_max,
+            "uptime_s": self.clock() - self._began_at,
+            "connections_open_count": len(self.connections),
+            "connections_blocked_count": len(self.writing),
+            "accepted_count": self.accepted_count,
+            "accept_errors_count": self.accept_errors_count,
+            "refused_connections_count": self.refused_count,
+        }
+        found |= {f"refused_{reason}": count for reason, count in self._refused.items()}
+        found |= self.addresses.statistics()
+        if self.committer is not None:
+            found |= self.committer.statistics()
+        return found
 
     # ---- sending ----
 

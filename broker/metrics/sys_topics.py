@@ -1,4 +1,4 @@
-"""$SYS/broker/...: what the core counts, as retained messages under Mosquitto's names, so that its dashboards work here.
+"""$SYS/broker/...: what the broker counts, as retained messages under Mosquitto's names, so that its dashboards work here.
 Two of its names are missing: heap/..., which is its allocator's, and publish/bytes/..., for which each message would have to be measured twice.
 
 Load averages are Mosquitto's too: for each of 1, 5 and 15 minutes a rate per minute, decayed exponentially at every interval.
@@ -13,52 +13,15 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from broker.core.message import ApplicationMessage
+from broker.metrics.table import NUMBERS, Statistics
 
 if TYPE_CHECKING:
     from broker.net.server import Server
 
-Statistics = Mapping[str, int | float]
-
-# Topic below $SYS/broker/ : key of Engine.statistics().
-COUNTS: Final = {
-    "clients/total": "clients_total",
-    "clients/connected": "clients_connected",
-    "clients/active": "clients_connected",
-    "clients/expired": "clients_expired",
-    "clients/maximum": "clients_maximum",
-    "messages/received": "packets_received",
-    "messages/sent": "packets_sent",
-    "bytes/received": "bytes_received",
-    "bytes/sent": "bytes_sent",
-    "publish/messages/received": "publish_received",
-    "publish/messages/sent": "publish_sent",
-    "publish/messages/dropped": "publish_dropped",
-    "subscriptions/count": "subscriptions_count",
-    "shared_subscriptions/count": "shared_subscriptions_count",
-    "retained messages/count": "retained_count",
-    "store/messages/bytes": "queued_bytes",
-    # What counts against memory_bytes_max, which Mosquitto has no names for.
-    "memory/bytes": "memory_bytes",
-    "memory/queued/bytes": "queued_bytes",
-    "memory/inflight/bytes": "inflight_bytes",
-    "memory/unsent/bytes": "unsent_bytes",
-    "memory/retained/bytes": "retained_bytes",
-    "memory/receiving/bytes": "receiving_bytes",
-    "memory/wills/bytes": "will_bytes",
-}
-
-# Topic below $SYS/broker/load/ : key of Engine.statistics().
-LOADS: Final = {
-    "messages/received": "packets_received",
-    "messages/sent": "packets_sent",
-    "publish/received": "publish_received",
-    "publish/sent": "publish_sent",
-    "publish/dropped": "publish_dropped",
-    "bytes/received": "bytes_received",
-    "bytes/sent": "bytes_sent",
-    "connections": "connections_count",
-    "sockets": "connections_count",
-}
+COUNTS: Final = {topic: number.key for number in NUMBERS for topic in number.topics}
+"""Topic below $SYS/broker/ : key of statistics."""
+LOADS: Final = {topic: number.key for number in NUMBERS for topic in number.load}
+"""Topic below $SYS/broker/load/ : likewise."""
 MINUTES: Final = (1, 5, 15)
 
 
@@ -99,29 +62,28 @@ class SysTopics:
         """Publish for ever. A chore of the server: it ends when the last client is gone."""
         from broker import __version__
 
-        began_at = updated_at = trio.current_time()
+        updated_at = trio.current_time()
         while True:
             if self._interval_s > 0:
                 now = trio.current_time()
-                statistics = server.engine.statistics()
+                statistics = server.statistics()
                 if now > updated_at:
                     self._loads.update(statistics, now - updated_at)
                     updated_at = now
-                self._publish(server, self.topics(statistics, now - began_at, f"broker version {__version__}"), now)
+                self._publish(server, self.topics(statistics, f"broker version {__version__}"), now)
             self._changed = trio.Event()
             with trio.move_on_after(self._interval_s if self._interval_s > 0 else math.inf):
                 await self._changed.wait()
 
-    def topics(self, statistics: Statistics, uptime_s: float, version: str) -> dict[str, str]:
+    def topics(self, statistics: Statistics, version: str) -> dict[str, str]:
         """Every topic below $SYS/broker/ with its payload."""
-        found = {topic: str(statistics.get(key, 0)) for topic, key in COUNTS.items()}
+        found = {topic: str(statistics[key]) for topic, key in COUNTS.items() if key in statistics}
         away = max(0, int(statistics.get("clients_total", 0)) - int(statistics.get("clients_connected", 0)))
         found["clients/disconnected"] = found["clients/inactive"] = str(away)
         stored = int(statistics.get("queued_count", 0)) + int(statistics.get("retained_count", 0))
         found["messages/stored"] = found["store/messages/count"] = str(stored)
-        found |= {f"publish/messages/dropped/{key[8:].replace('_', '-')}": str(count) for key, count in statistics.items() if key[:8] == "dropped_"}
         found["version"] = version
-        found["uptime"] = f"{int(uptime_s)} seconds"
+        found["uptime"] = f"{int(statistics['uptime_s'])} seconds"
         found |= {f"load/{topic}": f"{rate:.2f}" for topic, rate in self._loads.rates.items()}
         return found
 

@@ -1,0 +1,134 @@
+"""What a listener with protocol = "http" has: /metrics, for Prometheus and whatever else reads its format, and /health, for whoever has to know
+whether to send clients here.
+
+Nothing is counted for the page: it reads, when it is asked for, what is counted already. prometheus-client writes the format and reads what the
+system knows of the process; its registry, of which there is one for a process, is not used, so two brokers in one process tell each of themselves.
+
+A page lives as long as clients are served, those included that are told goodbye: then /health says so, and /metrics can still be read.
+"""
+
+from __future__ import annotations
+
+import platform
+import socket
+import time
+from collections.abc import Iterable
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import trio
+from prometheus_client import ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder, generate_latest
+from prometheus_client.registry import Collector
+
+from broker.metrics.table import NUMBERS, PREFIX, Statistics
+from broker.net.http import Answer, Request, serve
+from broker.net.listener import PAGE_CONNECTIONS_MAX
+from broker.net.transport import peer_name
+
+if TYPE_CHECKING:
+    from broker.net.bound_socket import BoundSocket
+    from broker.net.server import Server
+
+_METHODS: Final = ("GET", "HEAD")
+_CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Page:
+    """All that the listeners of one broker with protocol = "http" serve. `run` is a chore of its server."""
+
+    def __init__(self) -> None:
+        self._process = ProcessCollector(registry=None)
+        self._one_at_a_time = trio.CapacityLimiter(1)
+        """Who asks a thousand times a second takes turns with all that a broker is there for, and no more than one thread."""
+
+    async def run(self, server: Server) -> None:
+        async with trio.open_nursery() as visitors:
+            for one in server.bound:
+                if one.listener.protocol == "http":
+                    visitors.start_soon(server.accept, one, partial(self._let_in, server, visitors))
+
+    def _let_in(self, server: Server, visitors: trio.Nursery, bound: BoundSocket) -> OSError | None:
+        try:
+            connected, address = bound.socket.accept()
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError as error:
+            return server.accept_failed(error)
+        if bound.connections_count >= min(PAGE_CONNECTIONS_MAX, bound.listener.connections_count_max):
+            server.refuse_full(bound, connected)
+            return None
+        bound.connections_count += 1
+        visitors.start_soon(self._serve, server, bound, connected, peer_name(address, bound.family), name="visitor")
+        return None
+
+    async def _serve(self, server: Server, bound: BoundSocket, connected: socket.socket, peer: str) -> None:
+        try:
+            await serve(server.transport_of(bound, connected), peer, partial(self._answer, server))
+        finally:
+            bound.connections_count -= 1
+
+    async def _answer(self, server: Server, request: Request) -> Answer:
+        if request.path not in ("/metrics", "/health"):
+            return Answer(404, b"there are /metrics and /health here\n")
+        if request.method not in _METHODS:
+            return Answer(405, b"only GET and HEAD are served here\n", headers={"Allow": ", ".join(_METHODS)})
+        if request.path == "/health":
+            return Answer(503, b"shutting down\n") if server.is_stopping else Answer(200, b"ok\n")
+        async with self._one_at_a_time:
+            began = time.perf_counter()
+            await trio.lowlevel.checkpoint()
+            turn_s = time.perf_counter() - began
+            # In a thread: of a hundred thousand open files the system's list takes a tenth of a second.
+            process = await trio.to_thread.run_sync(self._process.collect, abandon_on_cancel=True)
+            return _written([*_families(server.statistics()), *_itself(server.began_at_s, turn_s), *process], request.accept)
+
+
+class _Collected(Collector):
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
+def _written(families: Iterable[Metric], accept: str) -> Answer:
+    """In OpenMetrics' format where that is asked for, else in Prometheus' own."""
+    try:
+        encode, content_type = choose_encoder(accept)
+    except (TypeError, ValueError):  # prometheus-client's, for a version that is none
+        encode, content_type = generate_latest, _CONTENT_TYPE
+    return Answer(200, encode(_Collected(families)), content_type)
+
+
+def _families(statistics: Statistics) -> list[Metric]:
+    """Of the table, those that are counted here: without a store there is nothing to tell of one."""
+    found: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
+    for number in NUMBERS:
+        value = statistics.get(number.key, 0 if number.everywhere else None)
+        if number.name is None or value is None:
+            continue
+        family = found.get(number.family)
+        if family is None:
+            kind = CounterMetricFamily if number.kind == "counter" else GaugeMetricFamily
+            labels = () if number.label is None else (number.label[0],)
+            family = found[number.family] = kind(number.family, number.help, labels=labels, unit=number.unit)
+        family.add_metric(() if number.label is None else (number.label[1],), value)
+    return list(found.values())
+
+
+def _itself(began_at_s: float, turn_s: float) -> list[Metric]:
+    from broker import __version__, compiled
+
+    build = {"version": __version__, "python": platform.python_version(), "compiled": "yes" if compiled else "no"}
+    return [
+        InfoMetricFamily(f"{PREFIX}build", "Which broker this is. compiled: is its core machine code (make wheel)?", build),
+        GaugeMetricFamily(f"{PREFIX}start_time_seconds", "When the broker was opened, in seconds since 1970.", began_at_s, unit="seconds"),
+        GaugeMetricFamily(
+            f"{PREFIX}event_loop_turn_seconds",
+            "How long the event loop took for one turn when this page was asked for. Everybody who has something to do waits about so long.",
+            turn_s,
+            unit="seconds",
+        ),
+    ]

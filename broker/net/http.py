@@ -1,0 +1,166 @@
+"""HTTP/1.1 for those who ask the broker how it is: requests that have no body, answers that are short.
+
+h11 knows the protocol; here are the bounds. A visitor is known to nobody, so each step has a deadline, a request a size, and an answer is made
+only when the one before it has been taken.
+
+Nothing imports this file before there is a listener with protocol = "http": h11 costs every start something.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import Final, NamedTuple, TypeAlias
+
+import h11
+import trio
+
+from broker.net.tls import fault_of
+from broker.net.tls_transport import TlsTransport
+from broker.net.transport import BROKEN, Transport, receive, strerror
+
+HEAD_BYTES_MAX: Final = 8_192
+HEAD_TIMEOUT_S: Final = 10.0
+"""For a request to be there: from the beginning of the connection, its TLS handshake included; of a further one, from its first byte."""
+IDLE_TIMEOUT_S: Final = 90.0
+"""From one request to the next: longer than the minute in which most scrapers come again."""
+WRITE_TIMEOUT_S: Final = 10.0
+"""For an answer to be taken."""
+LINGER_S: Final = 1.0
+"""To read what a peer still says after an answer that ends the connection: else the kernel's reset may overtake the answer."""
+
+logger = logging.getLogger("broker")
+
+
+class Request(NamedTuple):
+    """path: without what stands behind "?". accept: all of its headers of that name."""
+
+    method: str
+    path: str
+    accept: str
+
+
+class Answer(NamedTuple):
+    """body: text of one line or more, with its end. headers: beside those that every answer has."""
+
+    status: int
+    body: bytes
+    content_type: str = "text/plain; charset=utf-8"
+    headers: Mapping[str, str] = {}
+
+
+Answering: TypeAlias = Callable[[Request], Awaitable[Answer]]
+
+
+async def serve(transport: Transport, peer: str, answering: Answering) -> None:
+    """One visitor, to the end; closes the transport. Raises nothing but a cancellation."""
+    try:
+        until = trio.current_time() + HEAD_TIMEOUT_S
+        if not isinstance(transport, TlsTransport) or await _secure(transport, peer, until):
+            await _Visit(transport, peer, answering).run(until)
+    except BROKEN as error:
+        logger.debug("%s is gone, which asked over HTTP: %s", peer, strerror(error) if isinstance(error, OSError) else error)
+    except Exception as error:
+        logger.error("a fault of the broker ended the connection of %s", peer, exc_info=error)
+    finally:
+        await transport.aclose()
+
+
+async def _secure(transport: TlsTransport, peer: str, until: float) -> bool:
+    with trio.CancelScope(deadline=until) as patience:
+        try:
+            await transport.do_handshake()
+        except BROKEN as error:
+            logger.info("TLS handshake failed with %s: %s", peer, fault_of(error))
+            return False
+    return not patience.cancelled_caught
+
+
+class _Visit:
+    """Raises one of BROKEN where the peer is gone, or does not read."""
+
+    def __init__(self, transport: Transport, peer: str, answering: Answering) -> None:
+        self._transport = transport
+        self._peer = peer
+        self._answering = answering
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES_MAX)
+        self._unread = b""
+        """What has come and h11 has not been given: it gets so little at a time that it notices a head that is too large."""
+        self._wants_head = False
+
+    async def run(self, until: float) -> None:
+        """until: when the first request has to be there."""
+        http = self._http
+        first = True
+        while True:
+            try:
+                with trio.CancelScope(deadline=until) as patience:
+                    request = await self._request(None if first else patience)
+                if patience.cancelled_caught or request is None:
+                    return
+                answer = await self._answer(request)
+            except h11.RemoteProtocolError as error:
+                logger.info("no request of HTTP from %s: %s", self._peer, error)
+                await self._send(Answer(error.error_status_hint, f"{error}\n".encode(), headers={"Connection": "close"}))
+            else:
+                await self._send(answer)
+            if http.our_state is not h11.DONE or http.their_state is not h11.DONE:
+                await self._linger()
+                return
+            http.start_next_cycle()
+            first = False
+            until = trio.current_time() + IDLE_TIMEOUT_S
+
+    async def _request(self, patience: trio.CancelScope | None) -> Request | None:
+        """None: there is none to come. patience: to be shortened when it has begun. RemoteProtocolError for what is none, and for one with a body."""
+        http = self._http
+        while True:
+            event = http.next_event()
+            if isinstance(event, h11.Request):
+                self._wants_head = event.method == b"HEAD"
+                if not isinstance(http.next_event(), h11.EndOfMessage):
+                    raise h11.RemoteProtocolError("a request here has no body")
+                accept = ",".join(value.decode("ascii", "ignore") for name, value in event.headers if name == b"accept")
+                return Request(event.method.decode("ascii"), event.target.decode("ascii").partition("?")[0], accept)
+            if isinstance(event, h11.ConnectionClosed):
+                return None
+            if not self._unread:
+                self._unread = await receive(self._transport)
+                if patience is not None:
+                    patience.deadline = trio.current_time() + HEAD_TIMEOUT_S
+                    patience = None
+            piece, self._unread = self._unread[:HEAD_BYTES_MAX], self._unread[HEAD_BYTES_MAX:]
+            http.receive_data(piece)  # nothing is its end
+
+    async def _answer(self, request: Request) -> Answer:
+        try:
+            return await self._answering(request)
+        except Exception as error:
+            logger.error("a fault of the broker: %s could not be answered", request.path, exc_info=error)
+            return Answer(500, b"a fault of the broker; its log says more\n")
+
+    async def _send(self, answer: Answer) -> None:
+        http = self._http
+        headers = {"Date": formatdate(usegmt=True), "Content-Type": answer.content_type, "Content-Length": str(len(answer.body))}
+        headers |= {"Cache-Control": "no-store", **answer.headers}
+        head = h11.Response(status_code=answer.status, reason=HTTPStatus(answer.status).phrase, headers=list(headers.items()))
+        data = http.send(head) or b""
+        if not self._wants_head:
+            data += http.send(h11.Data(answer.body)) or b""
+        data += http.send(h11.EndOfMessage()) or b""
+        with trio.move_on_after(WRITE_TIMEOUT_S) as patience:
+            await trio.lowlevel.checkpoint()  # who sends many requests at once gets one answer a turn
+            left = memoryview(data)
+            while left:
+                left = left[self._transport.send_nowait(left) or await self._transport.send_some(left) :]
+        if patience.cancelled_caught:
+            raise trio.BrokenResourceError("it does not read")
+
+    async def _linger(self) -> None:
+        with trio.move_on_after(LINGER_S):
+            if not self._transport.shutdown_write_nowait():
+                await self._transport.end()
+            while await receive(self._transport):
+                pass
