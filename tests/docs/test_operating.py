@@ -1,0 +1,38 @@
+"""docs/operating.md: its tables are a configuration, and every number that it names is on the page."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+from broker.config import Config
+from broker.opening import open_broker
+from tests.metrics.visitor import asked
+
+ROOT = Path(__file__).parent.parent.parent
+TEXT = (ROOT / "docs" / "operating.md").read_text("utf-8")
+
+
+def test_its_tables_are_a_configuration() -> None:
+    first, tls = re.findall(r"^```toml\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+    (page,) = Config.from_dict(tomllib.loads(first)).listeners
+    assert (page.url, page.is_private) == ("http://127.0.0.1:9883", True)
+    assert tomllib.loads(first + tls)["listeners"][0]["tls"]["require_certificate"] is True
+
+
+def test_the_example_beside_every_key_is_one_too() -> None:
+    lines = re.findall(r"^#   (.*)$", (ROOT / "config" / "broker.toml").read_text("utf-8"), re.MULTILINE)
+    (page,) = Config.from_dict(tomllib.loads("\n".join(lines))).listeners
+    assert page.url == "http://127.0.0.1:9883"
+
+
+async def test_what_it_names_is_on_the_page(tmp_path: Path) -> None:
+    async with open_broker(listeners=["http://127.0.0.1:0"], store=tmp_path / "store") as hub:
+        found = {name.partition("{")[0] for name in (await asked(hub, "/metrics")).samples}
+    if sys.platform != "linux":
+        found |= {"process_open_fds", "process_max_fds", "process_cpu_seconds_total"}
+    named = set(re.findall(r"\b(?:mqtt_broker|process)_[a-z][a-z_]+\b", TEXT))
+    assert len(named) > 10
+    assert named <= found
