@@ -90,12 +90,7 @@ async def open_broker(
     )
     committer = None if path is None else Committer(engine, await opened(path))
     sys_topics = SysTopics(0 if config is None else config.sys_interval_s)
-    chores = [sys_topics.run, doorkeeper.watch, log.drops.run]
-    if any(listener.protocol == "http" for listener in own):
-        from broker.metrics.page import Page  # late: what it needs is an extra
-
-        chores.append(Page().run)
-    server = Server(engine, chosen, chores=chores, committer=committer)
+    server = Server(engine, chosen, chores=(sys_topics.run, doorkeeper.watch, log.drops.run), committer=committer)
     bound: Sequence[BoundSocket] = ()
     unsaved: StoreError | None = None
     failure: BaseException | None = None
@@ -105,6 +100,10 @@ async def open_broker(
         bound = await bind_all(wanted)
         doorkeeper.begin(server, bound)
         server.bound = bound
+        if any(one.listener.protocol == "http" for one in bound):
+            from broker.metrics.page import Page  # late: what it needs is an extra, which `bind_all` has looked for
+
+            server.chores.append(Page().run)
         server.set_limits(chosen, () if config is None else config.limits_for)
         if committer is not None:
             await committer.restore(server.rules_of, in_thread=authorize is None)

@@ -83,7 +83,8 @@ class Server:
         self.progressed = trio.Event()
         """One of `writing` has sent something; replaced whenever it is set."""
         self.committer = committer
-        self._chores = chores if committer is None else (*chores, committer.run)
+        self.chores = [*chores] if committer is None else [*chores, committer.run]
+        """More may be added before `run`."""
         self.accepted_count = 0
         self.accept_errors_count = 0
         self.clock = trio.lowlevel.current_clock().current_time
@@ -126,7 +127,7 @@ class Server:
                     house.start_soon(self._flush_the_rest)
                     house.start_soon(self.vigil.keep)
                     house.start_soon(self._commons.silence.keep)
-                    for chore in self._chores:
+                    for chore in self.chores:
                         house.start_soon(chore, self)
                     with self._clients_scope:
                         async with trio.open_nursery() as clients:

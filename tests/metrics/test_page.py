@@ -7,6 +7,7 @@ import logging
 import platform
 import re
 import ssl
+import sys
 from pathlib import Path
 
 import pytest
@@ -359,9 +360,14 @@ def test_it_needs_a_port_of_its_own() -> None:
     assert Config.from_dict({"listeners": [{"protocol": "http", "unix": "/run/page.sock"}, {"protocol": "http", "systemd": "page"}]})
 
 
-def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "prometheus_client" else real(name))
     with pytest.raises(ConfigError) as caught:
         Config.from_dict({"listeners": [{"protocol": "http", "port": 9883}]})
     assert str(caught.value).endswith("listeners[0].protocol: http needs an extra that is not installed: pip install 'trio-mqtt-broker[metrics]'")
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    monkeypatch.delitem(sys.modules, "broker.metrics.page", raising=False)
+    with pytest.raises(ConfigError, match=r"pip install 'trio-mqtt-broker\[metrics\]'"):
+        async with open_broker(listeners=["http://127.0.0.1:0"]):
+            pytest.fail("entered")
