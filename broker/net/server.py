@@ -32,6 +32,7 @@ from broker.net.tls_transport import TlsTransport
 from broker.net.transport import Commons, SocketTransport, StreamTransport, Transport, peer_name, set_options, strerror
 from broker.net.transport_stream import TransportStream
 from broker.net.vigil import Vigil
+from broker.reasons import ReasonCode
 
 if TYPE_CHECKING:
     from broker.core.access import Access
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from broker.core.limits import Limits
     from broker.core.link import Link
     from broker.net.committer import Committer
-    from broker.reasons import ReasonCode
 
 FLUSH_COUNT_MAX: Final = 256
 """Links that one flush serves; the rest is the flusher's, so that a fan-out to thousands is no long turn."""
