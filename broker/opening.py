@@ -90,7 +90,7 @@ async def open_broker(
     )
     committer = None if path is None else Committer(engine, await opened(path))
     sys_topics = SysTopics(0 if config is None else config.sys_interval_s)
-    server = Server(engine, chosen, chores=(sys_topics.run, doorkeeper.watch, log.drops.run), committer=committer)
+    server = Server(engine, chosen, chores=(sys_topics.run, doorkeeper.watch, log.drops.run), committer=committer, tally=log.tally)
     bound: Sequence[BoundSocket] = ()
     unsaved: StoreError | None = None
     failure: BaseException | None = None

@@ -12,6 +12,8 @@ from typing import Final, Literal, TypeAlias
 
 from msgspec import Struct
 
+from broker.net.tally import REFUSALS
+
 Statistics: TypeAlias = Mapping[str, int | float]
 Kind: TypeAlias = Literal["counter", "gauge"]
 Unit: TypeAlias = Literal["", "bytes", "seconds"]
@@ -47,6 +49,7 @@ class Number(Struct, frozen=True, kw_only=True):
 
 
 _DROPPED_HELP: Final = "Messages that were not delivered, by reason; docs/reliability.md says what each means."
+_NOT_LET_IN_HELP: Final = "Clients that were not let in, by the reason in their CONNACK; no-connect: they sent no CONNECT that could be understood."
 _REFUSED_HELP: Final = (
     "Connections that were refused before MQTT: listener-full is connections_count_max, the others are connections_per_address_max and "
     "connects_per_address_per_s_max."
@@ -109,6 +112,30 @@ NUMBERS: Final = (
         name="shared_subscriptions",
         help="Shared subscriptions ($share/...) of all sessions.",
         topics=("shared_subscriptions/count",),
+    ),
+    Number(key="connects_count", kind="counter", name="connects", help="Clients that were let in: CONNECT packets that were answered with success."),
+    *(
+        Number(
+            key=f"connects_refused_{reason.replace('-', '_')}",
+            kind="counter",
+            name="connects_refused",
+            help=_NOT_LET_IN_HELP,
+            label=("reason", reason),
+            everywhere=True,
+        )
+        for reason in REFUSALS
+    ),
+    Number(
+        key="clients_lost_count",
+        kind="counter",
+        name="clients_lost",
+        help="Clients that ended without a DISCONNECT of theirs: the connection broke, Keep Alive passed, another took over, they were thrown out.",
+    ),
+    Number(
+        key="violations_count",
+        kind="counter",
+        name="protocol_violations",
+        help="Connections that ended because what came was no MQTT, or against its rules.",
     ),
     # ---- connections ----
     Number(key="connections_open_count", kind="gauge", name="connections_open", help="Connections of clients that are open, handshakes included."),

@@ -1,5 +1,5 @@
 """What the log says of clients: one line when one comes, one when it goes, one for each that broke the protocol.
-Messages that were dropped are added up first (see drops.py).
+Messages that were dropped are added up first (see drops.py); how often all that happens is counted (tally.py).
 
 Never a password; a user name and a Client Identifier are the client's words, so they are shown as quoted literals.
 """
@@ -14,6 +14,7 @@ from broker.core.observer import CONNECTION_LOST, Observer
 from broker.net.connection import Connection
 from broker.net.drops import Drops
 from broker.net.seldom import Seldom
+from broker.net.tally import Tally
 from broker.reasons import ReasonCode
 
 if TYPE_CHECKING:
@@ -30,13 +31,16 @@ class ClientLog(Observer):
     def __init__(self, connections: bool = True) -> None:
         self.connections = connections
         self.drops = Drops()
+        self.tally = Tally()
         self._seldom = Seldom(logger)
 
     def connected(self, link: Link) -> None:
+        self.tally.connects_count += 1
         if self.connections:
             logger.info("connected %r from %s user=%r version=%s", link.client_id, link.peer, link.username, _VERSIONS.get(link.version, "?"))
 
     def refused(self, link: Link, reason: ReasonCode, cause: str) -> None:
+        self.tally.refuse(reason if link.version else None)
         told = _cause(link, cause)
         if reason == ReasonCode.CONNECTION_RATE_EXCEEDED:  # whoever is too often here would fill the log too
             self._seldom.warn("connect rate", "refused %r from %s user=%r: %s (0x%02X)", link.client_id, link.peer, link.username, told, int(reason))
@@ -48,10 +52,12 @@ class ClientLog(Observer):
             logger.info("no CONNECT from %s: %s", link.peer, told)
 
     def violation(self, link: Link, cause: str) -> None:
+        self.tally.violations_count += 1
         if link.phase not in (AWAITING_CONNECT, AUTHENTICATING):  # else `refused` follows, and says the same
             logger.warning("protocol violation by %r from %s: %s", link.client_id, link.peer, cause)
 
     def disconnected(self, link: Link, cause: str, error: bool) -> None:
+        self.tally.lost_count += error
         if self.connections:
             logger.info("disconnected %r from %s user=%r: %s", link.client_id, link.peer, link.username, _cause(link, cause))
 

@@ -28,6 +28,7 @@ from broker.net.connection import Connection, send_in_a_row
 from broker.net.locks import Guard, Lock
 from broker.net.proxy_protocol import is_trusted
 from broker.net.seldom import Seldom
+from broker.net.tally import Tally
 from broker.net.tls_transport import TlsTransport
 from broker.net.transport import Commons, SocketTransport, StreamTransport, Transport, peer_name, set_options, strerror
 from broker.net.transport_stream import TransportStream
@@ -69,9 +70,10 @@ class Server:
         lock: Lock | None = None,
         chores: Sequence[Callable[[Server], Awaitable[None]]] = (),
         committer: Committer | None = None,
+        tally: Tally | None = None,
     ) -> None:
         """lock: who may come in where a listener has none of its own. chores: tasks that live exactly as long as clients are served; so does that
-        of the committer, if there is a store."""
+        of the committer, if there is a store. tally: counts of whoever the engine tells."""
         self.engine = engine
         self.limits = limits
         self.lock = lock or Lock(Guard(), None, None, None, "none")
@@ -83,6 +85,7 @@ class Server:
         self.progressed = trio.Event()
         """One of `writing` has sent something; replaced whenever it is set."""
         self.committer = committer
+        self._tally = Tally() if tally is None else tally
         self.chores = [*chores] if committer is None else [*chores, committer.run]
         """More may be added before `run`."""
         self.accepted_count = 0
@@ -371,7 +374,7 @@ class Server:
             "refused_connections_count": self.refused_count,
         }
         found |= {f"refused_{reason}": count for reason, count in self._refused.items()}
-        found |= self.addresses.statistics()
+        found |= self.addresses.statistics() | self._tally.statistics()
         if self.committer is not None:
             found |= self.committer.statistics()
         return found

@@ -188,6 +188,12 @@ def test_explain_takes_the_topic_as_the_clients_of_the_listener_call_it(tmp_path
         assert part in capfd.readouterr().out
 
 
+def test_explain_has_nothing_to_say_of_a_page(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "broker.toml").write_text('[[listeners]]\nprotocol = "http"\nport = 9883\n')
+    assert run_command_line(["explain", "-c", str(tmp_path / "broker.toml"), "-l", "0", "publish", "a"]) == 2
+    assert "where no MQTT is spoken" in capfd.readouterr().err
+
+
 def test_explain_says_wrong_usage_and_mistakes(config: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert run_command_line(["explain", "-c", config, "publish", "a/#"]) == 2
     (Path(config).parent / "acl").write_text("topic raed x\n")

@@ -6,8 +6,10 @@ import importlib.util
 import logging
 import platform
 import re
+import socket
 import ssl
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -18,12 +20,16 @@ from trio.testing import wait_all_tasks_blocked
 
 import broker
 from broker.config import Config
-from broker.errors import ConfigError, ListenError
+from broker.core.saved import Changes
+from broker.errors import ConfigError, ListenError, StoreError
 from broker.hub import Broker
 from broker.metrics.table import NUMBERS, REASONS
+from broker.net import committer
 from broker.net.authentication import ConnectRequest
 from broker.net.listener import PAGE_CONNECTIONS_MAX, Listener
 from broker.opening import open_broker
+from broker.reasons import ReasonCode
+from broker.store.sqlite import SqliteStore
 from broker.wire.packets import Disconnect, Publish
 from tests.metrics.visitor import Visitor, asked, page_of, samples_of, visit
 from tests.net.mqtt import Client
@@ -79,11 +85,78 @@ async def test_its_numbers_are_those_of_statistics(tmp_path: Path) -> None:
         assert summed("mqtt_broker_connections_refused_total") == statistics["refused_connections_count"]
 
 
+async def test_who_came_and_was_refused_and_was_lost() -> None:
+    async def authenticate(request: ConnectRequest) -> str | None:
+        return None if request.username == "bad" else request.username
+
+    async with open_broker(listeners=LISTENERS, authenticate=authenticate) as hub:
+        good, lost, bad, silent, babbler = [await dialled(hub) for _ in range(5)]
+        await good.connect("good", username="ann")
+        await lost.connect("lost", username="ben")
+        assert (await bad.connect("bad", username="bad")).reason is ReasonCode.BAD_USER_NAME_OR_PASSWORD
+        await good.send(Disconnect())
+        await babbler.stream.send_all(b"\xf0\x00 is no CONNECT")
+        for client in (silent, lost):
+            await client.stream.aclose()
+        for client in (good, bad, babbler):
+            assert await client.receive() is None
+            await client.stream.aclose()
+        while hub.statistics()["connections_open_count"]:
+            await trio.lowlevel.checkpoint()
+        found = (await asked(hub, "/metrics")).samples
+    assert found["mqtt_broker_connects_total"] == 2
+    assert found["mqtt_broker_clients_lost_total"] == 1
+    assert found["mqtt_broker_protocol_violations_total"] == 1
+    refused = {name: value for name, value in found.items() if name.startswith("mqtt_broker_connects_refused_total") and value}
+    assert refused == {
+        'mqtt_broker_connects_refused_total{reason="bad-user-name-or-password"}': 1,
+        'mqtt_broker_connects_refused_total{reason="no-connect"}': 2,
+    }
+
+
 async def test_what_never_happened_is_there_as_zero_and_without_a_store_nothing_of_one() -> None:
     async with open_broker(listeners=LISTENERS) as hub:
         found = (await asked(hub, "/metrics")).samples
     assert [found[f'mqtt_broker_messages_dropped_total{{reason="{reason}"}}'] for reason in REASONS] == [0] * len(REASONS)
     assert not [name for name in found if "store" in name]
+
+
+async def test_a_disk_that_hangs_or_refuses_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns, refuses = threading.Event(), True
+    write = SqliteStore.write
+
+    def slowly(store: SqliteStore, changes: Changes) -> None:
+        assert turns.wait(30)
+        if refuses:
+            raise StoreError(store.path, "is full")
+        write(store, changes)
+
+    monkeypatch.setattr(SqliteStore, "write", slowly)
+    monkeypatch.setattr(committer, "RETRY_S", 0.001)
+    async with open_broker(listeners=LISTENERS, store=tmp_path / "store") as hub, trio.open_nursery() as nursery:
+        visitor = await visit(hub)
+
+        async def seen(name: str) -> dict[str, float]:
+            while not (found := (await visitor.ask("/metrics")).samples)[f"mqtt_broker_store_{name}"]:
+                pass
+            return found
+
+        async def publish(topic: str) -> None:
+            await hub.publish(topic, "x", retain=True)
+
+        nursery.start_soon(publish, "a")
+        await seen("behind_seconds")
+        nursery.start_soon(publish, "b")
+        found = await seen("changes_waiting")
+        assert found["mqtt_broker_store_write_errors_total"] == found["mqtt_broker_store_writes_total"] == 0
+        turns.set()
+        await seen("write_errors_total")
+        assert (await visitor.ask("/health")).status == 200
+        refuses = False
+        found = await seen("writes_total")
+        assert found["mqtt_broker_store_write_seconds_total"] > 0
+        await visitor.stream.aclose()
+        turns.set()
 
 
 async def test_it_says_which_broker_it_is_and_what_the_process_takes() -> None:
@@ -245,6 +318,12 @@ async def test_a_unix_socket_is_a_door_too(tmp_path: Path) -> None:
             await stream.send_all(b"GET /health HTTP/1.0\r\n\r\n")
             assert (await stream.receive_some()).startswith(b"HTTP/1.1 200 OK\r\n")
     assert not path.exists()
+
+
+async def test_a_socket_that_listens_already_is_a_door_too() -> None:
+    listening = socket.create_server(("127.0.0.1", 0))
+    async with open_broker(listeners=[Listener(protocol="http", descriptor=listening.detach())]) as hub:
+        assert (await asked(hub, "/health")).status == 200
 
 
 async def test_a_port_that_is_taken_is_told_as_for_others() -> None:

@@ -7,6 +7,8 @@ import logging
 
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from broker.net.http import HEAD_TIMEOUT_S, IDLE_TIMEOUT_S, LINGER_S, WRITE_TIMEOUT_S, Answer, Request, serve
@@ -108,6 +110,38 @@ async def test_a_fault_of_ours_is_answered_and_the_next_request_served(caplog: p
         assert (await visitor.ask("/")).status == 200
         await visitor.stream.aclose()
     assert caplog.messages == ["a fault of the broker: /fault could not be answered"]
+
+
+@given(
+    pieces=st.lists(
+        st.binary(max_size=30)
+        | st.sampled_from([b"GET ", b"HEAD ", b"/", b" HTTP/1.1\r\n", b" HTTP/1.0\r\n", b"Host: x\r\n", b"\r\n", b"Content-Length: 2\r\n",
+                           b"Transfer-Encoding: chunked\r\n", b"Accept: \xff;version=9\r\n", b"Upgrade: websocket\r\n", b"Connection: close\r\n"])
+        | st.just(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"),
+        max_size=20,
+    )
+)  # fmt: skip
+async def test_whatever_is_said_it_is_no_fault_of_ours(pieces: list[bytes]) -> None:
+    faults: list[logging.LogRecord] = []
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = faults.append  # type: ignore[assignment]
+    logger = logging.getLogger("broker")
+    logger.addHandler(handler)
+    try:
+        async with trio.open_nursery() as nursery:
+            visitor = await arrived(nursery)
+            for piece in pieces:
+                with contextlib.suppress(trio.BrokenResourceError):
+                    await visitor.stream.send_all(piece)
+                await wait_all_tasks_blocked()
+            with contextlib.suppress(trio.BrokenResourceError):
+                await visitor.stream.send_eof()  # type: ignore[attr-defined]  # memory can
+            said = await visitor.rest()
+            assert said == b"" or said.startswith(b"HTTP/1.1 ")
+            await visitor.stream.aclose()
+    finally:
+        logger.removeHandler(handler)
+    assert faults == []
 
 
 # ---- time ----------------------------------------------------------------------------------------------------------------
