@@ -8,6 +8,7 @@ older than the runs, and nobody outside needs to know of them.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from struct import pack
 from typing import Final, Generic, TypeVar
 
 from broker.core.packet_ids import PacketIds
@@ -71,6 +72,14 @@ class IdTable(Generic[V]):
 
     def __delitem__(self, packet_id: int) -> None:
         del self.apart()[packet_id]
+
+    def fields(self) -> bytes:
+        """All ids in order, two bytes each."""
+        found = b"" if not self.singles else pack(f">{len(self.singles)}H", *self.singles)
+        if self.runs is not None:
+            for ids, _ in self.runs:
+                found += ids.fields()
+        return found
 
     def clear(self) -> None:
         self.singles = self.runs = None

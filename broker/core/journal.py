@@ -41,6 +41,8 @@ class Journal:
         self._wills_gone: list[int] = []
         self._next_will = 1
         self._next_record = 1
+        self._next_run = 1
+        self._runs_gone: list[int] = []
 
     # ---- what happens ----
 
@@ -69,6 +71,14 @@ class Journal:
         if record is not None and record.row is not None:  # else the store has never heard of it
             self.going[session.client_id] = self.number
             self._ended.append(record.number)
+            self._runs_gone.extend([number for number, _ in record.runs.values()])
+            self.count += 1
+
+    def adopt_run(self, number: int, gone: bool = False) -> None:
+        """It came from the store; gone: and is nobody's, or not as it was written, and is to go from there."""
+        self._next_run = max(self._next_run, number + 1)
+        if gone:
+            self._runs_gone.append(number)
             self.count += 1
 
     def keep_will(self, session: Session, listener: str, number: int = 0) -> None:
@@ -129,18 +139,20 @@ class Journal:
         """All that has changed since the last time; None if nothing has."""
         if not self.has_changes or state.wills or state.orphans:  # what is on its way is neither here nor there, and `tick` soon goes on with it
             return None
-        changes = Changes(self.number)
+        changes = Changes(self.number, self._next_run)
         self.number += 1
         self.taken_count = self.count
         to_unix_s = unix_now - now
         for link in state.gated:
             link.taken_bytes = link.outbox.sent_bytes_total + link.outbox.committed_bytes
         changes.ended, self._ended = self._ended, []
+        changes.runs_gone, self._runs_gone = self._runs_gone, []
         touched, self._touched = self._touched, {}
         for session in touched:
             record = session.record
             if record is not None:
                 compare(session, record, to_unix_s, changes)
+        self._next_run = changes.next_run
         self._will_rows(to_unix_s, changes)
         topics, self._topics = self._topics, {}
         for topic in topics:

@@ -58,6 +58,12 @@ class PacketIds:
             frames[position::step] = self._upper
             frames[position + 1 :: step] = self._lower
 
+    def fields(self) -> bytes:
+        """All of them in order, two bytes each."""
+        fields = bytearray(2 * self.count)
+        self.write(fields, 0, 2)
+        return bytes(fields)
+
     def part(self, start: int, stop: int) -> PacketIds:
         numbers = self.numbers[start:stop]
         part = PacketIds(numbers, min(numbers), max(numbers), self._upper[start:stop], self._lower[start:stop])

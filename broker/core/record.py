@@ -1,7 +1,8 @@
 """What the store has of one Session, and the rows to be written for it to have what the Session has become.
 
-What is under way is compared: the unacknowledged, the released, the QoS 2 ids that came. A queue may be long, and is known by the order of its
-messages instead: new ones come at the end, old ones leave at the front; where a rule has taken some from its middle it is written anew.
+What is under way is compared: the unacknowledged, of which a run is one row whose ids become fewer, the released, the QoS 2 ids that came. A
+queue may be long, and is known by the order of its messages instead: new ones come at the end, old ones leave at the front; where a rule has taken
+some from its middle it is written anew.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final
 
-from broker.core.packet_ids import packet_ids
-from broker.core.saved import SENT, WAITING, Changes, SavedId, SavedMessage, SavedSession, SavedSubscription
-from broker.core.waiting import Delivery, KeptDelivery, PublishRun
+from broker.core.packet_ids import PacketIds, any_of, packet_ids
+from broker.core.saved import HELD, RELEASED, SENT, WAITING, Changes, SavedIds, SavedMessage, SavedRun, SavedSession, SavedSubscription
+from broker.core.waiting import Delivery, PublishRun
 from broker.wire.packets import MQTT_5, MQTT_311
 
 if TYPE_CHECKING:
@@ -43,8 +44,10 @@ class Record:
         "listener",
         "number",
         "order",
+        "released",
         "replaced",
         "row",
+        "runs",
         "sent",
         "waiting_first",
         "waiting_last",
@@ -61,11 +64,14 @@ class Record:
         self.filters: dict[str, None] = {}
         """Those that have been subscribed to, or left, since."""
         self.sent: dict[int, Unacknowledged | None] = {}
-        """Of its sender, by Packet Identifier; None: released."""
-        self.held: set[int] = set()
-        """Of its receiver."""
+        """What its sender has by itself, by Packet Identifier; None: it could not be read."""
+        self.runs: dict[PublishRun, tuple[int, int]] = {}
+        """Of its sender: number, and how many are left of it."""
+        self.released = b""
+        self.held = b""
+        """Packet Identifiers of its sender, and of its receiver."""
         self.order = 0
-        """Of the row that was written last of `sent`."""
+        """Of the row that was written last of `sent` and `runs`."""
         self.replaced: dict[int, Delivery] = {}
         """By their order, those in its queue that have another message since; some may have left."""
         self.waiting_first = 0
@@ -126,40 +132,68 @@ def _subscription_rows(session: Session, record: Record, changes: Changes) -> No
 
 def _sent_rows(session: Session, record: Record, to_unix_s: float, changes: Changes) -> None:
     before = record.sent
-    sender = session.sender
-    if not before and not sender.count:
+    unacknowledged = session.sender.unacknowledged
+    if not (before or record.runs or unacknowledged.singles or unacknowledged.runs):
         return
     number = record.number
-    current: dict[int, Unacknowledged | None] = dict(sender.unacknowledged.items())
-    for packet_id in sender.released:
-        current[packet_id] = None
-    for packet_id in before:
-        if packet_id not in current:
-            changes.messages_gone.append((number, SENT, packet_id))
-    last_run: PublishRun | None = None
-    places: dict[int, int] = {}
-    for packet_id, sent in current.items():
-        if packet_id in before and before[packet_id] is sent:
-            continue
-        record.order += 1
-        if sent is None:
-            row = SavedMessage(number, SENT, packet_id, record.order, None, 0, "", "", None)
-        elif isinstance(sent, PublishRun) and sent.has_more_to_say:
-            row = _message_row(number, SENT, packet_id, record.order, sent.at(packet_id), to_unix_s)
-        elif isinstance(sent, PublishRun):
-            size = sent.frame_size
-            if sent is not last_run:
-                last_run = sent
-                ids = packet_ids(sent.frames, sent.id_at, size, len(sent.frames) // size).numbers
-                places = {one: place for place, one in enumerate(ids)}
-            start = places[packet_id] * size
-            version = MQTT_311 if sent.payload_at == sent.id_at + 2 else MQTT_5
-            row = SavedMessage(number, SENT, packet_id, record.order, sent.frames[start : start + size], version, "", "", None)
+    current: dict[int, Unacknowledged | None] = {}
+    apart: dict[PublishRun, list[int]] = {}
+    orders: dict[PublishRun, int] = {}
+    for packet_id, sent in (unacknowledged.singles or {}).items():
+        if isinstance(sent, PublishRun):
+            if sent in apart:
+                apart[sent].append(packet_id)
+            else:
+                apart[sent] = [packet_id]
+                if sent not in record.runs:
+                    record.order += 1
+                    orders[sent] = record.order
         else:
-            delivery = sent.at(packet_id) if isinstance(sent, KeptDelivery) else sent
-            row = _message_row(number, SENT, packet_id, record.order, delivery, to_unix_s)
-        changes.messages.append(row)
+            current[packet_id] = sent
+            if before.get(packet_id) is not sent:
+                record.order += 1
+                changes.messages.append(_message_row(number, SENT, packet_id, record.order, sent.at(packet_id), to_unix_s))
+    changes.messages_gone.extend([(number, SENT, packet_id) for packet_id in before if packet_id not in current])
     record.sent = current
+    left = {run: any_of(ids) for run, ids in apart.items()}
+    for ids, sent in unacknowledged.runs or ():
+        assert isinstance(sent, PublishRun)
+        left[sent] = ids
+    _run_rows(record, left, orders, changes)
+
+
+def _run_rows(record: Record, left: dict[PublishRun, PacketIds], orders: dict[PublishRun, int], changes: Changes) -> None:
+    """left: what is unacknowledged of each. orders: of new ones that are not the newest."""
+    before = record.runs
+    changes.runs_gone.extend([known[0] for run, known in before.items() if run not in left])  # first: new ones take their places
+    record.runs = {}
+    for run, ids in left.items():
+        known = before.get(run)
+        if known is None:
+            order = orders.get(run, 0)
+            if not order:
+                record.order += 1
+                order = record.order
+            known = (changes.new_run(), ids.count)
+            said = _with_all(run)
+            version = MQTT_311 if said.payload_at == said.id_at + 2 else MQTT_5
+            changes.runs.append(SavedRun(known[0], record.number, order, said.frame_size, version, ids.fields(), said.frames))
+        elif known[1] != ids.count:
+            known = (known[0], ids.count)
+            changes.runs_left.append((ids.fields(), known[0]))
+        record.runs[run] = known
+
+
+def _with_all(run: PublishRun) -> PublishRun:
+    """With the properties that this form of it has not."""
+    source = run.source
+    while source is not None and source.source is not None:
+        source = source.source
+    if source is None or not run.has_more_to_say:
+        return run
+    size = run.frame_size
+    form = source if source.qos == run.qos else source.form(True, run.qos)
+    return form.with_ids(packet_ids(run.frames, run.id_at, size, len(run.frames) // size))
 
 
 def _waiting_rows(session: Session, record: Record, to_unix_s: float, changes: Changes) -> None:
@@ -190,14 +224,21 @@ def _waiting_rows(session: Session, record: Record, to_unix_s: float, changes: C
 
 
 def _id_rows(session: Session, record: Record, changes: Changes) -> None:
-    held = session.receiver.held
-    if not record.held and not (held.singles or held.runs):
-        return
-    number = record.number
-    current = set(held)
-    changes.ids_gone.extend([(number, packet_id) for packet_id in sorted(record.held - current)])
-    changes.ids.extend([SavedId(number, packet_id) for packet_id in sorted(current - record.held)])
-    record.held = current
+    released = session.sender.released.fields()
+    if released != record.released:
+        record.released = released
+        _ids_row(record.number, RELEASED, released, changes)
+    held = session.receiver.held.fields()
+    if held != record.held:
+        record.held = held
+        _ids_row(record.number, HELD, held, changes)
+
+
+def _ids_row(number: int, kind: int, ids: bytes, changes: Changes) -> None:
+    if ids:
+        changes.ids.append(SavedIds(number, kind, ids))
+    else:
+        changes.ids_gone.append((number, kind))
 
 
 def _message_row(number: int, place: int, key: int, order: int, delivery: Delivery, to_unix_s: float) -> SavedMessage:

@@ -12,7 +12,12 @@ from typing import Final, NamedTuple, Protocol
 WAITING: Final = 0
 """A message that is still to be sent: its key is its order."""
 SENT: Final = 1
-"""A message that is not acknowledged, or its PUBREL that is not: its key is its Packet Identifier."""
+"""A message that is not acknowledged: its key is its Packet Identifier."""
+
+RELEASED: Final = 0
+"""Packet Identifiers of messages that have come, as the client has said; only their PUBRELs are to be acknowledged. In the order of its PUBRECs."""
+HELD: Final = 1
+"""Of QoS 2 messages that have come from the client, and are not released."""
 
 
 class SavedSession(NamedTuple):
@@ -38,25 +43,40 @@ class SavedSubscription(NamedTuple):
 
 
 class SavedMessage(NamedTuple):
-    """Key: session, place, key. frame: a PUBLISH as it was to be sent, with any Packet Identifier, of that version; None: it has come, and only
-    its PUBREL is to be acknowledged. identifiers: the recipient's, "1 2". share: of which shared subscription's group it is, "" for none."""
+    """Key: session, place, key. frame: a PUBLISH as it was to be sent, with any Packet Identifier, of that version. identifiers: the recipient's,
+    "1 2". share: of which shared subscription's group it is, "" for none."""
 
     session: int
     place: int
     key: int
     order: int
-    frame: bytes | None
+    frame: bytes
     version: int
     identifiers: str
     share: str
     expires_at: float | None
 
 
-class SavedId(NamedTuple):
-    """Key: both. A QoS 2 message with this id has come from the session's client, and is not released."""
+class SavedRun(NamedTuple):
+    """Key: number, of runs. Messages on one topic that were sent together and are not all acknowledged, in the session's order with those of
+    `SENT`. frames: PUBLISH packets as they were to be sent, all of that size and version. ids: the Packet Identifiers that are left, two bytes
+    each."""
+
+    number: int
+    session: int
+    order: int
+    size: int
+    version: int
+    ids: bytes
+    frames: bytes
+
+
+class SavedIds(NamedTuple):
+    """Key: session, kind. ids: two bytes each."""
 
     session: int
-    packet_id: int
+    kind: int
+    ids: bytes
 
 
 class SavedWill(NamedTuple):
@@ -84,19 +104,21 @@ class SavedRetained(NamedTuple):
 
 
 class Changes:
-    """From one moment to another. To be written all or not at all: first the sessions in `ended` go with all that is theirs, and of those in
-    `cut`, pairs of (session, order), the waiting messages whose order is below that; then what is gone, then the rows.
+    """From one moment to another. To be written all or not at all: first the sessions in `ended` go with all that is theirs but runs, and of those
+    in `cut`, pairs of (session, order), the waiting messages whose order is below that; then what is gone, then the rows, and the ids that are left
+    of runs, pairs of (ids, number), which were written before.
 
-    number: to be told to `Engine.committed` when they are written.
+    number: to be told to `Engine.committed` when they are written. next_run: a number that no run has yet.
     """
 
     __slots__ = (
-        "cut", "ended", "ids", "ids_gone", "messages", "messages_gone", "number", "retained", "retained_gone", "sessions", "subscriptions",
-        "subscriptions_gone", "wills", "wills_gone",
+        "cut", "ended", "ids", "ids_gone", "messages", "messages_gone", "next_run", "number", "retained", "retained_gone", "runs", "runs_gone",
+        "runs_left", "sessions", "subscriptions", "subscriptions_gone", "wills", "wills_gone",
     )  # fmt: skip
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, next_run: int = 1) -> None:
         self.number = number
+        self.next_run = next_run
         self.ended: list[int] = []
         self.cut: list[tuple[int, int]] = []
         self.sessions: list[SavedSession] = []
@@ -104,16 +126,27 @@ class Changes:
         self.subscriptions_gone: list[tuple[int, str]] = []
         self.messages: list[SavedMessage] = []
         self.messages_gone: list[tuple[int, int, int]] = []
-        self.ids: list[SavedId] = []
+        self.runs: list[SavedRun] = []
+        self.runs_left: list[tuple[bytes, int]] = []
+        self.runs_gone: list[int] = []
+        self.ids: list[SavedIds] = []
         self.ids_gone: list[tuple[int, int]] = []
         self.wills: list[SavedWill] = []
         self.wills_gone: list[int] = []
         self.retained: list[SavedRetained] = []
         self.retained_gone: list[str] = []
 
+    def new_run(self) -> int:
+        """The number of one that goes, whose page the new one takes over, or else the next."""
+        if self.runs_gone:
+            return self.runs_gone.pop()
+        number = self.next_run
+        self.next_run += 1
+        return number
+
 
 class Saved(Protocol):
-    """All that a store has: each session before what is its own, messages of one session and place by their order."""
+    """All that a store has; waiting messages of one session by their order."""
 
     @property
     def sessions(self) -> Iterable[SavedSession]: ...
@@ -122,7 +155,9 @@ class Saved(Protocol):
     @property
     def messages(self) -> Iterable[SavedMessage]: ...
     @property
-    def ids(self) -> Iterable[SavedId]: ...
+    def runs(self) -> Iterable[SavedRun]: ...
+    @property
+    def ids(self) -> Iterable[SavedIds]: ...
     @property
     def wills(self) -> Iterable[SavedWill]: ...
     @property

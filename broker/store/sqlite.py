@@ -15,16 +15,14 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import groupby
-from operator import attrgetter
 from os import PathLike
 from typing import Final, NamedTuple, TypeVar
 
-from broker.core.saved import WAITING, Changes, SavedId, SavedMessage, SavedRetained, SavedSession, SavedSubscription, SavedWill
+from broker.core.saved import WAITING, Changes, SavedIds, SavedMessage, SavedRetained, SavedRun, SavedSession, SavedSubscription, SavedWill
 from broker.errors import StoreError
 
 APPLICATION_ID: Final = int.from_bytes(b"TMQB", "big")
-VERSION: Final = 1
+VERSION: Final = 2
 """Of the tables; in `user_version`, where 0 is a file without any."""
 
 WAL_BYTES_MAX: Final = 16 * 1024 * 1024
@@ -38,7 +36,8 @@ FREE_PAGES_MAX: Final = 512
 GIVEN_BACK_PAGES: Final = 64
 """At most, with one transaction, so that none takes long."""
 
-# Rows of a table lie together in the order of its key, so that all of one session are one range: no second index, and no second write.
+# Rows of a table lie together in the order of its key, so that all of one session are one range: no second index, and no second write. Runs, which
+# are large, have a number instead: then one is a page, which the next one takes over.
 _TABLES: Final = (
     """CREATE TABLE sessions (
         number INTEGER PRIMARY KEY, client_id TEXT NOT NULL, username TEXT, mount_point TEXT NOT NULL, listener TEXT NOT NULL,
@@ -47,10 +46,14 @@ _TABLES: Final = (
         session INTEGER NOT NULL, filter TEXT NOT NULL, options INTEGER NOT NULL, identifier INTEGER NOT NULL,
         PRIMARY KEY (session, filter)) WITHOUT ROWID""",
     """CREATE TABLE messages (
-        session INTEGER NOT NULL, place INTEGER NOT NULL, key INTEGER NOT NULL, "order" INTEGER NOT NULL, frame BLOB, version INTEGER NOT NULL,
+        session INTEGER NOT NULL, place INTEGER NOT NULL, key INTEGER NOT NULL, "order" INTEGER NOT NULL, frame BLOB NOT NULL,
+        version INTEGER NOT NULL,
         identifiers TEXT NOT NULL, share TEXT NOT NULL, expires_at REAL,
         PRIMARY KEY (session, place, key)) WITHOUT ROWID""",
-    "CREATE TABLE ids (session INTEGER NOT NULL, packet_id INTEGER NOT NULL, PRIMARY KEY (session, packet_id)) WITHOUT ROWID",
+    """CREATE TABLE runs (
+        number INTEGER PRIMARY KEY, session INTEGER NOT NULL, "order" INTEGER NOT NULL, size INTEGER NOT NULL, version INTEGER NOT NULL,
+        ids BLOB NOT NULL, frames BLOB NOT NULL)""",
+    "CREATE TABLE ids (session INTEGER NOT NULL, kind INTEGER NOT NULL, ids BLOB NOT NULL, PRIMARY KEY (session, kind)) WITHOUT ROWID",
     """CREATE TABLE wills (
         number INTEGER PRIMARY KEY, client_id TEXT NOT NULL, username TEXT, listener TEXT NOT NULL, topic TEXT NOT NULL, payload BLOB NOT NULL,
         qos INTEGER NOT NULL, retain INTEGER NOT NULL, properties BLOB NOT NULL, due_at REAL)""",
@@ -221,9 +224,10 @@ class SqliteStore:
         if version == 0:  # with the first byte that is written, and no log beside it: whenever we are killed, it is empty or known as ours
             execute(f"PRAGMA application_id = {APPLICATION_ID}")
         execute("COMMIT")
-        if version > VERSION:
+        if version not in (0, VERSION):
+            age = "a newer" if version > VERSION else "an older"
             raise StoreError(
-                self.path, f"was written by a newer broker (version {version}, this one knows {VERSION}): use that one, or choose another path"
+                self.path, f"was written by {age} broker (version {version}, this one knows {VERSION}): use that one, or choose another path"
             )
         if not new and (fault := execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
             raise sqlite3.DatabaseError(fault)
@@ -271,14 +275,15 @@ class SqliteSaved:
 
     @property
     def messages(self) -> Iterator[SavedMessage]:
-        # By key; that is the order of what waits. What was sent is sorted here, and is little: SQLite would sort all of it, in a file elsewhere.
-        rows = self._rows("messages", SavedMessage, "session, place, key")
-        for (_, place), group in groupby(rows, attrgetter("session", "place")):
-            yield from group if place == WAITING else sorted(group, key=attrgetter("order"))  # noqa: B031  # once, either way
+        return self._rows("messages", SavedMessage, "session, place, key")  # which is the order of what waits
 
     @property
-    def ids(self) -> Iterator[SavedId]:
-        return self._rows("ids", SavedId, "session, packet_id")
+    def runs(self) -> Iterator[SavedRun]:
+        return self._rows("runs", SavedRun, "number")
+
+    @property
+    def ids(self) -> Iterator[SavedIds]:
+        return self._rows("ids", SavedIds, "session, kind")
 
     @property
     def wills(self) -> Iterator[SavedWill]:
@@ -309,13 +314,16 @@ def _apply(connection: sqlite3.Connection, changes: Changes) -> None:
     each(f"DELETE FROM messages WHERE session = ? AND place = {WAITING} AND key < ?", changes.cut)
     each("DELETE FROM subscriptions WHERE session = ? AND filter = ?", changes.subscriptions_gone)
     each("DELETE FROM messages WHERE session = ? AND place = ? AND key = ?", changes.messages_gone)
-    each("DELETE FROM ids WHERE session = ? AND packet_id = ?", changes.ids_gone)
+    each("DELETE FROM runs WHERE number = ?", [(number,) for number in changes.runs_gone])
+    each("DELETE FROM ids WHERE session = ? AND kind = ?", changes.ids_gone)
     each("DELETE FROM wills WHERE number = ?", [(number,) for number in changes.wills_gone])
     each("DELETE FROM retained WHERE topic = ?", [(topic,) for topic in changes.retained_gone])
     each("REPLACE INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?)", changes.sessions)
     each("REPLACE INTO subscriptions VALUES (?, ?, ?, ?)", changes.subscriptions)
     each("REPLACE INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", changes.messages)
-    each("REPLACE INTO ids VALUES (?, ?)", changes.ids)
+    each("REPLACE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?)", changes.runs)
+    each("UPDATE runs SET ids = ? WHERE number = ?", changes.runs_left)
+    each("REPLACE INTO ids VALUES (?, ?, ?)", changes.ids)
     each("REPLACE INTO wills VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", changes.wills)
     each("REPLACE INTO retained VALUES (?, ?, ?)", changes.retained)
 

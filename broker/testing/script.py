@@ -104,20 +104,42 @@ def _with_crashes(script: Script, random: Random) -> Script:
             steps.append(("crash", 0, {}))
     if random.random() < 0.5:
         steps += _acknowledged_and_gone(random)
+    if random.random() < 0.5:
+        steps += _a_run_and_gone(random)
     return msgspec.structs.replace(script, steps=tuple(steps), lasting=True)
 
 
 def _acknowledged_and_gone(random: Random) -> list[Step]:
     """A message for somebody who is away, and the broker dies when its publisher can just have been answered. By chance that is rare."""
-    steps: list[Step] = []
-    for index, how in ((0, {"clean": False, "expiry_s": 5_000}), (1, {"clean": random.random() < 0.5, "expiry_s": 0})):
-        steps += [("network", index, {"delay_s": 0.0, "split_bytes": 0, "capacity_bytes": 65_536}), ("read", index, {"on": True})]
-        steps += [("hold", index, {"on": False}), ("connect", index, how), ("wait", 0, {"seconds": 5.0709})]
-    steps += [("subscribe", 0, {"filters": ["a/2"], "qos": 2, **_PLAIN}), ("wait", 0, {"seconds": 5.0709})]
+    steps = _two_at_hand(random)
     steps += [("disconnect", 0, {"how": "cut"}), ("wait", 0, {"seconds": 1.0307})]
     quiet = {"expiry_s": None, "alias": False, "clear": False, "size": 10}
     steps += [("publish", 1, {"topic": "a/2", "qos": random.choice((1, 2)), "retain": random.random() < 0.3, "count": 3, **quiet})]
     return [*steps, ("wait", 0, {"seconds": 0.0107}), ("crash", 0, {})]
+
+
+def _a_run_and_gone(random: Random) -> list[Step]:
+    """Messages that come together for somebody who then reads none of them, or acknowledges some and is away for long before the broker dies."""
+    steps = _two_at_hand(random)
+    quiet = {"topic": "a/2", "retain": False, "expiry_s": None, "alias": False, "clear": False, "size": 100}
+    steps += [("publish", 1, {**quiet, "qos": 1, "count": 1}), ("wait", 0, {"seconds": 1.0307})]  # so that its topic is known
+    many: Step = ("publish", 1, {**quiet, "qos": random.choice((1, 2, 2)), "count": 30})
+    if random.random() < 0.5:
+        steps += [("read", 0, {"on": False}), many, ("wait", 0, {"seconds": 1.0307})]
+    else:
+        steps += [("network", 0, {"delay_s": 0.5, "split_bytes": 0, "capacity_bytes": 1000}), many]
+        steps += [("wait", 0, {"seconds": random.choice((1.3019, 2.3023, 3.3029))}), ("disconnect", 0, {"how": "cut"})]
+        steps.append(("wait", 0, {"seconds": 300.1301}))
+    return [*steps, ("crash", 0, {})]
+
+
+def _two_at_hand(random: Random) -> list[Step]:
+    """The first, with a session that lasts, has subscribed to what the second is going to publish."""
+    steps: list[Step] = []
+    for index, how in ((0, {"clean": False, "expiry_s": 5_000}), (1, {"clean": random.random() < 0.5, "expiry_s": 0})):
+        steps += [("network", index, {"delay_s": 0.0, "split_bytes": 0, "capacity_bytes": 65_536}), ("read", index, {"on": True})]
+        steps += [("hold", index, {"on": False}), ("connect", index, how), ("wait", 0, {"seconds": 5.0709})]
+    return [*steps, ("subscribe", 0, {"filters": ["a/2"], "qos": 2, **_PLAIN}), ("wait", 0, {"seconds": 5.0709})]
 
 
 _LIMITS: Final[dict[str, tuple[Any, ...]]] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from broker.core.saved import Changes, SavedId, SavedMessage, SavedRetained, SavedSession, SavedSubscription, SavedWill
+from broker.core.saved import Changes, SavedIds, SavedMessage, SavedRetained, SavedRun, SavedSession, SavedSubscription, SavedWill
 
 
 class Shelf:
@@ -16,7 +16,8 @@ class Shelf:
         self._sessions: dict[int, SavedSession] = {}
         self._subscriptions: dict[tuple[int, str], SavedSubscription] = {}
         self._messages: dict[tuple[int, int, int], SavedMessage] = {}
-        self._ids: dict[tuple[int, int], SavedId] = {}
+        self._runs: dict[int, SavedRun] = {}
+        self._ids: dict[tuple[int, int], SavedIds] = {}
         self._wills: dict[int, SavedWill] = {}
         self._retained: dict[str, SavedRetained] = {}
 
@@ -34,6 +35,8 @@ class Shelf:
             self._subscriptions.pop(gone, None)
         for key in changes.messages_gone:
             self._messages.pop(key, None)
+        for number in changes.runs_gone:
+            self._runs.pop(number, None)
         for pair in changes.ids_gone:
             self._ids.pop(pair, None)
         for number in changes.wills_gone:
@@ -43,7 +46,9 @@ class Shelf:
         self._sessions.update({row.number: row for row in changes.sessions})
         self._subscriptions.update({(row.session, row.filter): row for row in changes.subscriptions})
         self._messages.update({(row.session, row.place, row.key): row for row in changes.messages})
-        self._ids.update({(row.session, row.packet_id): row for row in changes.ids})
+        self._runs.update({row.number: row for row in changes.runs})
+        self._runs.update({number: self._runs[number]._replace(ids=ids) for ids, number in changes.runs_left if number in self._runs})
+        self._ids.update({(row.session, row.kind): row for row in changes.ids})
         self._wills.update({row.number: row for row in changes.wills})
         self._retained.update({row.topic: row for row in changes.retained})
         self.number = changes.number
@@ -60,10 +65,14 @@ class Shelf:
 
     @property
     def messages(self) -> Iterable[SavedMessage]:
-        return sorted(self._messages.values(), key=lambda row: (row.session, row.place, row.order))
+        return sorted(self._messages.values(), key=lambda row: (row.session, row.place, row.key))
 
     @property
-    def ids(self) -> Iterable[SavedId]:
+    def runs(self) -> Iterable[SavedRun]:
+        return list(self._runs.values())
+
+    @property
+    def ids(self) -> Iterable[SavedIds]:
         return list(self._ids.values())
 
     @property
@@ -77,4 +86,5 @@ class Shelf:
     @property
     def rows_count(self) -> int:
         """Of sessions, and of what is theirs."""
-        return len(self._sessions) + len(self._subscriptions) + len(self._messages) + len(self._ids) + len(self._wills)
+        tables = (self._sessions, self._subscriptions, self._messages, self._runs, self._ids, self._wills)
+        return sum([len(table) for table in tables])

@@ -381,6 +381,100 @@ def test_a_run_with_other_ids_and_of_which_a_part_was_acknowledged() -> None:
     assert world.back("sub").payloads() == RUN[30:]
 
 
+def _acknowledge(peer: Peer, ids: list[int]) -> None:
+    for packet_id in ids:
+        peer.send(PubAck(packet_id))
+
+
+def test_a_run_that_is_acknowledged_message_by_message_stays_one_row() -> None:
+    world, sub = a_world_with("t")
+    pub = world.client("pub", MQTT_311)
+    pub.publish("t", b"first", 1, 1000)
+    (first,) = sub.messages()
+    pub.give(_run("t", RUN, 1, 1, MQTT_311))
+    _acknowledge(sub, [message.packet_id for message in sub.messages() if message.payload[-1:] in b"13579"])
+    (run,) = world.shelf.runs
+    assert len(run.ids) == 2 * 20
+    sub.publish("t", b"last", 1, 1)
+    world.crash()
+    sub = world.back("sub")
+    assert sub.payloads() == [b"first", *RUN[::2], b"last"]  # in the order in which they were sent
+    world.crash()
+    sub = world.back("sub")
+    messages = sub.messages()
+    _acknowledge(sub, [message.packet_id for message in messages])
+    assert not [*world.shelf.runs, *world.shelf.messages]
+    assert messages[0].packet_id == first.packet_id
+
+
+def test_a_run_takes_the_place_of_one_that_was_acknowledged() -> None:
+    world, sub = a_world_with("t")
+    pub = world.client("pub", MQTT_311)
+    pub.publish("t", b"first", 1, 1000)
+    pub.give(_run("t", RUN, 1, 1, MQTT_311))
+    messages = sub.messages()
+    before = {row.number: row.frames for row in world.shelf.runs}
+    world.disk_works = False
+    sub.give(b"".join(encode(PubAck(message.packet_id), MQTT_5) for message in messages))
+    pub.give(_run("t", RUN[::-1], 1, 1, MQTT_311))
+    world.disk_works = True
+    world.settle()
+    (row,) = world.shelf.runs
+    assert row.number in before
+    world.crash()
+    assert world.back("sub").payloads() == RUN[::-1]
+    world.engine.disconnect("sub", ReasonCode.ADMINISTRATIVE_ACTION, world.now, drop_session=True)
+    world.settle()
+    assert not world.shelf.rows_count
+
+
+@pytest.mark.parametrize("version", [MQTT_311, MQTT_5])
+def test_what_is_damaged_of_a_run_costs_no_other_message(version: int) -> None:
+    world, sub = a_world_with("t")
+    pub = world.client("pub", version)
+    pub.publish("t", b"first", 1, 1000)
+    (first,) = sub.messages()
+    _acknowledge(sub, [first.packet_id])
+    pub.give(_run("t", RUN, 1, 1, version))
+    (row,) = world.shelf.runs
+    frames = bytearray(row.frames)
+    frames[1] ^= 0x40  # of one its length, of another its topic's, and of a third its topic's text and its packet id
+    frames[row.size * 5 + 2] ^= 0x40
+    frames[row.size * 7 + 4] = 0xFF
+    frames[row.size * 9 + 5] ^= 0x80
+    world.shelf._runs[row.number] = row._replace(frames=bytes(frames))
+    world.crash()
+    assert world.dropped("damaged") == 4
+    world.settle()
+    expected = [payload for number, payload in enumerate(RUN) if number not in (0, 5, 7, 9)]
+    assert not list(world.shelf.runs)
+    assert world.back("sub").payloads() == expected
+    world.crash()
+    assert world.dropped("damaged") == 0
+    sub = world.back("sub")
+    messages = sub.messages()
+    assert [message.payload for message in messages] == expected
+    _acknowledge(sub, [message.packet_id for message in messages])
+    assert not list(world.shelf.messages)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"size": 0}, {"size": 7}, {"size": 10_000}, {"frames": b""}, {"frames": b"\x32"}, {"ids": b""}, {"ids": b"\xff\xff\xff"}, {"session": 77}],
+)
+def test_a_run_whose_row_is_damaged(changed: dict[str, Any]) -> None:
+    world, sub = a_world_with("t")
+    pub = world.client("pub")
+    pub.publish("t", b"first", 1, 1000)
+    sub.messages()
+    pub.give(_run("t", RUN, 1))
+    (row,) = world.shelf.runs
+    world.shelf._runs[row.number] = row._replace(**changed)
+    world.crash()
+    assert not list(world.shelf.runs)
+    assert world.back("sub").payloads() == [b"first"]
+
+
 def test_ids_in_use_are_not_given_out_again() -> None:
     world, sub = a_world_with("t")
     pub = world.client("pub")

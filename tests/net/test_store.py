@@ -344,7 +344,7 @@ async def test_a_client_that_is_taken_over_waits_as_its_successor_does(monkeypat
         assert isinstance(connack, ConnAck)
         assert connack.session_present
         assert isinstance(await new.receive(), PubRec)
-        assert [(row.packet_id) for row in disk.shelf.ids] == [5]
+        assert [row.ids for row in disk.shelf.ids] == [b"\0\5"]
 
 
 @pytest.mark.parametrize("thrown_out", [False, True])

@@ -245,7 +245,7 @@ def sole_recipient_always_believed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def may_pace(state: State, link: Link, now: float) -> bool:
         assert link.credit is not None
-        link.credit.progress_at = now
+        link.credit.progress_at = now + 1  # where there is no grace, `now` would be asked about at the same instant for ever
         return True
 
     monkeypatch.setattr(pausing, "_may_pace", may_pace)
@@ -299,6 +299,29 @@ def unacknowledged_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record, "_sent_rows", lambda session, record, to_unix_s, changes: None)
 
 
+def runs_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages that were sent together."""
+    monkeypatch.setattr(record, "_run_rows", lambda record, left, orders, changes: None)
+
+
+def what_is_left_of_runs_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message that was acknowledged before its neighbours comes again with them after a crash, long after."""
+    take = Journal.take
+
+    def forgetful(self: Journal, state: State, now: float, unix_now: float) -> Changes | None:
+        changes = take(self, state, now, unix_now)
+        if changes is not None:
+            changes.runs_left.clear()
+        return changes
+
+    monkeypatch.setattr(Journal, "take", forgetful)
+
+
+def packet_ids_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of QoS 2 messages that have come, and of those that only PUBREL is to be acknowledged of."""
+    monkeypatch.setattr(record, "_ids_row", lambda number, kind, ids, changes: None)
+
+
 def queue_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record, "_waiting_rows", lambda session, record, to_unix_s, changes: None)
 
@@ -347,6 +370,7 @@ MUTATIONS: list[Mutation] = [
     wills_kept_in_the_account,
     half_packets_not_bounded, ended_not_discarded, pause_without_end, sole_recipient_always_believed,
     resumed_client_sends_nothing_again, client_takes_repetitions_for_new,
-    nothing_waits_for_the_disk, publisher_does_not_wait, unacknowledged_not_written, queue_not_written, subscriptions_not_written,
+    nothing_waits_for_the_disk, publisher_does_not_wait, unacknowledged_not_written, runs_not_written, what_is_left_of_runs_not_written,
+    packet_ids_not_written, queue_not_written, subscriptions_not_written,
     retained_not_written, wills_not_written, acknowledgements_not_noted, deliveries_not_noted, taken_between_two_halves,
 ]  # fmt: skip

@@ -8,9 +8,7 @@ from broker.core.saved import WAITING, Changes, SavedMessage, SavedSession
 from broker.store.sqlite import SqliteStore
 
 
-def message(
-    session: int, key: int, place: int = WAITING, frame: bytes | None = b"\x32\x05\x00\x01a\x00\x01", order: int | None = None
-) -> SavedMessage:
+def message(session: int, key: int, place: int = WAITING, frame: bytes = b"\x32\x05\x00\x01a\x00\x01", order: int | None = None) -> SavedMessage:
     return SavedMessage(session, place, key, key if order is None else order, frame, 5, "", "", None)
 
 

@@ -11,7 +11,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.core.saved import SENT, WAITING, Changes, SavedId, SavedMessage, SavedRetained, SavedSession, SavedSubscription, SavedWill
+from broker.core.saved import (
+    HELD,
+    RELEASED,
+    SENT,
+    WAITING,
+    Changes,
+    SavedIds,
+    SavedMessage,
+    SavedRetained,
+    SavedRun,
+    SavedSession,
+    SavedSubscription,
+    SavedWill,
+)
 from broker.store.sqlite import SqliteStore
 from tests.store.rows import message, session
 
@@ -23,7 +36,8 @@ class Model:
         self.sessions: dict[int, SavedSession] = {}
         self.subscriptions: dict[tuple[int, str], SavedSubscription] = {}
         self.messages: dict[tuple[int, int, int], SavedMessage] = {}
-        self.ids: dict[tuple[int, int], SavedId] = {}
+        self.runs: dict[int, SavedRun] = {}
+        self.ids: dict[tuple[int, int], SavedIds] = {}
         self.wills: dict[int, SavedWill] = {}
         self.retained: dict[str, SavedRetained] = {}
 
@@ -39,13 +53,16 @@ class Model:
             }  # fmt: skip
         self.subscriptions = {key: row for key, row in self.subscriptions.items() if key not in changes.subscriptions_gone}
         self.messages = {key: row for key, row in self.messages.items() if key not in changes.messages_gone}
+        self.runs = {key: row for key, row in self.runs.items() if key not in changes.runs_gone}
         self.ids = {key: row for key, row in self.ids.items() if key not in changes.ids_gone}
         self.wills = {key: row for key, row in self.wills.items() if key not in changes.wills_gone}
         self.retained = {key: row for key, row in self.retained.items() if key not in changes.retained_gone}
         self.sessions.update((row.number, row) for row in changes.sessions)
         self.subscriptions.update(((row.session, row.filter), row) for row in changes.subscriptions)
         self.messages.update(((row.session, row.place, row.key), row) for row in changes.messages)
-        self.ids.update(((row.session, row.packet_id), row) for row in changes.ids)
+        self.runs.update((row.number, row) for row in changes.runs)
+        self.runs.update((number, self.runs[number]._replace(ids=ids)) for ids, number in changes.runs_left if number in self.runs)
+        self.ids.update(((row.session, row.kind), row) for row in changes.ids)
         self.wills.update((row.number, row) for row in changes.wills)
         self.retained.update((row.topic, row) for row in changes.retained)
 
@@ -55,9 +72,10 @@ class Model:
         return (
             list(saved.sessions) == sorted(self.sessions.values(), key=lambda row: row.number)
             and list(saved.subscriptions) == sorted(self.subscriptions.values(), key=lambda row: (row.session, row.filter.encode()))
-            and messages == sorted(messages, key=lambda row: (row.session, row.place, row.order))
+            and messages == sorted(messages, key=lambda row: (row.session, row.place, row.key))
             and {(row.session, row.place, row.key): row for row in messages} == self.messages
             and len(messages) == len(self.messages)
+            and list(saved.runs) == sorted(self.runs.values())
             and list(saved.ids) == sorted(self.ids.values())
             and list(saved.wills) == sorted(self.wills.values(), key=lambda row: row.number)
             and list(saved.retained) == sorted(self.retained.values(), key=lambda row: row.topic.encode())
@@ -69,6 +87,9 @@ names = st.sampled_from(["a", "a/b", "+/#", "ü/\U0001f600"]) | texts  # few, so
 numbers = st.sampled_from([1, 2, 3, 2**40])
 times = st.none() | st.floats(0, allow_nan=False)
 places = st.sampled_from([WAITING, SENT])
+kinds = st.sampled_from([RELEASED, HELD])
+ids = st.binary(max_size=8)
+frames = st.binary(max_size=40) | st.binary(min_size=9000, max_size=9000)
 keys = st.integers(0, 4) | st.integers(0, 2**63 - 1)
 bits = st.integers(0, 1)
 wills = st.builds(SavedWill, numbers, texts, st.none() | texts, texts, names, st.binary(max_size=40), bits, bits, st.binary(max_size=40), times)
@@ -77,7 +98,7 @@ wills = st.builds(SavedWill, numbers, texts, st.none() | texts, texts, names, st
 @st.composite
 def saved_messages(draw: st.DrawFn) -> SavedMessage:
     place, key = draw(places), draw(keys)
-    frame = draw(st.none() | st.binary(max_size=40) | st.binary(min_size=3000, max_size=3000))
+    frame = draw(st.binary(max_size=40) | st.binary(min_size=3000, max_size=3000))
     order = key if place == WAITING else draw(keys)
     return SavedMessage(draw(numbers), place, key, order, frame, draw(st.sampled_from([4, 5])), draw(texts), draw(texts), draw(times))
 
@@ -92,8 +113,11 @@ def changes_of_all(draw: st.DrawFn) -> Changes:
     changes.subscriptions_gone = draw(st.lists(st.tuples(numbers, names), max_size=3))
     changes.messages = draw(st.lists(saved_messages(), max_size=6))
     changes.messages_gone = draw(st.lists(st.tuples(numbers, places, keys), max_size=3))
-    changes.ids = draw(st.lists(st.builds(SavedId, numbers, st.integers(1, 5)), max_size=3))
-    changes.ids_gone = draw(st.lists(st.tuples(numbers, st.integers(1, 5)), max_size=3))
+    changes.runs = draw(st.lists(st.builds(SavedRun, numbers, numbers, keys, st.integers(1, 9000), st.sampled_from([4, 5]), ids, frames), max_size=3))
+    changes.runs_left = draw(st.lists(st.tuples(ids, numbers), max_size=3))
+    changes.runs_gone = draw(st.lists(numbers, max_size=2))
+    changes.ids = draw(st.lists(st.builds(SavedIds, numbers, kinds, ids), max_size=3))
+    changes.ids_gone = draw(st.lists(st.tuples(numbers, kinds), max_size=3))
     changes.wills = draw(st.lists(wills, max_size=3))
     changes.wills_gone = draw(st.lists(numbers, max_size=2))
     changes.retained = draw(st.lists(st.builds(SavedRetained, names, st.binary(max_size=40), times), max_size=3))
@@ -132,7 +156,7 @@ def test_an_end_comes_before_what_has_the_same_number(store: SqliteStore) -> Non
     changes.sessions = [session(7)]
     changes.messages = [message(7, key) for key in range(5)] + [message(7, 9, SENT)]
     changes.subscriptions = [SavedSubscription(7, "old", 1, 0)]
-    changes.ids = [SavedId(7, 1)]
+    changes.ids = [SavedIds(7, HELD, b"\0\1")]
     will = SavedWill(7, "c7", None, "", "gone", b"", 0, 0, b"\0", None)
     changes.wills = [will]
     store.write(changes)
@@ -159,11 +183,11 @@ def test_a_cut_is_of_what_waits(store: SqliteStore) -> None:
     assert list(store.load().messages) == [message(7, 2), message(7, 3), message(7, 4), message(7, 1, SENT), message(8, 1)]
 
 
-def test_messages_come_by_their_order(store: SqliteStore) -> None:
+def test_waiting_messages_come_by_their_order(store: SqliteStore) -> None:
     changes = Changes(1)
-    changes.messages = [message(1, 65_535, SENT, order=1), message(1, 2, SENT, order=3), message(1, 9, SENT, order=2), message(1, 4)]
+    changes.messages = [message(1, 65_535, SENT, order=1), message(1, 2**40), message(1, 9), message(1, 4)]
     store.write(changes)
-    assert [(row.place, row.key) for row in store.load().messages] == [(WAITING, 4), (SENT, 65_535), (SENT, 9), (SENT, 2)]
+    assert [(row.place, row.key) for row in store.load().messages] == [(WAITING, 4), (WAITING, 9), (WAITING, 2**40), (SENT, 65_535)]
 
 
 def test_it_is_used_by_one_thread_after_another(store: SqliteStore) -> None:

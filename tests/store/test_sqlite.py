@@ -17,7 +17,7 @@ from typing import Final
 
 import pytest
 
-from broker.core.saved import Changes, SavedId
+from broker.core.saved import HELD, Changes, SavedIds
 from broker.errors import StoreError
 from broker.store import sqlite as module
 from broker.store.sqlite import SqliteStore
@@ -72,7 +72,7 @@ def test_space_is_given_back_a_little_each_time(store: SqliteStore, tmp_path: Pa
     ended = Changes(2)
     ended.ended = [1]
     small = Changes(3)
-    small.ids = [SavedId(2, 1)]
+    small.ids = [SavedIds(2, HELD, b"\0\1")]
     before = pages_of(store)
     for changes in (ended, *[small] * (before // module.GIVEN_BACK_PAGES)):
         store.write(changes)
@@ -194,12 +194,15 @@ def test_what_is_not_ours_is_not_touched(tmp_path: Path, kind: str) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_newer_brokers(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("version", "age"), [(9, "a newer"), (1, "an older")])
+def test_one_of_another_broker_of_ours(tmp_path: Path, version: int, age: str) -> None:
     path = tmp_path / "x.db"
     filled(path)
     with contextlib.closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA user_version = 9")
-    assert cause_of(path) == "was written by a newer broker (version 9, this one knows 1): use that one, or choose another path"
+        connection.execute(f"PRAGMA user_version = {version}")
+    before = path.read_bytes()
+    assert cause_of(path) == f"was written by {age} broker (version {version}, this one knows 2): use that one, or choose another path"
+    assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
 
