@@ -26,6 +26,15 @@ def other_than_http(data: bytes) -> str | None:
     return None
 
 
+def other_than_a_request(data: bytes) -> str | None:
+    """The same where nothing but HTTP is spoken."""
+    if _is_tls(data):
+        return _TLS
+    if data[:1] == b"\x10" and b"MQ" in data[4:8]:
+        return 'this looks like MQTT, which a listener with protocol = "http" does not speak: use another'
+    return None
+
+
 def _is_tls(data: bytes) -> bool:
     """A handshake record of TLS 1.x."""
     return data[:2] == b"\x16\x03"

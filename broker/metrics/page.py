@@ -35,11 +35,19 @@ _METHODS: Final = ("GET", "HEAD")
 _CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
+class _Process(ProcessCollector):
+    """config/broker.service shows the broker nothing of /proc but its own processes (ProcSubset=pid): so not when the machine was started, either."""
+
+    def _boot_time(self) -> float:
+        boot = getattr(time, "CLOCK_BOOTTIME", None)  # Linux
+        return 0.0 if boot is None else time.time() - time.clock_gettime(boot)
+
+
 class Page:
     """All that the listeners of one broker with protocol = "http" serve. `run` is a chore of its server."""
 
     def __init__(self) -> None:
-        self._process = ProcessCollector(registry=None)
+        self._process = _Process(registry=None)
         self._limiter = trio.CapacityLimiter(1)
         """One thread, never behind others'. So pages are made one after another too, and who asks without end takes turns with MQTT."""
 

@@ -9,6 +9,7 @@ Nothing imports this file before there is a listener with protocol = "http": h11
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from email.utils import formatdate
 from http import HTTPStatus
@@ -17,6 +18,7 @@ from typing import Final, NamedTuple, TypeAlias
 import h11
 import trio
 
+from broker.core.strangers import other_than_a_request
 from broker.net.tls import fault_of
 from broker.net.tls_transport import TlsTransport
 from broker.net.transport import BROKEN, Transport, receive, strerror
@@ -68,6 +70,13 @@ async def serve(transport: Transport, peer: str, answering: Answering) -> None:
         await transport.aclose()
 
 
+def _path(target: str) -> str:
+    """A proxy may ask for the whole URL (RFC 9112, 3.2.2)."""
+    if not target.startswith("/"):
+        target = re.sub(r"(?i)^https?://[^/?]*", "", target)
+    return target.partition("?")[0]
+
+
 async def _secure(transport: TlsTransport, peer: str, until: float) -> bool:
     with trio.CancelScope(deadline=until) as patience:
         try:
@@ -88,6 +97,8 @@ class _Visit:
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES_MAX)
         self._unread = b""
         """What has come and h11 has not been given: it gets so little at a time that it notices a head that is too large."""
+        self._first = b""
+        """What came first, for the log."""
         self._wants_head = False
 
     async def run(self, until: float) -> None:
@@ -102,7 +113,7 @@ class _Visit:
                     return
                 answer = await self._answer(request)
             except h11.RemoteProtocolError as error:
-                logger.info("no request of HTTP from %s: %s", self._peer, error)
+                logger.info("no request of HTTP from %s: %s", self._peer, (first and other_than_a_request(self._first)) or error)
                 await self._send(Answer(error.error_status_hint, f"{error}\n".encode(), headers={"Connection": "close"}))
             else:
                 await self._send(answer)
@@ -123,11 +134,12 @@ class _Visit:
                 if not isinstance(http.next_event(), h11.EndOfMessage):
                     raise h11.RemoteProtocolError("a request here has no body")
                 accept = ",".join(value.decode("ascii", "ignore") for name, value in event.headers if name == b"accept")
-                return Request(event.method.decode("ascii"), event.target.decode("ascii").partition("?")[0], accept)
+                return Request(event.method.decode("ascii"), _path(event.target.decode("ascii")), accept)
             if isinstance(event, h11.ConnectionClosed):
                 return None
             if not self._unread:
                 self._unread = await receive(self._transport)
+                self._first = self._first or self._unread[:16]
                 if patience is not None:
                     patience.deadline = trio.current_time() + HEAD_TIMEOUT_S
                     patience = None

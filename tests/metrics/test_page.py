@@ -23,6 +23,7 @@ from broker.config import Config
 from broker.core.saved import Changes
 from broker.errors import ConfigError, ListenError, StoreError
 from broker.hub import Broker
+from broker.metrics.page import _Process
 from broker.metrics.table import NUMBERS, REASONS
 from broker.net import committer
 from broker.net.authentication import ConnectRequest
@@ -171,6 +172,19 @@ async def test_it_says_which_broker_it_is_and_what_the_process_takes() -> None:
         assert found["process_open_fds"] > 3
         assert found["process_resident_memory_bytes"] > 1_000_000
         assert found["process_cpu_seconds_total"] > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there is no /proc")
+def test_the_process_is_seen_where_proc_shows_nothing_else(tmp_path: Path) -> None:
+    """As with ProcSubset=pid of systemd."""
+    (tmp_path / "self").symlink_to("/proc/self")
+
+    def seen(proc: str) -> dict[str, float]:
+        return {family.name: family.samples[0].value for family in _Process(proc=proc, registry=None).collect()}
+
+    hidden, shown = seen(str(tmp_path)), seen("/proc")
+    assert hidden.keys() == shown.keys() >= {"process_open_fds", "process_cpu_seconds", "process_start_time_seconds"}
+    assert hidden["process_start_time_seconds"] == pytest.approx(shown["process_start_time_seconds"], abs=5)
 
 
 async def test_two_brokers_in_one_process_tell_each_of_themselves() -> None:

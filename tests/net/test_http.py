@@ -42,6 +42,14 @@ async def test_one_connection_serves_many_requests() -> None:
         await visitor.stream.aclose()
 
 
+@pytest.mark.parametrize("target", ["/metrics", "/metrics?a=/b", "http://broker:9883/metrics", "HTTPS://broker/metrics?a"])
+async def test_a_path_is_found_in_whatever_a_request_may_name(target: str) -> None:
+    async with trio.open_nursery() as nursery:
+        visitor = await arrived(nursery)
+        assert (await visitor.ask(target)).text == "GET /metrics \n"
+        await visitor.stream.aclose()
+
+
 async def test_head_has_the_headers_of_get_and_no_body() -> None:
     async with trio.open_nursery() as nursery:
         visitor = await arrived(nursery)
@@ -101,6 +109,8 @@ async def test_what_is_no_request_is_told_so_and_ended(said: bytes, status: byte
         await visitor.stream.aclose()
     (line,) = caplog.messages
     assert line.startswith("no request of HTTP from a stranger: ")
+    assert ("this looks like MQTT" in line) == (b"MQTT" in said)
+    assert ("this looks like TLS" in line) == said.startswith(b"\x16\x03")
 
 
 async def test_a_fault_of_ours_is_answered_and_the_next_request_served(caplog: pytest.LogCaptureFixture) -> None:
