@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     compiled: bool
     """Do the hot modules of wire and core run as machine code (docs/performance.md), or in pure Python?"""
 
+    from broker.bridge.settings import Bridge as Bridge
+    from broker.bridge.settings import BridgeInfo as BridgeInfo
+    from broker.bridge.settings import BridgeTls as BridgeTls
+    from broker.bridge.settings import BridgeTopic as BridgeTopic
     from broker.channel import Subscription as Subscription
     from broker.client.authentication import ScramSHA256 as ScramSHA256
     from broker.client.authentication import Token as Token
@@ -72,6 +76,7 @@ if TYPE_CHECKING:
     from broker.thread import broker_thread as broker_thread
 
 _ROOMS = {
+    "bridge.settings": ("Bridge", "BridgeInfo", "BridgeTls", "BridgeTopic"),
     "channel": ("Subscription",),
     "client.authentication": ("ScramSHA256", "Token"),
     "client.client": ("Client",),

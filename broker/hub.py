@@ -15,6 +15,8 @@ import msgspec
 import trio
 
 from broker.auth.bans import Ban
+from broker.bridge.bridges import Bridges
+from broker.bridge.settings import BridgeInfo, check_bridges
 from broker.channel import MessageChannel, Subscription
 from broker.core.allowance import LimitOverrides
 from broker.core.limits import Limits
@@ -86,6 +88,7 @@ class Broker:
         doorkeeper: Doorkeeper,
         overflow: Mapping[str, str],
         overrides: LimitOverrides,
+        bridges: Bridges,
     ) -> None:
         self._urls = tuple(one.url for one in bound)
         self._server = server
@@ -96,6 +99,7 @@ class Broker:
         self._doorkeeper = doorkeeper
         self._overflow = overflow
         self._overrides = overrides
+        self._bridges = bridges
         self._grace_s = SHUTDOWN_GRACE_S if config is None else config.shutdown_grace_s
         self._numbers = itertools.count(1)
         self._credit_s = server.limits.slow_subscriber_grace_s
@@ -224,6 +228,11 @@ class Broker:
         """Every session, connected or not."""
         return [_client_info(session) for session in self._engine.clients()]
 
+    @property
+    def bridges(self) -> Sequence[BridgeInfo]:
+        """Every bridge, connected or not, in the order of their names."""
+        return self._bridges.infos()
+
     def disconnect(self, client_id: str, reason: ReasonCode = ReasonCode.ADMINISTRATIVE_ACTION, *, drop_session: bool = False) -> bool:
         """Throw a client out; was there one, or a session to drop?"""
         found = self._engine.disconnect(client_id, reason, trio.current_time(), drop_session=drop_session)
@@ -252,14 +261,16 @@ class Broker:
 
     def reload(self, config: Settings) -> Sequence[str]:
         """Take over what can change while running: limits (under those that `open_broker` was given) and overflow for what comes from
-        now on, passwords, access rules,
-        certificates, tokens, bans, allow_anonymous and the small keys of listeners, sys_interval_s, shutdown_grace_s, log.connections. The files are
+        now on, passwords, access rules, certificates, tokens, bans, allow_anonymous and the small keys of listeners, bridges (those that have
+        changed begin anew), sys_interval_s, shutdown_grace_s, log.connections. The files are
         read again. Clients stay connected, with what the new rules allow them. Returns the keys that differ and need a restart.
         ConfigError: nothing was changed. (log.level is the process's, which owns its logging.)
         """
         old = self._config
         plan = self._doorkeeper.read(config)
         limits = limits_of(self._overrides, config, plan.listeners)
+        if not self._bridges.fixed:
+            check_bridges(config.bridges)
         check_open([*plan.listeners, *self._doorkeeper.adopted], config, self._doorkeeper.hook)
         self._engine.set_overflow(overflow_rules(self._overflow, config))
         self._doorkeeper.use(plan)
@@ -268,17 +279,23 @@ class Broker:
         self._grace_s = config.shutdown_grace_s
         self._log.connections = config.log.connections
         self._server.flush()
+        if not self._bridges.fixed:
+            self._bridges.use(config.bridges)
         restart = [] if old is None else _needs_restart(old, config)
         if not restart or old is None:
             self._config = config
         return restart
 
     async def shutdown(self, grace_s: float | None = None) -> None:
-        """Stop accepting, tell clients goodbye, send what is queued, close all. grace_s: at most so long; None: shutdown_grace_s.
+        """Stop accepting, end bridges, tell clients goodbye, send what is queued, close all. grace_s: at most so long; None: shutdown_grace_s.
 
         Idempotent; a second call may shorten the grace. Returns when everything is gone.
         """
-        self._server.begin_shutdown(self._grace_s if grace_s is None else grace_s)
+        seconds = self._grace_s if grace_s is None else grace_s
+        ends_at = trio.current_time() + seconds
+        with trio.move_on_after(seconds):
+            await self._bridges.end(seconds)
+        self._server.begin_shutdown(ends_at - trio.current_time())
         await self._server.wait_ended()
 
     async def wait_closed(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -17,6 +18,8 @@ from typing import Any
 import msgspec
 import trio
 
+from broker.bridge.bridges import Bridges
+from broker.bridge.settings import Bridge
 from broker.core.access import Authorize
 from broker.core.allowance import LimitOverrides
 from broker.core.engine import Engine
@@ -49,6 +52,7 @@ async def open_broker(
     authorize: Authorize | None = None,
     overflow: Mapping[str, Overflow] | None = None,
     store: str | PathLike[str] | None = None,
+    bridges: Sequence[Bridge] | None = None,
     **limits: int | float,
 ) -> AsyncIterator[Broker]:
     """A broker that lives as long as the body. Entered when all listeners are bound; else ListenError, and none is left open.
@@ -58,7 +62,8 @@ async def open_broker(
     comes in by `Broker.attach` is asked as others are. A SocketListener becomes the broker's own. overflow: Topic Filter to
     rule, asked before the config's. store: a file for what is to outlive the broker: retained messages, Wills, and the Sessions that outlive their
     connection, with what waits for them; it is made where it is not there, and is this broker's alone. Without it and the config's nothing does. What
-    has to last is on disk before it is acknowledged. limits: keys of the TOML's [limits]. $SYS is published when a config says how often (Config's
+    has to last is on disk before it is acknowledged. bridges: to other brokers, instead
+    of the config's; those need not be there. limits: keys of the TOML's [limits]. $SYS is published when a config says how often (Config's
     default: 10 s), not otherwise.
 
     Left normally: `shutdown(shutdown_grace_s)`. Cancelled, or left by an exception: the same goodbye, with the same deadline; the
@@ -70,6 +75,7 @@ async def open_broker(
     unknown = sorted(limits.keys() - set(Limits.__struct_fields__))
     if unknown:
         raise TypeError(f"open_broker() has neither an argument nor a limit of the name {unknown[0]!r}")
+    bridging = Bridges(bridges if bridges is not None else () if config is None else config.bridges, fixed=bridges is not None)
     overrides = LimitOverrides(**limits)
     own = [listener for listener in wanted if isinstance(listener, Listener)]
     chosen = limits_of(overrides, config, own)
@@ -107,17 +113,24 @@ async def open_broker(
         server.set_limits(chosen, () if config is None else config.limits_for)
         if committer is not None:
             await committer.restore(server.rules_of, in_thread=authorize is None)
+        bridging.prepare(server)
         async with trio.open_nursery() as nursery:
-            hub = Broker(server, bound, config, sys_topics, log, doorkeeper, overflow or {}, overrides)
+            hub = Broker(server, bound, config, sys_topics, log, doorkeeper, overflow or {}, overrides, bridging)
+            grace_ends_at = math.inf
             try:
                 await nursery.start(server.run, bound)
+                await bridging.start(nursery)
                 yield hub
+                grace_ends_at = trio.current_time() + hub._grace_s
+                with trio.move_on_at(grace_ends_at):
+                    await bridging.end(hub._grace_s)
             except BaseException as error:
                 failure = error
                 raise
             finally:
+                bridging.cancel()
                 # The one place that ends the shield in `run`, whatever the body did.
-                server.begin_shutdown(hub._grace_s)
+                server.begin_shutdown(min(hub._grace_s, grace_ends_at - trio.current_time()))
         left_well = True
     except BaseExceptionGroup as group:
         caught = group
@@ -163,11 +176,21 @@ async def serve(
     authorize: Authorize | None = None,
     overflow: Mapping[str, Overflow] | None = None,
     store: str | PathLike[str] | None = None,
+    bridges: Sequence[Bridge] | None = None,
     task_status: trio.TaskStatus[Broker] = trio.TASK_STATUS_IGNORED,
     **limits: int | float,
 ) -> None:
     """`open_broker` for `hub = await nursery.start(serve, config)`, until cancelled or `Broker.shutdown`."""
-    opened = open_broker(config, listeners=listeners, authenticate=authenticate, authorize=authorize, overflow=overflow, store=store, **limits)
+    opened = open_broker(
+        config,
+        listeners=listeners,
+        authenticate=authenticate,
+        authorize=authorize,
+        overflow=overflow,
+        store=store,
+        bridges=bridges,
+        **limits,
+    )
     async with opened as hub:
         task_status.started(hub)
         await hub.wait_closed()

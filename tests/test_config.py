@@ -13,8 +13,9 @@ import pytest
 
 from broker.auth.bans import Ban
 from broker.auth.tokens import Jwt
+from broker.bridge.settings import BridgeTls, BridgeTopic
 from broker.config import DEFAULT_LISTENERS, Config
-from broker.config.kinds import AccessConfig, ListenerConfig, LogConfig, OverflowConfig, StoreConfig
+from broker.config.kinds import AccessConfig, BridgeConfig, ListenerConfig, LogConfig, OverflowConfig, StoreConfig
 from broker.core.allowance import LimitOverrides
 from broker.core.limits import Limits
 from broker.errors import ConfigError
@@ -55,6 +56,7 @@ def uncommented(text: str) -> dict[str, Any]:
         ("overflow", OverflowConfig),
         ("access", AccessConfig),
         ("banned", Ban),
+        ("bridges", BridgeConfig),
         ("", Config),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -86,6 +88,15 @@ def test_example_has_every_key_of_tls_with_its_default() -> None:
     assert set(written) == set(TlsFiles.__struct_fields__)
     assert (written["require_certificate"], written["identity"], written["tls_version"]) == (False, "none", "tlsv1.2")
     assert set(written["names"][0]) == set(TlsName.__struct_fields__)
+
+
+def test_example_has_every_key_of_a_bridge_with_its_default() -> None:
+    written = uncommented(EXAMPLE.read_text("utf-8"))["bridges"][0]
+    (topic,) = written["topics"]
+    assert set(topic) == set(BridgeTopic.__struct_fields__)
+    assert BridgeTopic(**topic) == BridgeTopic(filter="sensors/#")
+    assert set(written["tls"]) == set(BridgeTls.__struct_fields__)
+    assert written["tls"]["check_hostname"] is BridgeTls().check_hostname
 
 
 # ---- mistakes ------------------------------------------------------------------------------------------------------------
@@ -294,7 +305,7 @@ def test_a_key_in_another_table_is_told_where_it_belongs() -> None:
             "overflow": [{"filter": "#", "rule": "latest", "may": "read"}],
         }
     )
-    assert found["tls"] == "unknown key here; it belongs in [[listeners]]"
+    assert found["tls"] == "unknown key here; it belongs in [[listeners]] or in [[bridges]]"
     assert found["limits.shutdown_grace_s"] == "unknown key here; it belongs above the first [table]"
     assert found["limits.users"] == "unknown key here; it belongs in [[limits_for]]"
     assert found["listeners[0].client_ca"] == "unknown key here; it belongs in [listeners.tls]"

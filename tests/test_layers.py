@@ -1,6 +1,7 @@
 """Imports point one way.
 
-reasons < errors < wire < core < {store, auth} < messages < pace < channel < net < {client, metrics} < hub < opening < thread < {...} < config < cli.
+reasons < errors < wire < core < {store, auth} < messages < pace < channel < net < {client, metrics} < bridge < hub < opening < thread < {...}
+< config < cli.
 
 A room may import its own and those below. The pure rooms, wire and core, may not touch time, chance, sockets or an event loop,
 else a test of theirs would need one. `if TYPE_CHECKING` imports count too: a name needed to say what something is, is a dependency.
@@ -28,10 +29,11 @@ ORDER = [
     {"channel"},
     {"net"},
     {"client", "metrics"},
+    {"bridge"},
     {"hub"},
     {"opening"},
     {"thread"},
-    {"bridge", "cluster", "http", "testing", "bench"},
+    {"cluster", "http", "testing", "bench"},
 ]
 ORDER += [{"config"}, {"cli"}, {"__main__"}]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}

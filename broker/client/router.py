@@ -17,7 +17,7 @@ import trio
 
 from broker.channel import MessageChannel, Subscription
 from broker.core.client_state import Delivery
-from broker.errors import SubscriptionExists, shown
+from broker.errors import SubscribeRefused, SubscriptionExists, shown
 from broker.messages import Message
 from broker.pace import IN_A_ROW_COUNT_MAX
 from broker.reasons import ReasonCode
@@ -73,16 +73,25 @@ class DeliveryReceipt:
 
 
 class OpenSubscription:
-    """One SUBSCRIBE with its channels, from before it is sent until its scope ends. filters: as sent, `$share/...` included."""
+    """One SUBSCRIBE with its channels, from before it is sent until its scope ends. filters: as sent, `$share/...` included. on_refused: told of
+    each filter that is not granted, and the scope goes on with the others; None: it does not."""
 
-    __slots__ = ("changed", "channel", "entered", "filters", "identifier", "keep", "left", "plain_filters", "subscription")
+    __slots__ = ("changed", "channel", "entered", "filters", "identifier", "keep", "left", "on_refused", "plain_filters", "subscription")
 
-    def __init__(self, filters: tuple[str, ...], identifier: int, channel: MessageChannel, keep: bool) -> None:
+    def __init__(
+        self,
+        filters: tuple[str, ...],
+        identifier: int,
+        channel: MessageChannel,
+        keep: bool,
+        on_refused: Callable[[SubscribeRefused], None] | None = None,
+    ) -> None:
         self.filters = filters
         self.plain_filters = tuple(split_shared(filter)[1] for filter in filters)
         self.identifier = identifier
         self.channel = channel
         self.keep = keep
+        self.on_refused = on_refused
         self.left: set[str] = set()
         """Filters that the program has unsubscribed from meanwhile."""
         self.entered = False

@@ -84,7 +84,7 @@ class Subscriber:
                 line.check_open()
             for filter, reason in zip(exchange.filters, exchange.reasons, strict=True):
                 if reason >= 0x80:
-                    raise SubscribeRefused(filter, reason)
+                    refuse(opened, SubscribeRefused(filter, reason))
         except BaseException as error:
             # An earlier run may have kept it: a program that ends while it starts is not to lose what comes meanwhile.
             opened.entered = opened.keep and isinstance(error, trio.Cancelled)
@@ -97,7 +97,8 @@ class Subscriber:
         finally:
             line.waiters.discard(opened.changed)
         opened.entered = True
-        opened.subscription = Subscription(opened.filters, tuple(QoS(reason) for reason in exchange.reasons), opened.channel)
+        granted = [(filter, QoS(reason)) for filter, reason in zip(exchange.filters, exchange.reasons, strict=True) if reason < 0x80]
+        opened.subscription = Subscription(tuple(filter for filter, _ in granted), tuple(qos for _, qos in granted), opened.channel)
 
     def _withdraw(self, exchange: Exchange, *, stays: bool) -> None:
         """Undo a SUBSCRIBE that nobody waits for: all of it if its answer is not here yet, else what was granted. stays: only if it has not left."""
@@ -159,6 +160,17 @@ class Subscriber:
             if reason < 0x80:
                 granted[filter] = QoS(reason)
                 continue
+            refused = SubscribeRefused(filter, reason)
+            if owner.on_refused is not None:
+                owner.on_refused(refused)
+                continue
             for channel in owner.channel.siblings:
-                channel.close(SubscribeRefused(filter, reason))
-        owner.subscription.granted = tuple(granted.values())
+                channel.close(refused)
+        owner.subscription.granted = tuple(granted[filter] for filter in owner.subscription.filters)
+
+
+def refuse(opened: OpenSubscription, error: SubscribeRefused) -> None:
+    """Whose scope it is says whether it goes on without that filter."""
+    if opened.on_refused is None:
+        raise error
+    opened.on_refused(error)

@@ -11,12 +11,13 @@ import msgspec
 from broker.auth.acl import load_rules
 from broker.auth.passwords import load_passwords
 from broker.auth.tokens import Jwt, load_tokens
-from broker.config.kinds import ListenerConfig
+from broker.bridge.settings import Bridge, BridgeTls, BridgeTopic, bridge_faults
+from broker.config.kinds import BridgeConfig, ListenerConfig
 from broker.config.tables import Problems, kind_of, read_known, read_table, read_tables
 from broker.core.allowance import LimitOverrides, UserLimits
 from broker.core.limits import OF_ALL, OF_STRANGERS, Limits
 from broker.errors import ConfigError
-from broker.net.listener import NOT_WITH_UNIX, Listener, check
+from broker.net.listener import NOT_WITH_UNIX, Listener, check, is_loopback
 from broker.net.settings import BEFORE_CONNECT, WHOLE_BROKER, limit_faults
 from broker.net.tls import TlsFiles, TlsName, make_context
 from broker.wire.topics import topic_filter_fault
@@ -124,6 +125,52 @@ def read_jwt(data: Any, folder: Path | None, place: str, problems: Problems) -> 
     except ConfigError as error:
         problems += [(f"{place}.{key}" if key else place, expected) for key, expected in error.problems]
     return jwt
+
+
+def read_bridges(
+    found: Sequence[tuple[str, BridgeConfig]], listeners: Sequence[Listener], folder: Path | None, problems: Problems
+) -> tuple[Bridge, ...]:
+    bridges: list[tuple[str, Bridge]] = []
+    places: dict[str, str] = {}
+    for place, entry in found:
+        topics = read_tables(BridgeTopic, entry.topics or [], f"{place}.topics", problems)
+        if not entry.topics:
+            problems.append((f"{place}.topics", "is missing; expected at least one" if entry.topics is None else "expected at least one"))
+        places |= {f"{place}.topics[{index}]": own for index, (own, _) in enumerate(topics)}  # one with a mistake is left out
+        tls = None if entry.tls is None else read_table(BridgeTls, entry.tls, f"{place}.tls", problems)
+        if tls is not None:
+            tls = msgspec.structs.replace(tls, **{name: at(folder, getattr(tls, name)) for name in ("ca", "certificate", "key")})
+        fields = msgspec.structs.asdict(entry) | {
+            "topics": tuple(topic for _, topic in topics), "tls": tls, "password_file": at(folder, entry.password_file)
+        }  # fmt: skip
+        bridge = Bridge(**fields)
+        bridges.append((place, bridge))
+        problems.extend((f"{place}.url", text) for text in _url_faults(bridge, listeners))
+    for key, text in bridge_faults(bridges):
+        head, dot, rest = key.rpartition(".")
+        if not key.endswith(".topics"):  # told above
+            problems.append((places.get(head, head) + dot + rest, text))
+    return tuple(bridge for _, bridge in bridges)
+
+
+def _url_faults(bridge: Bridge, listeners: Sequence[Listener]) -> list[str]:
+    """What a program may say, and a file may not; and a broker that is this one."""
+    try:
+        target = bridge.target
+    except ValueError:
+        return []
+    if target is None:
+        return []
+    faults = []
+    if target.username is not None or target.password is not None or target.options:
+        faults.append("expected no user, password or ?key=value in it: they are keys of their own (username, password_file)")
+    for listener in listeners:
+        same_host = target.host == listener.host or (is_loopback(target.host) and (is_loopback(listener.host) or listener.host in ("*", "0.0.0.0")))
+        here = target.path == listener.unix if target.scheme == "unix" else listener.unix is None and listener.port == target.port and same_host
+        if here:
+            faults.append(f"{bridge.address} is this broker itself: what it sends would come back to it for ever")
+            break
+    return faults
 
 
 def read_listeners(found: Sequence[tuple[str, ListenerConfig]], limits: Limits, folder: Path | None, problems: Problems) -> tuple[Listener, ...]:

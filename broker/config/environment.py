@@ -10,7 +10,8 @@ import msgspec
 
 from broker.auth.bans import Ban
 from broker.auth.tokens import Jwt
-from broker.config.kinds import AccessConfig, ListenerConfig, LogConfig, OverflowConfig, StoreConfig, Top
+from broker.bridge.settings import BridgeTls, BridgeTopic
+from broker.config.kinds import AccessConfig, BridgeConfig, ListenerConfig, LogConfig, OverflowConfig, StoreConfig, Top
 from broker.config.tables import Problems
 from broker.net.tls import TlsFiles, TlsName
 
@@ -47,11 +48,11 @@ def _copied(value: Any) -> Any:
     return [_copied(inner) for inner in value] if isinstance(value, list) else value
 
 
-_TEXT_KEYS: Final = {"certificate", "filter", "rule", "topic", "may"} | {
-    field.name
-    for kind in (Top, ListenerConfig, TlsFiles, TlsName, LogConfig, StoreConfig, OverflowConfig, AccessConfig, Jwt, Ban)
-    for field in msgspec.structs.fields(kind)
-    if isinstance(field.default, str) or field.type == str | None
+_TABLES: Final = (
+    Top, ListenerConfig, TlsFiles, TlsName, LogConfig, StoreConfig, OverflowConfig, AccessConfig, Jwt, Ban, BridgeConfig, BridgeTls, BridgeTopic,
+)  # fmt: skip
+_TEXT_KEYS: Final = {"certificate", "filter", "rule", "topic", "may", "name", "url", "direction", "version"} | {
+    field.name for kind in _TABLES for field in msgspec.structs.fields(kind) if isinstance(field.default, str) or field.type == str | None
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final, Literal, TypeAlias
 
 from msgspec import Struct
@@ -11,7 +12,7 @@ from broker.net.websocket_path import PATH
 
 Overflow: TypeAlias = Literal["drop-oldest", "drop-newest", "latest", "disconnect", "refuse"]
 
-TABLES: Final = ("listeners", "limits", "limits_for", "log", "store", "overflow", "access", "banned", "jwt")
+TABLES: Final = ("listeners", "limits", "limits_for", "log", "store", "overflow", "access", "banned", "bridges", "jwt")
 """Those of the file, beside what stands above the first one (`Top`)."""
 
 
@@ -47,6 +48,23 @@ class ListenerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     connections_count_max: int = 100_000
     limits: dict[str, Any] | None = None
     """Keys of [limits]."""
+
+
+class BridgeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One [[bridges]]; `bridge.settings.Bridge` has the same fields and says what they mean."""
+
+    name: str
+    url: str
+    client_id: str | None = None
+    username: str | None = None
+    password_file: str | None = None
+    version: Literal["5.0", "3.1.1"] = "5.0"
+    keepalive_s: int = 60
+    session_expiry_s: float = math.inf
+    tls: dict[str, Any] | None = None
+    """`bridge.settings.BridgeTls`."""
+    topics: list[Any] | None = None
+    """`bridge.settings.BridgeTopic`, one at least."""
 
 
 class LogConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -12,8 +12,9 @@ from msgspec.structs import FieldInfo
 
 from broker.auth.bans import Ban
 from broker.auth.tokens import Jwt
+from broker.bridge.settings import BridgeTls, BridgeTopic
 from broker.config.habits import counterpart
-from broker.config.kinds import TABLES, AccessConfig, ListenerConfig, LogConfig, OverflowConfig, StoreConfig, Top
+from broker.config.kinds import TABLES, AccessConfig, BridgeConfig, ListenerConfig, LogConfig, OverflowConfig, StoreConfig, Top
 from broker.core.limits import Limits
 from broker.net.tls import TlsFiles, TlsName
 
@@ -89,6 +90,9 @@ _HOMES: Final[dict[str, tuple[str, ...]]] = {
     "in [[overflow]]": OverflowConfig.__struct_fields__,
     "in [[access]]": AccessConfig.__struct_fields__,
     "in [[banned]]": Ban.__struct_fields__,
+    "in [[bridges]]": BridgeConfig.__struct_fields__,
+    "in [[bridges.topics]]": BridgeTopic.__struct_fields__,
+    "in [bridges.tls]": BridgeTls.__struct_fields__,
     "in [jwt]": Jwt.__struct_fields__,
     "in [[limits_for]]": ("users",),
 }

@@ -17,9 +17,10 @@ from broker.auth.bans import Ban, ban_fault
 from broker.auth.client_ids import pattern_fault
 from broker.auth.passwords import load_passwords
 from broker.auth.tokens import Jwt
-from broker.config.checks import at, check_file, check_filters, check_not_negative, read_jwt, read_limits_for, read_listeners
+from broker.bridge.settings import Bridge
+from broker.config.checks import at, check_file, check_filters, check_not_negative, read_bridges, read_jwt, read_limits_for, read_listeners
 from broker.config.environment import variables, with_environment
-from broker.config.kinds import AccessConfig, ListenerConfig, LogConfig, OverflowConfig, StoreConfig, Top
+from broker.config.kinds import AccessConfig, BridgeConfig, ListenerConfig, LogConfig, OverflowConfig, StoreConfig, Top
 from broker.config.tables import Problems, read_table, read_tables
 from broker.core.allowance import UserLimits
 from broker.core.limits import Limits
@@ -35,7 +36,8 @@ class Config(Struct, frozen=True, kw_only=True):
     """All settings of a broker. listeners: none written means this machine only, port 1883. allow_anonymous: None allows clients without
     authentication while every listener is loopback or Unix and there are no password file and no tokens. password_file, acl_file: paths of
     Mosquitto's. jwt: tokens (`broker.auth.tokens.Jwt`); None takes none. client_ids: patterns of the Client Identifiers that may come, "%u-*";
-    username_as_client_id: each is called as its user. banned: who may not come in (`broker.auth.bans.Ban`). access: rules after those of acl_file.
+    username_as_client_id: each is called as its user. banned: who may not come in (`broker.auth.bans.Ban`). bridges: to other brokers
+    (`broker.Bridge`). access: rules after those of acl_file.
     overflow: (Topic Filter, rule), the first match counts. limits: `Limits`. limits_for: (user name, what differs for that user). log: where the
     command's log goes; in a program only its `connections` counts. store: where what outlives a restart is kept. shutdown_grace_s: how long clients
     get what is queued for them when it ends. sys_interval_s: between two rounds of $SYS/broker/..., 0 is off. Made by `load` and `from_dict`."""
@@ -54,6 +56,7 @@ class Config(Struct, frozen=True, kw_only=True):
     client_ids: tuple[str, ...] | None = None
     username_as_client_id: bool = False
     banned: tuple[Ban, ...] = ()
+    bridges: tuple[Bridge, ...] = ()
     shutdown_grace_s: float = 5
     sys_interval_s: float = 10
 
@@ -105,6 +108,7 @@ class Config(Struct, frozen=True, kw_only=True):
         limits_for = read_limits_for(tables.pop("limits_for", []), limits or Limits(), problems)
         banned = read_tables(Ban, tables.pop("banned", []), "banned", problems)
         problems += [(f"{place}.{fault[0]}".rstrip("."), fault[1]) for place, ban in banned if (fault := ban_fault(ban)) is not None]
+        found = read_tables(BridgeConfig, tables.pop("bridges", []), "bridges", problems)
         jwt = read_jwt(tables.pop("jwt", None), folder, "jwt", problems)
         top = read_table(Top, tables, "", problems)
         if log is not None and not log.target:
@@ -118,6 +122,7 @@ class Config(Struct, frozen=True, kw_only=True):
         check_filters([(place, rule.filter) for place, rule in overflow], "filter", problems)
         check_filters([(place, rule.topic) for place, rule in access], "topic", problems)
         opened = read_listeners(listeners, limits or Limits(), folder, problems)
+        bridges = read_bridges(found, opened, folder, problems)
         if top is not None:
             problems += [("client_ids", fault) for fault in map(pattern_fault, top.client_ids or ()) if fault is not None]
             check_file(load_passwords, at(folder, top.password_file), "password_file", problems)
@@ -142,6 +147,7 @@ class Config(Struct, frozen=True, kw_only=True):
             client_ids=top.client_ids,
             username_as_client_id=top.username_as_client_id,
             banned=tuple(ban for _, ban in banned),
+            bridges=bridges,
             shutdown_grace_s=top.shutdown_grace_s,
             sys_interval_s=top.sys_interval_s,
         )

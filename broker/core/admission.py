@@ -41,6 +41,8 @@ def unserved(state: State, link: Link, packet: Connect) -> tuple[ReasonCode, str
 
 def refusal_of(state: State, link: Link, will: WillMessage | None, now: float) -> tuple[ReasonCode, str] | None:
     """What there is no place for, of a client that is known by now; None if there is."""
+    if state.reserved and state.reserved.get(link.client_id, link.listener) != link.listener:
+        return ReasonCode.CLIENT_IDENTIFIER_NOT_VALID, "this Client Identifier is reserved for a bridge of this broker"
     if len(state.sessions) >= state.limits.sessions_count_max and link.client_id not in state.sessions:
         return ReasonCode.QUOTA_EXCEEDED, "there are too many sessions"
     refusal = None

@@ -444,6 +444,8 @@ class ClientProtocol:
             self.session_expiry_s = properties.session_expiry_interval
         self._events.append(Connected(packet, packet.session_present))
         if packet.session_present:
+            if not self.has_session:
+                self.outbox.inherit()
             self._resume()
         else:
             self._start_anew()

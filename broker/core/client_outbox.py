@@ -3,6 +3,9 @@
 A message waits unencoded until there is room for its bytes, so it can be taken back until then. QoS 1 and 2 go in the order of the
 calls and within the broker's Receive Maximum; QoS 0 does not wait for that. After a lost connection what was unacknowledged is
 repeated first; after a lost Session QoS 1 is new again, and QoS 2 that had left is unknown.
+
+A program that comes back to a Session of an earlier run does not know which ids the broker still holds from then, of QoS 2 messages whose PUBREL
+never left; a new message with such an id would count as a repetition and be lost. So each id is released once before it is first used at QoS 2.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ class ClientOutbox:
         "_capabilities",
         "_done",
         "_expiring",
+        "_free_ids",
         "_released",
         "_send",
         "_sequence",
@@ -53,6 +57,8 @@ class ClientOutbox:
         self._batch: list[Outgoing] = []  # QoS 0 in the bytes that are being sent
         self._aliases: dict[int, str] = {}
         self._sequence = 0
+        self._free_ids: bytearray | None = None
+        """One bit an id: this run has released it, or the Session is of this run and it needs no releasing (None)."""
         self._expiring: list[tuple[float, int, Outgoing]] = []  # a heap
         self.now = 0.0
         """The time of the verb that is being done."""
@@ -148,8 +154,20 @@ class ClientOutbox:
         self.sender.begin(capabilities.receive_maximum)
         return [PubRel(packet_id) for packet_id in self.sender.released]
 
+    def inherit(self) -> None:
+        """The Session is of an earlier run; `begin` follows."""
+        self._free_ids = bytearray(8192)
+
+    def _release(self, packet_id: int, free_ids: bytearray) -> None:
+        """Whatever message of an earlier run had it is the broker's, or will be sent again; the PUBCOMP that comes waits for nothing."""
+        if not free_ids[packet_id >> 3] & 1 << (packet_id & 7):
+            free_ids[packet_id >> 3] |= 1 << (packet_id & 7)
+            pubrel = PubRel(packet_id)
+            self._send(pubrel, encode(pubrel, self._version))
+
     def forget_session(self) -> None:
         """The Session is lost; `begin` follows."""
+        self._free_ids = None
         released, self._released = self._released, {}
         for outgoing in released.values():
             self._finish(outgoing, "acknowledged")  # its PUBREC said that the message is the broker's
@@ -213,6 +231,8 @@ class ClientOutbox:
             elif may_count:
                 outgoing = counted.popleft()
                 outgoing.packet_id = sender.send(outgoing)
+                if self._free_ids is not None and outgoing.qos == 2:
+                    self._release(outgoing.packet_id, self._free_ids)
                 publish = structs.replace(outgoing.publish, packet_id=outgoing.packet_id)
                 waiting_bytes = self._send_publish(outgoing, publish, outgoing.topic_alias, waiting_bytes)
             else:

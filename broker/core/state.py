@@ -84,6 +84,9 @@ class State:
         self.retained = RetainedStore() if journal is None else LastingRetainedStore(journal)
         self.deadlines = Deadlines()
         self.sessions: dict[str, Session] = {}
+        self.reserved: dict[str, str] = {}
+        """Client Identifiers that only who comes in by a certain listener may have, whether or not it is here: whoever else had one would get its
+        Session, and what waits in it."""
         self.links: dict[Link, None] = {}  # not a set: its order would change from run to run, and shutdown's goodbyes with it
         self.newcomers: dict[Link, float] = {}
         """Those of them that have come since somebody asked when the next timer is due, and until when each should be connected: mostly it is

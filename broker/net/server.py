@@ -25,6 +25,7 @@ from broker.net.addresses import Addresses
 from broker.net.authentication import QUESTIONS_COUNT_MAX
 from broker.net.bound_socket import HANDS_DOWN, BoundSocket
 from broker.net.connection import Connection, send_in_a_row
+from broker.net.inside import INSIDE, InsideDoor
 from broker.net.locks import Guard, Lock
 from broker.net.proxy_protocol import is_trusted
 from broker.net.seldom import Seldom
@@ -80,6 +81,7 @@ class Server:
         self.limiter = trio.CapacityLimiter(QUESTIONS_COUNT_MAX)
         self.connections: set[Connection] = set()
         self.bound: Sequence[BoundSocket] = ()
+        self.inside = InsideDoor(limits)
         self.writing: set[Connection] = set()
         """Those whose socket was full."""
         self.progressed = trio.Event()
@@ -196,6 +198,13 @@ class Server:
         self._begin(connection, self._clients)
         return connection
 
+    def admit_inside(self, transport: Transport, peer: str) -> Connection | None:
+        """The same for a client of the house, who is asked nothing and may do everything."""
+        connection = self.admit(transport, peer, INSIDE, self.inside)
+        if connection is not None:
+            self.inside.connections_count += 1
+        return connection
+
     def _begin(self, connection: Connection, clients: trio.Nursery) -> None:
         self.connections.add(connection)
         clients.start_soon(life.run, connection, name="client")  # else Trio makes a name of 85 bytes for each
@@ -221,6 +230,8 @@ class Server:
         """What who came in there may do, and how much; where there is no such listener any more, what holds at the first one. "": by none."""
         if not url:
             return self.engine.access, self.engine.allowance
+        if url == INSIDE:
+            return self.access_of(self.inside), self.inside.allowance or self.engine.allowance
         own = [one for one in self.bound if one.url == url] or [one for one in self.bound if one.listener.protocol != "http"][:1]
         return (self.access_of(own[0]), own[0].allowance or self.engine.allowance) if own else (self.engine.access, self.engine.allowance)
 
@@ -231,7 +242,7 @@ class Server:
     def set_limits(self, limits: Limits, users: UserLimits) -> None:
         """For what comes from now on: of all, of each listener, and of users that have their own."""
         self.limits = limits
-        for one in self.bound:
+        for one in (*self.bound, self.inside):
             own = one.listener.limits.over(limits)
             if one.allowance is None:
                 one.allowance = Allowance(own, users)

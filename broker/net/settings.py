@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from broker.auth.acl import May
 from broker.auth.bans import Ban
@@ -59,6 +59,10 @@ class Settings(Protocol):
     def log(self) -> LogSettings: ...
     @property
     def store(self) -> StoreSettings: ...
+    @property
+    def bridges(self) -> Sequence[Any]:
+        """`broker.bridge.settings.Bridge`, of a room above."""
+
     @property
     def overflow(self) -> Sequence[OverflowRule]: ...
     @property

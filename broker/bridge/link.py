@@ -1,0 +1,350 @@
+"""One bridge at work: its client here, its client there, and the two pumps between them, made again whatever happens.
+
+The client here is made first and once, so that its Session is there and queues, though the other broker may never have been reached; then it
+is away, behind its gate, whenever the other broker is. Both clients outlive lost connections, and with them the state of QoS 2: only the end
+of one of them, by a crash or a refusal, can double a message.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from broker.bridge.gate import Gate
+from broker.bridge.mapping import Mapping
+from broker.bridge.pump import UNDER_WAY_COUNT_MAX, Pump, Tally
+from broker.bridge.settings import Bridge, BridgeTls, client_context, read_password
+from broker.channel import MessageChannel, Subscription
+from broker.client.client import Client
+from broker.client.connect import connect
+from broker.client.connection import unwrap
+from broker.client.reconnect import Reconnect, is_final
+from broker.client.router import OpenSubscription
+from broker.core.message import ApplicationMessage
+from broker.errors import BrokerError, ConnectError, ConnectionLost, SubscribeRefused
+from broker.net.seldom import Seldom
+from broker.net.transport import strerror
+from broker.wire.packets import MQTT_5, Properties, SubscriptionRequest
+
+if TYPE_CHECKING:
+    from broker.net.server import Server
+
+RECEIVE_COUNT_MAX: Final = 500
+"""Unacknowledged messages on the way in to a client of ours."""
+BUFFER_COUNT_MAX: Final = 10_000
+"""Messages of QoS 0 that wait to be taken; beyond them the oldest go."""
+ANSWER_S: Final = 60.0
+"""For SUBACK and UNSUBACK."""
+GOODBYE_S: Final = 1.0
+SLOW_S: Final = 60.0
+"""Between two attempts where the same answer is to be expected, at least."""
+CAUSES_COUNT_MAX: Final = 10
+IDENTIFIER: Final = 1
+"""Of all its filters, in each run: what waits in a Session keeps the one that it was queued with."""
+
+BACKOFF: Final = Reconnect(delay_s=1, delay_s_max=30)
+_NEVER, _IF_NEW, _SEND = 2, 1, 0
+
+logger = logging.getLogger("broker.bridge")
+
+
+class Condition:
+    """What is known of a bridge, over all its runs."""
+
+    def __init__(self) -> None:
+        self.connected = False
+        self.since_s: float | None = None
+        self.cause = "it has not been tried yet"
+        self.tally = Tally()
+        self._told: set[str] = set()
+
+    def up(self) -> None:
+        self.connected = True
+        self.since_s = time.time()
+        self.cause = ""
+        self._told.clear()
+
+    def down(self, cause: str) -> bool:
+        """Is that news? Each cause is told once until it is connected again, and no more than a few."""
+        if self.connected:
+            self.since_s = time.time()
+        self.connected = False
+        self.cause = cause
+        news = cause not in self._told and len(self._told) < CAUSES_COUNT_MAX
+        self._told.add(cause)
+        return news
+
+
+class BridgeLink:
+    """One bridge with these settings, until `stop`. stale: Topic Filters that its Session at the other broker has from earlier settings."""
+
+    def __init__(self, bridge: Bridge, server: Server, condition: Condition, stale: Sequence[str] = ()) -> None:
+        self._bridge = bridge
+        self._server = server
+        self._condition = condition
+        self._stale = stale
+        self._seldom = Seldom(logger)
+        self._scope = trio.CancelScope()
+        self._stopping = trio.Event()
+        self._remote: Client | None = None
+        self._password = b""
+        self._outward = Mapping([(one.local_filter, one.local_prefix, one.remote_prefix) for one in bridge.topics if one.goes_out])
+        self._inward = Mapping([(one.remote_filter, one.remote_prefix, one.local_prefix) for one in bridge.topics if one.comes_in])
+
+    # ---- its life ----------------------------------------------------------------------------------------------------
+
+    async def run(self, ready: Callable[[], object]) -> None:
+        """Until `stop`; ready: called when what comes for it is kept. Whatever goes wrong is logged, and begins anew. Raises nothing but a
+        cancellation from outside."""
+        self._tell_state(b"0")
+        attempts = 0
+        with self._scope:
+            while not self._stopping.is_set():
+                began_at = trio.current_time()
+                slowly = False
+                try:
+                    await self._live(ready)
+                except Exception as error:
+                    fault = unwrap(error)
+                    slowly = isinstance(fault, BrokerError)  # what mends itself does not come here
+                    if slowly:
+                        self._down(str(fault), slowly)
+                    else:
+                        self._down(f"a fault of the broker: {type(fault).__name__}")
+                        logger.error("bridge %r: ended by a fault of the broker, please report it; it begins anew", self._bridge.name, exc_info=fault)
+                ready()
+                attempts = 0 if trio.current_time() - began_at > BACKOFF.delay_s_max else attempts + 1
+                await self._pause(SLOW_S * random.uniform(1, 1.5) if slowly else BACKOFF.delay(attempts))
+        self._condition.down("it has ended")
+        self._tell_state(b"0")
+
+    def stop(self, grace_s: float, *, for_good: bool = False) -> None:
+        """Take nothing more, finish what is under way within the grace, say goodbye. for_good: the other broker need not keep its Session."""
+        remote = self._remote
+        self._stopping.set()
+        if remote is not None and remote.connected:
+            if for_good and remote.core.version >= MQTT_5:
+                remote.core.disconnect_properties = Properties(session_expiry_interval=0)
+            self._scope.deadline = min(self._scope.deadline, trio.current_time() + max(0.0, grace_s))
+        else:
+            self._scope.cancel()
+
+    def cancel(self) -> None:
+        """End it without waiting for what is under way."""
+        self._stopping.set()
+        self._scope.cancel()
+
+    async def _pause(self, seconds: float) -> None:
+        with trio.move_on_after(seconds):
+            await self._stopping.wait()
+
+    # ---- what is known of it -----------------------------------------------------------------------------------------
+
+    def _up(self) -> None:
+        if not self._condition.connected:
+            self._condition.up()
+            logger.info("bridge %r: connected to %s as %r", self._bridge.name, self._bridge.address, self._bridge.remote_client_id)
+            self._tell_state(b"1")
+
+    async def _wait_up(self, local: Client, remote: Client) -> None:
+        """Both ways are open: only then it counts as connected."""
+        await local.wait_connected()
+        if remote.connected:
+            self._up()
+
+    def _down(self, cause: str, slowly: bool = False) -> None:
+        was_connected = self._condition.connected
+        news = self._condition.down(cause)
+        if was_connected:
+            self._tell_state(b"0")
+        if news:
+            again = "it is tried again every minute or so" if slowly else "it is tried again until it succeeds"
+            what = "lost" if was_connected else "no connection"
+            logger.log(logging.ERROR if slowly else logging.WARNING, "bridge %r: %s: %s; %s", self._bridge.name, what, cause, again)
+
+    def _tell_state(self, state: bytes) -> None:
+        self._server.engine.publish(ApplicationMessage(self._bridge.state_topic, state, 0, True), trio.current_time())
+        self._server.flush()
+
+    def _refused(self, error: SubscribeRefused) -> None:
+        logger.error("bridge %r: %s; the rest of it goes on", self._bridge.name, error)
+
+    # ---- the client here ---------------------------------------------------------------------------------------------
+
+    async def _live(self, ready: Callable[[], object]) -> None:
+        gate = Gate(self._server, f"bridge {self._bridge.name}")
+        async with AsyncExitStack() as stack:
+            local = await stack.enter_async_context(
+                connect(
+                    gate,
+                    client_id=self._bridge.local_client_id,
+                    clean_start=False,
+                    session_expiry_s=math.inf,
+                    keep_alive_s=0,
+                    reconnect=Reconnect(delay_s=0.1, delay_s_max=1),
+                    connect_timeout_s=math.inf,  # at the gate it waits for the other broker
+                    close_grace_s=GOODBYE_S,
+                    receive_maximum=RECEIVE_COUNT_MAX,
+                    outgoing_count_max=UNDER_WAY_COUNT_MAX,
+                    topic_alias_maximum=0,
+                )
+            )
+            stack.callback(gate.end)
+            is_new = not local.session_present
+            filters = _strongest((one.local_filter, one.qos) for one in self._bridge.topics if one.goes_out)
+            session = self._server.engine.state.sessions.get(self._bridge.local_client_id)
+            stale = [] if session is None else [filter for filter in session.subscriptions if filter not in filters]
+            if stale:
+                await local.unsubscribe(*stale)
+            outgoing = None
+            if filters:
+                # What is retained is asked for when it can go out, not to lie in a buffer until then.
+                outgoing = await stack.enter_async_context(self._subscribed(local, filters, _NEVER))
+            gate.shut()
+            ready()
+            await self._meet(local, outgoing, filters if is_new else {}, gate)
+
+    @asynccontextmanager
+    async def _subscribed(self, client: Client, filters: dict[str, int], retain_handling: int) -> AsyncIterator[Subscription]:
+        """All of them in one, whose messages come once each."""
+        channel = MessageChannel(ack="manual", buffer_count_max=BUFFER_COUNT_MAX, spares_acknowledged=True)
+        opened = OpenSubscription(tuple(filters), IDENTIFIER, channel, True, self._refused)
+        async with client._driver.subscriber.scope(opened, _requests(client, filters, retain_handling), ()) as subscription:
+            yield subscription
+
+    # ---- the client there --------------------------------------------------------------------------------------------
+
+    async def _meet(self, local: Client, outgoing: Subscription | None, unsent: dict[str, int], gate: Gate) -> None:
+        """Until `stop`, or until the other broker says what it would say again. unsent: filters whose retained messages have not been carried."""
+        attempts = 0
+        while not self._stopping.is_set():
+            try:
+                async with self._dialled() as remote:
+                    self._remote = remote
+                    await self._carry(local, remote, outgoing, unsent, gate)
+                return
+            except ConnectError as error:  # it has not been connected
+                slowly = is_final(error)
+                self._down(str(error), slowly)
+            finally:
+                self._remote = None
+                gate.shut()
+            attempts += 1
+            await self._pause(SLOW_S * random.uniform(1, 1.5) if slowly else BACKOFF.delay(attempts))
+
+    @asynccontextmanager
+    async def _dialled(self) -> AsyncIterator[Client]:
+        bridge = self._bridge
+        tls: ssl.SSLContext | None = client_context(bridge.tls) if isinstance(bridge.tls, BridgeTls) else bridge.tls
+        is_new = bridge.version == "5.0"
+        target = bridge.target
+        async with connect(
+            bridge.url,
+            client_id=bridge.remote_client_id,
+            version=bridge.version,
+            clean_start=False,
+            session_expiry_s=bridge.session_expiry_s if is_new else 0,
+            keep_alive_s=bridge.keepalive_s,
+            reconnect=BACKOFF,
+            close_grace_s=GOODBYE_S,
+            receive_maximum=RECEIVE_COUNT_MAX,
+            outgoing_count_max=UNDER_WAY_COUNT_MAX,
+            username=bridge.username if target is None or bridge.username is not None else target.username,
+            password=self._newest_password if bridge.password_file is not None else None if target is None else target.password,
+            tls=tls,
+        ) as remote:
+            yield remote
+
+    def _newest_password(self) -> bytes:
+        """A file that cannot be read any more, or is empty while it is written anew, counts as unchanged."""
+        assert self._bridge.password_file is not None
+        try:
+            self._password = read_password(self._bridge.password_file)
+        except (OSError, ValueError) as error:
+            if not self._password:
+                cause = strerror(error) if isinstance(error, OSError) else str(error)
+                raise BrokerError(f"the password in {self._bridge.password_file} cannot be had: {cause}") from None
+        return self._password
+
+    async def _carry(self, local: Client, remote: Client, outgoing: Subscription | None, unsent: dict[str, int], gate: Gate) -> None:
+        bridge, tally = self._bridge, self._condition.tally
+        news = remote.connections()
+        pumps: list[Pump] = []
+        standing = trio.Event()  # all subscriptions do
+        async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
+
+            async def watch() -> None:
+                async for what in news:
+                    if what == "lost":
+                        gate.shut()
+                        self._down(remote.core.cause or "the connection broke")
+                        if self._stopping.is_set():  # what is under way cannot end without a connection
+                            nursery.cancel_scope.cancel()
+                    else:
+                        gate.open()
+                        if standing.is_set():
+                            await self._wait_up(local, remote)
+
+            gate.open()
+            nursery.start_soon(watch)
+            if outgoing is not None:
+                pumps.append(Pump(bridge.name, "out", self._outward, remote, self._seldom, tally))
+                nursery.start_soon(pumps[-1].run, outgoing)
+                self._ask_for_retained(local, unsent)
+            await local.wait_connected()
+            incoming = await self._listen(stack, remote)
+            if incoming is not None:
+                pumps.append(Pump(bridge.name, "in", self._inward, local, self._seldom, tally))
+                nursery.start_soon(pumps[-1].run, incoming)
+            standing.set()
+            await self._wait_up(local, remote)
+            await self._stopping.wait()
+            for pump in pumps:
+                pump.stop()
+            for pump in pumps:
+                await pump.finished.wait()
+            nursery.cancel_scope.cancel()
+
+    def _ask_for_retained(self, local: Client, unsent: dict[str, int]) -> None:
+        """Of a Session that is new: the same SUBSCRIBE once more, answered with what is retained."""
+        if unsent:
+            core = local.core
+            exchange = core.subscribe(_requests(local, unsent, _SEND), IDENTIFIER)
+            exchange.owner = trio.Event()
+            local._driver.handle()
+            unsent.clear()
+
+    async def _listen(self, stack: AsyncExitStack, remote: Client) -> Subscription | None:
+        """Subscribed at the other broker; None if nothing is to come from there."""
+        filters = _strongest((one.remote_filter, one.qos) for one in self._bridge.topics if one.comes_in)
+        try:
+            with trio.fail_after(ANSWER_S):
+                stale = [filter for filter in self._stale if filter not in filters]
+                self._stale = ()
+                if stale:
+                    await remote.unsubscribe(*stale)
+                return await stack.enter_async_context(self._subscribed(remote, filters, _IF_NEW)) if filters else None
+        except trio.TooSlowError:
+            raise ConnectionLost(f"{self._bridge.address} does not answer SUBSCRIBE") from None
+
+
+def _strongest(asked: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """Each filter once, with the most that any entry wants of it."""
+    found: dict[str, int] = {}
+    for filter, qos in asked:
+        found[filter] = max(qos, found.get(filter, 0))
+    return found
+
+
+def _requests(client: Client, filters: dict[str, int], retain_handling: int) -> tuple[SubscriptionRequest, ...]:
+    """No Local, so that nothing comes back from where it was carried to; with the retain flag that it was published with. 3.1.1 has neither."""
+    is_new = client.core.version >= MQTT_5
+    return tuple(SubscriptionRequest(filter, qos, is_new, is_new, retain_handling if is_new else 0) for filter, qos in filters.items())

@@ -1,0 +1,113 @@
+"""`Broker.reload` and bridges: new ones start, changed ones begin anew, those that are gone end, the others notice nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+import trio.testing
+
+from broker import Bridge, BridgeTopic, Broker, Config, ConfigError, connect, open_broker
+from tests.bridge.houses import bridge_to, listening, nothing_more, take, wait_state
+
+NOTHING = Config(listeners=(), sys_interval_s=0)
+
+
+def with_bridges(*bridges: Bridge) -> Config:
+    return msgspec.structs.replace(NOTHING, bridges=bridges)
+
+
+def sessions(broker: Broker) -> dict[str, bool]:
+    return {client.client_id: client.peer is not None for client in broker.clients()}
+
+
+async def test_from_none_to_one_and_back(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_broker() as far, open_broker(NOTHING) as near:
+        assert near.reload(with_bridges(bridge_to(far))) == []
+        await wait_state(near)
+        assert sessions(near) == {"bridge:b": True}
+        assert sessions(far) == {"near": True}
+        near.reload(NOTHING)
+        await trio.sleep(10)
+        assert near.bridges == []
+        assert sessions(near) == sessions(far) == {}
+        assert near.retained("$SYS/#") == []
+        async with connect(near, client_id="bridge:b"):
+            pass  # it is a name as any other again
+
+
+async def test_who_has_not_changed_is_not_touched(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_broker() as far, open_broker(with_bridges(bridge_to(far))) as near:
+        await wait_state(near)
+        since_s = near.bridges[0].since_s
+        count = far.statistics()["connections_count"]
+        near.reload(with_bridges(bridge_to(far), Bridge(name="second", url=far, topics=[BridgeTopic(filter="$x/1")], client_id="2nd")))
+        await trio.sleep(10)
+        assert [info.name for info in near.bridges] == ["b", "second"]
+        assert near.bridges[0].since_s == since_s
+        assert far.statistics()["connections_count"] == count + 1
+
+
+async def test_other_topics(autojump_clock: trio.testing.MockClock) -> None:
+    """What waits stays, what is not wanted any more is unsubscribed from on both sides."""
+    old = BridgeTopic(filter="old/#", direction="both")
+    new = BridgeTopic(filter="new/#", direction="both")
+    async with open_broker() as far, open_broker(with_bridges(bridge_to(far, old))) as near, connect(near) as one, connect(far) as other:
+        await wait_state(near)
+        near.reload(with_bridges(bridge_to(far, new)))
+        await trio.sleep(10)
+        async with listening(near) as here, listening(far) as there:
+            for topic in ("old/1", "new/1"):
+                await one.publish(topic, "out", qos=1)
+                await other.publish(topic, "in", qos=1)
+            assert sorted(await take(here, 3)) == [("new/1", "in"), ("new/1", "out"), ("old/1", "out")]
+            assert sorted(await take(there, 3)) == [("new/1", "in"), ("new/1", "out"), ("old/1", "in")]
+            await nothing_more(here)
+            await nothing_more(there)
+        assert far.statistics()["subscriptions_count"] == near.statistics()["subscriptions_count"] == 1
+        assert near.bridges[0].dropped == {}
+
+
+async def test_another_broker(autojump_clock: trio.testing.MockClock) -> None:
+    """What waited goes to the new one; the old one keeps nothing for it."""
+    async with open_broker() as first, open_broker() as second, open_broker(with_bridges(bridge_to(first))) as near, listening(second, "a") as there:
+        await wait_state(near)
+        near.reload(with_bridges(bridge_to(second)))
+        await near.publish("a", "1", qos=1)
+        assert await take(there, 1) == [("a", "1")]
+        await trio.sleep(1)
+        assert sessions(first) == {}
+
+
+async def test_a_mistake_changes_nothing(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_broker() as far, open_broker(with_bridges(bridge_to(far))) as near:
+        await wait_state(near)
+        wrong: Any = Bridge(name="b", url=far, topics=[BridgeTopic(filter="a/#/b")])
+        with pytest.raises(ConfigError, match=r"bridges\[0\].topics\[0\].filter: # must be the last"):
+            near.reload(with_bridges(wrong))
+        await trio.sleep(10)
+        assert near.bridges[0].connected
+
+
+async def test_a_programs_own_bridges_are_its_own(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_broker() as far, open_broker(NOTHING, bridges=[bridge_to(far)]) as near:
+        await wait_state(near)
+        near.reload(NOTHING)
+        await trio.sleep(10)
+        assert near.bridges[0].connected
+
+
+async def test_again_and_again_while_it_ends(autojump_clock: trio.testing.MockClock, mqtt_network: Any) -> None:
+    async with open_broker() as far, open_broker(NOTHING) as near:
+        where = mqtt_network.to(far)
+        for number in range(20):
+            near.reload(with_bridges(bridge_to(where, keepalive_s=10 + number)) if number % 3 else NOTHING)
+            await trio.sleep(0.001 * number)
+        await wait_state(near)
+        assert [info.connected for info in near.bridges] == [True]
+        async with listening(far) as there:
+            await near.publish("a", "1", qos=2)
+            assert await take(there, 1) == [("a", "1")]
+            await nothing_more(there)
