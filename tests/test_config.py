@@ -309,7 +309,8 @@ def test_a_key_in_another_table_is_told_where_it_belongs() -> None:
     assert found["limits.shutdown_grace_s"] == "unknown key here; it belongs above the first [table]"
     assert found["limits.users"] == "unknown key here; it belongs in [[limits_for]]"
     assert found["listeners[0].client_ca"] == "unknown key here; it belongs in [listeners.tls]"
-    assert found["listeners[0].certificate"] == "unknown key here; it belongs in [listeners.tls] or in [[listeners.tls.names]]"
+    homes = "in [listeners.tls] or in [[listeners.tls.names]] or in [bridges.tls]"
+    assert found["listeners[0].certificate"] == f"unknown key here; it belongs {homes}"
     assert found["listeners[0].key_file"] == "unknown key here; it belongs in [jwt]"
     assert found["store.expiry_s"].startswith("unknown key; expected one of path")
     assert found["overflow[0].may"] == "unknown key here; it belongs in [[access]]"

@@ -167,7 +167,7 @@ def _url_faults(bridge: Bridge, listeners: Sequence[Listener]) -> list[str]:
     for listener in listeners:
         same_host = target.host == listener.host or (is_loopback(target.host) and (is_loopback(listener.host) or listener.host in ("*", "0.0.0.0")))
         here = target.path == listener.unix if target.scheme == "unix" else listener.unix is None and listener.port == target.port and same_host
-        if here:
+        if here and listener.protocol != "http":
             faults.append(f"{bridge.address} is this broker itself: what it sends would come back to it for ever")
             break
     return faults
