@@ -132,7 +132,7 @@ class BridgeLink:
         self._stopping.set()
         if remote is not None and remote.connected:
             if for_good and remote.core.version >= MQTT_5:
-                remote.core.disconnect_properties = Properties(session_expiry_interval=0)
+                remote.core.goodbye.properties = Properties(session_expiry_interval=0)
             self._scope.deadline = min(self._scope.deadline, trio.current_time() + max(0.0, grace_s))
         else:
             self._scope.cancel()

@@ -291,8 +291,8 @@ class Client:
         if session_expiry_s is not None or user_properties:
             expiry_s = None if session_expiry_s is None else whole_seconds(session_expiry_s, "session_expiry_s")
             properties = Properties(session_expiry_interval=expiry_s, user_properties=user_property_pairs(user_properties))
-            self.core.check_disconnect(properties)
-            self.core.disconnect_properties = properties
+            self.core.goodbye.check(properties)
+            self.core.goodbye.properties = properties
         await trio.lowlevel.checkpoint()
         if self._driver.line.lost is None and self._driver.line.connector is not None:
             self._driver.line.connector.close(ReasonCode.DISCONNECT_WITH_WILL if publish_will else ReasonCode.SUCCESS)

@@ -182,7 +182,7 @@ def connect(
     )
     _check_connect(options)
     core = ClientProtocol(options, on_packet)
-    core.check_disconnect(options.disconnect_properties)
+    core.goodbye.check(options.disconnect_properties)
     address, dialler = _dialler(where, tls, bind_address, nodelay, headers)
     driver = Driver(core, address, outgoing_count_max=outgoing_count_max, unclaimed_grace_s=unclaimed_grace_s)
     newest = password if callable(password) else None

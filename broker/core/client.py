@@ -15,6 +15,7 @@ from typing import Any, Final, Literal
 from broker.core.client_auth import ClientAuth
 from broker.core.client_connect import connect_packet
 from broker.core.client_exchanges import ClientExchanges
+from broker.core.client_goodbye import ClientGoodbye, explanation, fault_of
 from broker.core.client_inbox import ClientInbox
 from broker.core.client_keepalive import ClientKeepAlive
 from broker.core.client_outbox import ClientOutbox
@@ -32,13 +33,12 @@ from broker.core.client_state import (
     Received,
     Refused,
 )
-from broker.errors import MalformedPacket, NotSupported, PeerError, ProtocolError
-from broker.reasons import CLIENT_DISCONNECT_CODES, ReasonCode, to_connack_return_code
-from broker.wire.codec import decode, encode, encode_varint, encode_within
+from broker.errors import MalformedPacket, PeerError, ProtocolError
+from broker.reasons import ReasonCode, to_connack_return_code
+from broker.wire.codec import decode, encode, encode_varint
 from broker.wire.framing import FrameDecoder
 from broker.wire.packets import (
     MQTT_5,
-    NO_PROPERTIES,
     Auth,
     ConnAck,
     Connect,
@@ -46,7 +46,6 @@ from broker.wire.packets import (
     Packet,
     PingReq,
     PingResp,
-    Properties,
     PubAck,
     PubComp,
     Publish,
@@ -89,8 +88,7 @@ class ClientProtocol:
         self.connack: ConnAck | None = None
         self.capabilities = Capabilities(None, options.version)
         self.session_expiry_s = options.session_expiry_s
-        self.disconnect_properties = options.disconnect_properties
-        """Said with the DISCONNECT that ends it all in good order (0x00 or 0x04); put there after `check_disconnect`."""
+        self.goodbye = ClientGoodbye(options)
         # The Session.
         self.has_session = False
         self._connack_awaited = False
@@ -215,30 +213,12 @@ class ClientProtocol:
             self.cause = f"the broker closed the connection{early}"
         self.state = "closing"
 
-    def check_disconnect(self, properties: Properties) -> None:
-        """NotSupported before 5.0; ValueError for what cannot be said, and for a Session Expiry Interval that may not."""
-        if properties is not NO_PROPERTIES and self.version < MQTT_5:
-            raise NotSupported("properties of DISCONNECT need MQTT 5.0")
-        encode(Disconnect(ReasonCode.SUCCESS, properties), self.version)
-        if properties.session_expiry_interval and not self.asked_expiry_s:  # [MQTT5-3.14.2-2]
-            raise ValueError(
-                "a session that was to end with its connection cannot be kept by its DISCONNECT: say so with session_expiry_s to connect"
-            )
-
-    @property
-    def asked_expiry_s(self) -> int:
-        """The Session Expiry Interval of our CONNECT."""
-        given = self.options.connect_properties.session_expiry_interval
-        return self.options.session_expiry_s if given is None else given
-
     def disconnect(self, reason: ReasonCode, now: float, *, cause: str = "") -> None:
-        """Say DISCONNECT and close. 3.1.1 has no reasons, and any DISCONNECT there discards the Will: 0x04 is silence [MQTT311-3.14.4-3]."""
-        if self.state == "connected" and (self.version >= MQTT_5 or reason == ReasonCode.SUCCESS):
-            packet = Disconnect(reason, self.disconnect_properties if reason < 0x80 else NO_PROPERTIES)
-            # What the broker cannot take is left out: the goodbye itself matters more [MQTT5-3.14.2-3, -4].
-            frame = encode_within(packet, self.version, self.capabilities.packet_bytes_max)
-            if frame is not None:
-                self._send(packet, frame)
+        """Say DISCONNECT and close."""
+        if self.state == "connected":
+            goodbye = self.goodbye.packet(reason, self.capabilities.packet_bytes_max)
+            if goodbye is not None:
+                self._send(*goodbye)
                 self.said_goodbye = True
         if self.state != "away":
             self.state = "closing"
@@ -425,7 +405,7 @@ class ClientProtocol:
         if packet.reason >= 0x80:
             self.reason = packet.reason
             code = packet.reason if self.version >= MQTT_5 else to_connack_return_code(packet.reason)
-            self._events.append(Refused(packet.reason, int(code or packet.reason), _explanation(properties)))
+            self._events.append(Refused(packet.reason, int(code or packet.reason), explanation(properties)))
             self.abandon(f"connection refused: {packet.reason.describe()}")
             return
         if packet.session_present and self._says_clean_start:
@@ -474,8 +454,8 @@ class ClientProtocol:
         if self.version < MQTT_5:
             raise ProtocolError("DISCONNECT from a 3.1.1 broker")
         self.reason = packet.reason
-        explanation = _explanation(packet.properties)
-        self.abandon(f"the broker disconnected: {packet.reason.describe()}" + (f" ({explanation})" if explanation else ""))
+        why = explanation(packet.properties)
+        self.abandon(f"the broker disconnected: {packet.reason.describe()}" + (f" ({why})" if why else ""))
 
     def _on_auth(self, packet: Auth, now: float) -> None:
         if self.auth.on_auth(packet, self.state == "connected"):
@@ -510,7 +490,7 @@ class ClientProtocol:
     def _fail(self, reason: ReasonCode | None, cause: str) -> None:
         """Close for a fault of the broker's, saying which where 5.0 lets us."""
         if reason is not None and self.state == "connected" and self.version >= MQTT_5:
-            self._send(Disconnect(reason if reason in CLIENT_DISCONNECT_CODES else ReasonCode.PROTOCOL_ERROR))
+            self._send(fault_of(reason))
             self.said_goodbye = True
         self.abandon(cause)
 
@@ -518,9 +498,3 @@ class ClientProtocol:
         """Close without another word."""
         self.state = "closing"
         self.cause = cause
-
-
-def _explanation(properties: Properties) -> str | None:
-    """What the broker said beside its reason code: why, and where to go instead (4.11)."""
-    parts = (properties.reason_string, properties.server_reference and f"the server to use is {properties.server_reference}")
-    return "; ".join(part for part in parts if part) or None

@@ -18,17 +18,17 @@ from broker.core.access import Access, Authorize
 from broker.core.admission import refuse
 from broker.core.allowance import Allowance, UserLimits
 from broker.core.authenticating import authenticated, challenge
-from broker.core.connect import follow_limits
 from broker.core.delivery import pump
 from broker.core.due import on_due
 from broker.core.ending import close_link, discard, end_session, leave
 from broker.core.gates import gate, let_through, open_gates
+from broker.core.inside import InternalSubscription, retained_on, subscribe_internal
 from broker.core.journal import Journal
-from broker.core.kept import message_of
 from broker.core.leftovers import finish
 from broker.core.limits import Limits
 from broker.core.link import CONNECTED, ENDED, Link
 from broker.core.message import ApplicationMessage
+from broker.core.new_limits import use_limits
 from broker.core.observer import CONNECTION_LOST, Observer
 from broker.core.overflow import OverflowRules
 from broker.core.publish import publish
@@ -38,23 +38,13 @@ from broker.core.restoring import restore
 from broker.core.session import Session
 from broker.core.state import State
 from broker.core.statistics import statistics
-from broker.core.subscription import Subscription
 from broker.errors import IncompletePacket, InvalidTopic, PeerError, shown
 from broker.reasons import ReasonCode
-from broker.wire.topics import topic_filter_fault, topic_name_fault
+from broker.wire.topics import topic_name_fault
 
 if TYPE_CHECKING:
     from broker.core.saved import Changes, Saved
     from broker.core.session import Sink
-
-
-class InternalSubscription:
-    """What `subscribe_internal` made: a session of the house, for `unsubscribe_internal`."""
-
-    __slots__ = ("session",)
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
 
 
 class Engine:
@@ -367,21 +357,9 @@ class Engine:
     def subscribe_internal(
         self, name: str, filters: Sequence[str], qos: int, sink: Sink, now: float, *, retained: bool = True
     ) -> InternalSubscription:
-        """`sink(message, qos, retain, now)` is called at once for each matching message: it must not block or call the engine."""
-        for filter in filters:
-            fault = topic_filter_fault(filter)
-            if fault is not None:
-                raise InvalidTopic(f"{shown(filter)} is not a topic filter: {fault}")
-        state = self.state
-        session = Session(f"${name}", Access(), state.allowance, state.waiting, sink=sink)
-        subscription = Subscription(session, qos, False, True, 0)
-        for filter in filters:
-            state.topics.add(filter, subscription)
-        if retained:
-            for filter in filters:
-                for message in self.retained(filter, now):
-                    sink(message, min(qos, message.qos), True, now)
-        return InternalSubscription(session)
+        """`sink(message, qos, retain, now)` is called at once for each matching message: it must not block or call the engine. Raises
+        InvalidTopic."""
+        return subscribe_internal(self.state, name, filters, qos, sink, now, retained)
 
     def unsubscribe_internal(self, subscription: InternalSubscription, now: float) -> None:
         end_session(self.state, subscription.session, now)
@@ -429,15 +407,8 @@ class Engine:
         return [session.client_id for session in left]
 
     def retained(self, filter: str, now: float) -> list[ApplicationMessage]:
-        """All retained messages that match."""
-        fault = topic_filter_fault(filter)
-        if fault is not None:
-            raise InvalidTopic(f"{shown(filter)} is not a topic filter: {fault}")
-        found: list[ApplicationMessage] = []
-        cursor = self.state.retained.cursor(filter)
-        while not cursor.exhausted:
-            found.extend([message_of(kept) for kept in cursor.next_batch(10_000, 10_000, now)])
-        return found
+        """All retained messages that match. Raises InvalidTopic."""
+        return retained_on(self.state, filter, now)
 
     def forget_permissions(self, username: str | None = None) -> None:
         """Ask `authorize` anew, for one user or for all."""
@@ -452,19 +423,7 @@ class Engine:
 
         The allowances of listeners have been given theirs before.
         """
-        state = self.state
-        state.limits = limits
-        state.topics.keep_routes(limits.routes_count_max)
-        state.allowance.use(limits, users)
-        for link in state.links:
-            levels_max = link.limits.filter_levels_max
-            link.limits = link.allowance.of(link.username if link.phase == CONNECTED else None)
-            if link.limits.filter_levels_max < levels_max:
-                link.known_topics = {}
-            if link.phase == CONNECTED:
-                follow_limits(link, now)
-                if link.rate is not None and link.rate.deadline is not None:
-                    pausing.hold_up_anew(state, link, link.rate, now)
+        use_limits(self.state, limits, users, now)
 
     def set_overflow(self, overflow: Mapping[str, str]) -> None:
         """Topic Filter to rule, for what comes from now on. ConfigError: nothing was changed."""
