@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -10,8 +11,12 @@ from typing import NoReturn
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line (default: the process's own) and leave with its exit code."""
-    from broker.cli.running import run_command_line
-
+    try:
+        from broker.cli.running import run_command_line
+    except KeyboardInterrupt:
+        sys.exit(130)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a locale that has no such letters is no reason to fail
     if sys.stderr is None:  # closed, as by `2>&-`: Python would print on stdout what is meant for it, and a socket could get its number
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # for as long as the process
     sys.exit(run_command_line(sys.argv[1:] if arguments is None else arguments))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from broker.cli.running import DONE, FAILED, say
+from broker.cli.running import DONE, FAILED, say, show
 from broker.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def command(file: str) -> int:
         for line in problem_lines(error):
             say(line)
         return FAILED
-    print(f"{file}: ok", flush=True)
+    show(f"{file}: ok")
     return DONE
 
 

@@ -61,7 +61,7 @@ def _tls_fault(error: OSError) -> str:
 def url_of(settings: Connection) -> str:
     """The URL for `connect`, without user and password: those go as keywords, so that no message can show them."""
     if settings.unix is not None:
-        return "unix://" + quote(os.path.abspath(settings.unix))
+        return "unix://" + quote(os.fsencode(os.path.abspath(settings.unix)))
     host = quote(settings.host, safe=":")
     scheme = ("mqtt" if settings.ws_path is None else "ws") + ("s" if settings.tls is not None else "")
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{settings.port}{settings.ws_path or ''}"

@@ -6,7 +6,7 @@ import click
 
 from broker.auth.acl import AccessRules, load_rules, table_rules
 from broker.cli.check import problem_lines
-from broker.cli.running import DONE, FAILED, say
+from broker.cli.running import DONE, FAILED, say, show
 from broker.config import Config
 from broker.core.access import Action
 from broker.core.mount import mounted_filter
@@ -45,18 +45,18 @@ def command(file: str, user: str | None, client_id: str, index: int | None, acti
         topic = mounted_filter(mount_point, topic) if action == "subscribe" else mount_point + topic
     who = ("an anonymous client" if user is None else f"user {user!r}") + (f" ({client_id!r})" if client_id else "")
     if user is None and _anonymous(config, index) is False:
-        print(f"refused: {who} cannot come in: a user name is asked for", flush=True)
+        show(f"refused: {who} cannot come in: a user name is asked for")
         return FAILED
     if rules is None:
-        print(f"allowed: {who} may {action} {topic!r}: there are no access rules", flush=True)
+        show(f"allowed: {who} may {action} {topic!r}: there are no access rules")
         return DONE
     decision = rules.decide(user, client_id, action, topic)
     why = decision.cause if decision.rule is None else f"{decision.rule.place}: {decision.rule.text}"
-    print(f"{'allowed' if decision.allowed else 'refused'}: {who} {'may' if decision.allowed else 'may not'} {action} {topic!r}: {why}", flush=True)
+    show(f"{'allowed' if decision.allowed else 'refused'}: {who} {'may' if decision.allowed else 'may not'} {action} {topic!r}: {why}")
     if action == "subscribe" and decision.allowed:
         plain = split_shared(topic)[1]
         if "+" not in plain and "#" not in plain and not rules.decide(user, client_id, "receive", plain).allowed:
-            print(f"but nothing will come: the same client may not receive {plain!r}", flush=True)
+            show(f"but nothing will come: the same client may not receive {plain!r}")
     return DONE if decision.allowed else FAILED
 
 

@@ -10,7 +10,7 @@ import click
 
 from broker.auth import hashes, passwords
 from broker.cli import values
-from broker.cli.running import DONE, FAILED, Failure, say
+from broker.cli.running import DONE, FAILED, Failure, say, show
 from broker.errors import ConfigError
 
 
@@ -100,7 +100,7 @@ def _upgrade(file: str, scheme: hashes.Scheme, iterations: int | None) -> int:
     text, count = passwords.with_plain_hashed(passwords.read_text(file), file, scheme, iterations)
     if count:
         passwords.write_atomically(file, text)
-    print(f"{file}: {count} passwords hashed", flush=True)
+    show(f"{file}: {count} passwords hashed")
     return DONE
 
 

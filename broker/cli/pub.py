@@ -118,6 +118,7 @@ def read_payload(params: dict[str, Any]) -> bytes:
         with open(params["file"], "rb") as file:
             return _bounded(file.read(PAYLOAD_BYTES_MAX + 1), params["file"])
     except OSError as error:
+        error.filename = params["file"]  # which reading it does not say
         hint = " (-s and -l read stdin)" if params["file"] == "-" else ""
         raise click.UsageError(f"-f: cannot read {values.printable(os_error_line(error))}{hint}") from error
 

@@ -1,6 +1,6 @@
 """One place where a command starts, where what went wrong becomes one line on stderr, and where that line gets its exit code.
 
-    0 done, interrupted, or the reader of stdout is gone    1 failed    2 wrong usage    27 the time of -W ran out
+    0 done, interrupted, or the reader of stdout is gone    1 failed    2 wrong usage    27 the time of -W ran out    130 interrupted before it began
     the reason code, if the broker refused (3.1.1: its return code)    130 interrupted a second time
     128 and the signal's number (130, 143): a measurement that a signal cut short; the other commands are as much done then as they can be
 
@@ -30,6 +30,7 @@ FAILED: Final = 1
 WRONG_USAGE: Final = 2
 TIMED_OUT: Final = 27
 INTERRUPTED: Final = 130
+LINE_LENGTH_MAX: Final = 4_000
 
 
 class Failure(Exception):
@@ -45,10 +46,22 @@ class OutputClosed(Exception):
 
 
 def say(line: str) -> None:
-    """One line on stderr. A URL that slipped in loses its user and password."""
+    """One line on stderr. A URL that slipped in loses its user and password, and what is endless its middle."""
     text = re.sub(r"(?<=://)[^/@\s]+@", "", f"broker: {line}").replace("\n", " ")
+    if len(text) > LINE_LENGTH_MAX:
+        text = f"{text[: LINE_LENGTH_MAX // 2]} ... {text[-LINE_LENGTH_MAX // 2 :]}"
     with contextlib.suppress(OSError):  # stderr may be gone; there is nowhere to say that
         print(text.encode("utf-8", "replace").decode(), file=sys.stderr, flush=True)
+
+
+def show(line: str) -> None:
+    """One line on stdout. Failure where that cannot be written."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise Failure(f"stdout: {os_error_line(error)}") from error
 
 
 def timed_out(seconds: float, *, quiet: bool) -> int:
@@ -65,20 +78,20 @@ def run_command_line(words: Sequence[str]) -> int:
     """Run one command line; returns the exit code and never raises."""
     try:
         return _dispatch(list(words))
-    except OSError as error:  # of stdout
+    except (OSError, Failure) as error:  # of stdout
         return report(error)
     except KeyboardInterrupt:
-        return DONE  # before anything had begun
+        return INTERRUPTED
 
 
 def _dispatch(words: list[str]) -> int:
     if not words or words[0] in ("--help", "-h"):
-        print(HELP, end="", flush=True)
+        show(HELP.rstrip())
         return DONE if words else WRONG_USAGE
     if words[0] == "--version":
         from broker import __version__, compiled
 
-        print(f"broker {__version__} ({'compiled' if compiled else 'pure Python'})", flush=True)
+        show(f"broker {__version__} ({'compiled' if compiled else 'pure Python'})")
         return DONE
     name = words[0]
     if name not in COMMANDS:
@@ -112,7 +125,7 @@ def _run_command(name: str, words: list[str]) -> int:
     except SystemExit:
         return _stdout_is_gone()  # what click makes of EPIPE while it prints help
     except click.Abort:
-        return DONE  # SIGINT while the line was read
+        return INTERRUPTED  # SIGINT while the line was read
     except click.ClickException as error:
         _traceback_if_wanted(error)
         say(_usage_line(name, command, error))

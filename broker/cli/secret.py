@@ -65,6 +65,7 @@ def _from_file(path: str) -> bytes:
     try:
         return first_line(path)
     except OSError as error:
+        error.filename = path  # which reading it does not say
         raise click.UsageError(f"--pw-file: cannot read {values.printable(os_error_line(error))}") from error
     except ValueError as error:
         raise click.UsageError(f"--pw-file: {values.printable(path)}: {error}") from None

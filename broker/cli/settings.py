@@ -203,7 +203,7 @@ def _read_url(text: str | None) -> _Url:
         port = parts.port
     except ValueError:
         raise click.UsageError(f"{form}; the host or the port is wrong") from None
-    if not parts.hostname or parts.query or parts.fragment or port == 0:
+    if not parts.hostname or not values.is_text(authority) or parts.query or parts.fragment or port == 0:
         raise click.UsageError(f"{form}; the host or the port is wrong")
     return _Url(
         scheme=scheme,

@@ -68,7 +68,7 @@ def parse_url(url: str) -> Target:
     if scheme == "unix":
         if parts.netloc or not parts.path.startswith("/"):
             raise ValueError("a Unix socket is written unix:///absolute/path")
-        return Target("unix", path=unquote(parts.path), options=options)
+        return Target("unix", path=unquote(parts.path, errors="surrogateescape"), options=options)  # a path need not be UTF-8
     if scheme not in PORTS:
         other = f"{scheme}:" if scheme else "none of them"
         raise ValueError(f"a broker's URL begins with mqtt://, mqtts://, ws://, wss:// or unix://, and this one with {other}")
