@@ -1,7 +1,7 @@
 """What a listener with protocol = "http" has: /metrics, for Prometheus and whatever else reads its format, and /health, for whoever has to know
 whether to send clients here.
 
-Nothing is counted for the page: it reads, when it is asked for, what is counted already. prometheus-client writes the format and reads what the
+The page costs nobody anything until it is asked for: then it reads what is counted already. prometheus-client writes the format and reads what the
 system knows of the process; its registry, of which there is one for a process, is not used, so two brokers in one process tell each of themselves.
 
 A page lives as long as clients are served, those included that are told goodbye: then /health says so, and /metrics can still be read.
