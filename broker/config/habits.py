@@ -1,6 +1,6 @@
 """Keys of mosquitto.conf that hands write by habit, and what stands for each here: the short form of config/mosquitto-migration.md.
 
-Where a key has the same name here it needs no line. A bridge's keys are not here: they stand in a part of their own in that file.
+Where a key has the same name here it needs no line.
 """
 
 from __future__ import annotations
@@ -8,17 +8,32 @@ from __future__ import annotations
 from typing import Final
 
 _TLS: Final = "in [listeners.tls]"
+_BRIDGE: Final = "in [[bridges]]"
+_BRIDGE_TLS: Final = "in [bridges.tls]"
+_BY_ITSELF: Final = "a bridge connects by itself, and again after at most 30 s"
+_KEEPS: Final = "a bridge keeps its Sessions (session_expiry_s: how long the other broker's)"
+_IS_TRUSTED: Final = "a bridge is asked nothing by its own broker"
+_STATE: Final = "$SYS/broker/connection/NAME/state is retained here, and nothing published there"
+_NOT_OF_BRIDGES: Final = "it is not there for bridges"
 
 COUNTERPARTS: Final = {
     "autosave_interval": "path in [store]; nothing is saved by time, what has to last is on disk before it is acknowledged",
     "autosave_on_changes": "path in [store]; nothing is saved by time, what has to last is on disk before it is acknowledged",
     "bind_address": "host in [[listeners]]",
+    "bridge_cafile": f"ca {_BRIDGE_TLS}",
+    "bridge_capath": f"ca {_BRIDGE_TLS}",
+    "bridge_certfile": f"certificate {_BRIDGE_TLS}",
+    "bridge_insecure": f"check_hostname {_BRIDGE_TLS}; false",
+    "bridge_keyfile": f"key {_BRIDGE_TLS}",
+    "bridge_protocol_version": f"version {_BRIDGE}",
     "cafile": f"client_ca {_TLS}; only where clients show certificates",
     "capath": f"client_ca {_TLS}; only where clients show certificates",
     "certfile": f"certificate {_TLS}",
     "clientid_prefixes": 'client_ids above the first [table]; ["secure-*"]',
+    "connection": f"name, url {_BRIDGE}",
     "connection_messages": "connections in [log]",
     "crlfile": f"crl {_TLS}",
+    "keepalive_interval": f"keepalive_s {_BRIDGE}",
     "keyfile": f"key {_TLS}",
     "listener": "host, port in [[listeners]]; or unix, a path",
     "log_dest": "target in [log]",
@@ -39,6 +54,9 @@ COUNTERPARTS: Final = {
     "persistence_file": "path in [store]; one path, of folder and file",
     "persistence_location": "path in [store]; one path, of folder and file",
     "persistent_client_expiration": "session_expiry_s_max in [limits]; in seconds",
+    "remote_clientid": f"client_id {_BRIDGE}",
+    "remote_password": f"password_file {_BRIDGE}; a file, whose first line it is",
+    "remote_username": f"username {_BRIDGE}",
     "set_tcp_nodelay": "nodelay in [[listeners]]",
     "sys_interval": "sys_interval_s above the first [table]",
     "use_identity_as_username": f'identity {_TLS}; "cn" or "san"',
@@ -50,11 +68,17 @@ WITHOUT: Final = {
     "allow_zero_length_clientid": "who brings no Client Identifier is given one",
     "auth_plugin": "in a program open_broker takes hooks (authenticate=), and [jwt] tokens",
     "auto_id_prefix": "who brings no Client Identifier is given one",
+    **dict.fromkeys(("bridge_alpn", "bridge_attempt_unsubscribe", "bridge_bind_address", "bridge_max_packet_size"), _NOT_OF_BRIDGES),
+    **dict.fromkeys(("bridge_outgoing_retain", "bridge_psk", "round_robin", "try_private"), _NOT_OF_BRIDGES),
+    **dict.fromkeys(("cleansession", "local_cleansession"), _KEEPS),
     "ciphers_tls1": "OpenSSL chooses those of TLS 1.3",
     "dhparamfile": "OpenSSL chooses",
     "http_dir": "files are a web server's task",
+    **dict.fromkeys(("idle_timeout", "restart_timeout", "start_type", "threshold"), _BY_ITSELF),
     "include_dir": "a broker has one file, and variables (BROKER__LISTENERS__0__PORT) over it",
+    **dict.fromkeys(("local_clientid", "local_password", "local_username"), _IS_TRUSTED),
     "log_timestamp": "each line has its time, and format in [log] is text or json",
+    **dict.fromkeys(("notification_topic", "notifications", "notifications_local_only"), _STATE),
     "pid_file": "whoever starts it knows its process",
     "plugin": "in a program open_broker takes hooks (authenticate=, authorize=)",
     "psk_file": "TLS is with certificates",
@@ -72,8 +96,10 @@ def parts(line: str) -> tuple[list[str], str, str]:
     return names.split(", "), between.lstrip() + table, more
 
 
-def counterpart(key: str) -> str | None:
-    """What to write instead of a key of mosquitto.conf, to be read after "unknown key; "; None: it is none."""
+def counterpart(key: str, path: str) -> str | None:
+    """What to write instead of a key of mosquitto.conf, to be read after "unknown key; "; None: it is none. path: of the table that it stands in."""
+    if path.startswith("bridges") and f"bridge_{key}" in COUNTERPARTS:
+        key = f"bridge_{key}"
     if key in COUNTERPARTS:
         keys, where, more = parts(COUNTERPARTS[key])
         return f"Mosquitto's {key} is here {', '.join(keys)} {where}" + (f"; {more}" if more else "")

@@ -52,7 +52,7 @@ def read_known(fields: Mapping[str, FieldInfo], data: Mapping[str, Any], path: s
     for key, value in data.items():
         place = f"{path}.{key}" if path else str(key)
         if key not in fields:
-            problems.append((place, _unknown(str(key), [*fields, *([] if path else TABLES)], at_top=not path)))
+            problems.append((place, _unknown(str(key), [*fields, *([] if path else TABLES)], path)))
         elif isinstance(value, str) and "\0" in value:
             problems.append((place, "must not contain U+0000"))  # no path, topic or user name does
         else:
@@ -99,10 +99,10 @@ _HOMES: Final[dict[str, tuple[str, ...]]] = {
 """A key whose table's line is still a comment lands in the table before it."""
 
 
-def _unknown(key: str, known: Sequence[str], *, at_top: bool) -> str:
+def _unknown(key: str, known: Sequence[str], path: str) -> str:
     homes = [home for home, keys in _HOMES.items() if key in keys]
-    habit = counterpart(key)
-    if homes and at_top and habit is not None:  # "user"
+    habit = counterpart(key, path)
+    if homes and not path and habit is not None:  # "user"
         return f"unknown key here; it belongs {' or '.join(homes)}; {habit}"
     if homes:
         longer = next((name for name in known if key in name), None)  # "user" is a key of [[access]], and "username" of [[banned]]
