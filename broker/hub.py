@@ -293,6 +293,7 @@ class Broker:
         """
         seconds = self._grace_s if grace_s is None else grace_s
         ends_at = trio.current_time() + seconds
+        self._server.announce_end()
         with trio.move_on_after(seconds):
             await self._bridges.end(seconds)
         self._server.begin_shutdown(ends_at - trio.current_time())

@@ -109,7 +109,7 @@ async def open_broker(
         if any(one.listener.protocol == "http" for one in bound):
             from broker.metrics.page import Page  # late: what it needs is an extra, which `bind_all` has looked for
 
-            server.chores.append(Page().run)
+            server.chores.append(Page(bridging.infos).run)
         server.set_limits(chosen, () if config is None else config.limits_for)
         if committer is not None:
             await committer.restore(server.rules_of, in_thread=authorize is None)
@@ -121,6 +121,7 @@ async def open_broker(
                 await nursery.start(server.run, bound)
                 await bridging.start(nursery)
                 yield hub
+                server.announce_end()
                 grace_ends_at = trio.current_time() + hub._grace_s
                 with trio.move_on_at(grace_ends_at):
                     await bridging.end(hub._grace_s)

@@ -12,9 +12,9 @@ from __future__ import annotations
 import platform
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 from prometheus_client import ProcessCollector
@@ -22,7 +22,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.exposition import choose_encoder, generate_latest
 from prometheus_client.registry import Collector
 
-from broker.metrics.table import NUMBERS, PREFIX, Statistics
+from broker.metrics.table import NUMBERS, OF_BRIDGES, PREFIX, Number, Statistics
 from broker.net.http import Answer, Request, serve
 from broker.net.listener import PAGE_CONNECTIONS_MAX
 from broker.net.transport import peer_name
@@ -43,10 +43,26 @@ class _Process(ProcessCollector):
         return 0.0 if boot is None else time.time() - time.clock_gettime(boot)
 
 
-class Page:
-    """All that the listeners of one broker with protocol = "http" serve. `run` is a chore of its server."""
+class BridgeFigures(Protocol):
+    """`broker.bridge.settings.BridgeInfo` is one."""
 
-    def __init__(self) -> None:
+    @property
+    def name(self) -> str: ...
+    @property
+    def connected(self) -> bool: ...
+    @property
+    def out_count(self) -> int: ...
+    @property
+    def in_count(self) -> int: ...
+    @property
+    def dropped(self) -> Mapping[str, int]: ...
+
+
+class Page:
+    """All that the listeners of one broker with protocol = "http" serve. `run` is a chore of its server. bridges: how they are now."""
+
+    def __init__(self, bridges: Callable[[], Sequence[BridgeFigures]]) -> None:
+        self._bridges = bridges
         self._process = _Process(registry=None)
         self._limiter = trio.CapacityLimiter(1)
         """One thread, never behind others'. So pages are made one after another too, and who asks without end takes turns with MQTT."""
@@ -89,7 +105,8 @@ class Page:
         turn_s = time.perf_counter() - began
         # In a thread: of a hundred thousand open files the system's list takes a tenth of a second.
         process = await trio.to_thread.run_sync(self._process.collect, abandon_on_cancel=True, limiter=self._limiter)
-        return _written([*_families(server.statistics()), *_itself(server.began_at_s, turn_s), *process], request.accept)
+        own = (*_families(server.statistics()), *_of_bridges(self._bridges()), *_itself(server.began_at_s, turn_s))
+        return _written((*own, *process), request.accept)
 
 
 class _Collected(Collector):
@@ -109,20 +126,43 @@ def _written(families: Iterable[Metric], accept: str) -> Answer:
     return Answer(200, encode(_Collected(families)), content_type)
 
 
-def _families(statistics: Statistics) -> list[Metric]:
-    """Of the table, those that are counted here: without a store there is nothing to tell of one."""
-    found: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
-    for number in NUMBERS:
-        value = statistics.get(number.key, 0 if number.everywhere else None)
-        if number.name is None or value is None:
-            continue
-        family = found.get(number.family)
+class _Families:
+    """Each begun with its first sample."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
+
+    def add(self, number: Number, value: float, labels: Sequence[tuple[str, str]] = ()) -> None:
+        """labels: beside the number's own."""
+        if number.label is not None:
+            labels = (*labels, number.label)
+        family = self.found.get(number.family)
         if family is None:
             kind = CounterMetricFamily if number.kind == "counter" else GaugeMetricFamily
-            labels = () if number.label is None else (number.label[0],)
-            family = found[number.family] = kind(number.family, number.help, labels=labels, unit=number.unit)
-        family.add_metric(() if number.label is None else (number.label[1],), value)
-    return list(found.values())
+            names = [name for name, _ in labels]
+            family = self.found[number.family] = kind(number.family, number.help, labels=names, unit=number.unit)
+        family.add_metric([text for _, text in labels], value)
+
+
+def _families(statistics: Statistics) -> Iterable[Metric]:
+    """Of the table, those that are counted here: without a store there is nothing to tell of one."""
+    families = _Families()
+    for number in NUMBERS:
+        value = statistics.get(number.key, 0 if number.everywhere else None)
+        if number.name is not None and value is not None:
+            families.add(number, value)
+    return families.found.values()
+
+
+def _of_bridges(bridges: Sequence[BridgeFigures]) -> Iterable[Metric]:
+    families = _Families()
+    for number in OF_BRIDGES:
+        for bridge in bridges:
+            value = getattr(bridge, number.key)
+            by_reason = [((("reason", reason),), count) for reason, count in value.items()] if isinstance(value, Mapping) else [((), value)]
+            for labels, one in by_reason:
+                families.add(number, one, (("bridge", bridge.name), *labels))
+    return families.found.values()
 
 
 def _itself(began_at_s: float, turn_s: float) -> list[Metric]:

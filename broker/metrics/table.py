@@ -54,6 +54,7 @@ _REFUSED_HELP: Final = (
     "Connections that were refused before MQTT: listener-full is connections_count_max, the others are connections_per_address_max and "
     "connects_per_address_per_s_max."
 )
+_CARRIED_HELP: Final = "Messages that the bridge carried, out to the other broker or in from it, and that were acknowledged."
 _MEMORY_HELP: Final = (
     "Bytes that count against memory_bytes_max, by kind; their sum matters. From three quarters of it on, messages for clients that are away are "
     "dropped."
@@ -68,6 +69,14 @@ def _refused(reason: str) -> Number:
     key = f"refused_{reason.replace('-', '_')}"
     return Number(key=key, kind="counter", name="connections_refused", help=_REFUSED_HELP, label=("reason", reason))
 
+
+OF_BRIDGES: Final = (
+    Number(key="connected", kind="gauge", name="bridge_connected", help="Is the bridge connected to the other broker? 1 or 0."),
+    Number(key="out_count", kind="counter", name="bridge_messages", help=_CARRIED_HELP, label=("direction", "out")),
+    Number(key="in_count", kind="counter", name="bridge_messages", help=_CARRIED_HELP, label=("direction", "in")),
+    Number(key="dropped", kind="counter", name="bridge_messages_dropped", help="Messages that the bridge did not carry, by reason."),
+)
+"""What each bridge tells of itself: key is of `Broker.bridges`. Their names are the operator's own words, so they may be labels."""
 
 NUMBERS: Final = (
     # ---- clients ----

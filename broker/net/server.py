@@ -108,6 +108,7 @@ class Server:
         self._clients: trio.Nursery | None = None
         self._clients_scope = trio.CancelScope()
         self._stopping = trio.Event()
+        self._ends = False
         self._ended = trio.Event()
         self._freed = trio.Event()
         """A connection has ended: there may be a file descriptor again."""
@@ -172,10 +173,14 @@ class Server:
             self.engine.shutdown(now)
             self.flush()
 
+    def announce_end(self) -> None:
+        """`begin_shutdown` will follow, and bridges end before that."""
+        self._ends = True
+
     @property
     def is_stopping(self) -> bool:
-        """From `begin_shutdown` on."""
-        return self._stopping.is_set()
+        """Is it to end, or ending?"""
+        return self._ends or self._stopping.is_set()
 
     async def wait_stopping(self) -> None:
         await self._stopping.wait()

@@ -7,6 +7,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+from broker import Bridge, BridgeTopic
 from broker.config import Config
 from broker.opening import open_broker
 from tests.metrics.visitor import asked
@@ -29,7 +30,8 @@ def test_the_example_beside_every_key_is_one_too() -> None:
 
 
 async def test_what_it_names_is_on_the_page(tmp_path: Path) -> None:
-    async with open_broker(listeners=["http://127.0.0.1:0"], store=tmp_path / "store") as hub:
+    bridge = Bridge(name="cloud", url="mqtt://127.0.0.1:1", topics=[BridgeTopic(filter="a/#")])
+    async with open_broker(listeners=["http://127.0.0.1:0"], store=tmp_path / "store", bridges=[bridge]) as hub:
         found = {name.partition("{")[0] for name in (await asked(hub, "/metrics")).samples}
     if sys.platform != "linux":
         found |= {"process_open_fds", "process_max_fds", "process_cpu_seconds_total"}

@@ -19,6 +19,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from trio.testing import wait_all_tasks_blocked
 
 import broker
+from broker import Bridge, BridgeTopic
+from broker.bridge.bridges import Bridges
 from broker.config import Config
 from broker.core.saved import Changes
 from broker.errors import ConfigError, ListenError, StoreError
@@ -196,6 +198,27 @@ async def test_two_brokers_in_one_process_tell_each_of_themselves() -> None:
     assert found == [1, 0]
 
 
+async def test_each_bridge_is_told_by_its_name() -> None:
+    async with open_broker(packet_bytes_max=1000) as far:
+        bridge = Bridge(name="cloud", url=far, topics=[BridgeTopic(filter="a/#")])
+        async with open_broker(listeners=["http://127.0.0.1:0"], bridges=[bridge]) as near, far.subscribe("a/#") as there:
+            while not near.bridges[0].connected:
+                await trio.lowlevel.checkpoint()
+            for size in (2000, 10, 20):
+                await near.publish("a/b", b"x" * size, qos=1)
+            for _ in range(2):
+                await there.receive()
+            while near.bridges[0].out_count < 2:
+                await trio.lowlevel.checkpoint()
+            found = {name: value for name, value in (await asked(near, "/metrics")).samples.items() if "bridge" in name}
+    assert found == {
+        'mqtt_broker_bridge_connected{bridge="cloud"}': 1,
+        'mqtt_broker_bridge_messages_total{bridge="cloud",direction="in"}': 0,
+        'mqtt_broker_bridge_messages_total{bridge="cloud",direction="out"}': 2,
+        'mqtt_broker_bridge_messages_dropped_total{bridge="cloud",reason="too-large"}': 1,
+    }
+
+
 async def test_it_names_nobody(tmp_path: Path) -> None:
     async with open_broker(listeners=LISTENERS) as hub:
         client = await dialled(hub)
@@ -305,6 +328,22 @@ async def test_health_says_that_it_ends_and_clients_are_told_goodbye_under_the_e
         await visitor.stream.aclose()
     with pytest.raises(OSError):
         await trio.open_tcp_stream(*page_of(hub))
+
+
+@pytest.mark.parametrize("how", ["shutdown", "left"])
+async def test_health_says_so_while_bridges_end_too(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[int] = []
+
+    async def end(bridges: Bridges, grace_s: float) -> None:
+        found.append((await asked(hub, "/health")).status)
+
+    monkeypatch.setattr(Bridges, "end", end)
+    async with open_broker(listeners=LISTENERS) as hub:
+        assert (await asked(hub, "/health")).status == 200
+        if how == "shutdown":
+            await hub.shutdown()
+            monkeypatch.undo()
+    assert found == [503]
 
 
 @pytest.mark.parametrize("said", [b"", b"GET /metr", b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"])

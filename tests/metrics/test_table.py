@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from broker.metrics.sys_topics import COUNTS, LOADS
-from broker.metrics.table import NUMBERS, Number
+from broker.metrics.table import NUMBERS, OF_BRIDGES, Number
 from broker.opening import open_broker
 
 NOT_ON_THE_PAGE = {
@@ -33,7 +33,7 @@ def test_what_is_not_on_the_page_is_there_in_another_way() -> None:
     assert {number.key for number in NUMBERS if number.name is None} == NOT_ON_THE_PAGE.keys()
 
 
-@pytest.mark.parametrize("number", [number for number in NUMBERS if number.name is not None], ids=lambda number: number.key)
+@pytest.mark.parametrize("number", [number for number in (*NUMBERS, *OF_BRIDGES) if number.name is not None], ids=lambda number: number.key)
 def test_a_name_says_what_it_is(number: Number) -> None:
     assert re.fullmatch(r"mqtt_broker_[a-z]+(_[a-z]+)*", number.family)
     assert not re.search(r"_(total|count|info|sum|bucket|created)$", number.family)  # which the format adds, or has other uses for
@@ -44,7 +44,7 @@ def test_a_name_says_what_it_is(number: Number) -> None:
 def test_what_has_one_name_differs_by_its_label_alone() -> None:
     seen: dict[str, Number] = {}
     places = set()
-    for number in NUMBERS:
+    for number in (*NUMBERS, *OF_BRIDGES):
         if number.name is None:
             continue
         assert (number.family, number.label) not in places
