@@ -114,10 +114,10 @@ class Keeper:
                 self._link = BridgeLink(bridge, self._server, self._condition, stale)
                 await self._link.run(ready)
                 stale = [one.remote_filter for one in bridge.topics if one.comes_in]
+            if not self._ending:
+                self._forget()  # not in the `finally`: a broker that is cancelled keeps what waits
         finally:
             ready()
-            if not self._ending:
-                self._forget()
             self._keepers.pop(self._bridge.name, None)
             self.ended.set()
 
@@ -131,7 +131,9 @@ class Keeper:
         """From now on this one; None: none."""
         unchanged = bridge is not None and bridge == self._wanted and signatures(bridge) == self._seen
         self._wanted = bridge
-        if self._link is not None and not unchanged:
+        if self._link is not None and unchanged:
+            self._link.hurry()  # what kept it from the other broker may have been mended, such as a password
+        elif self._link is not None:
             moved = bridge is None or (bridge.end, bridge.remote_client_id) != (self._bridge.end, self._bridge.remote_client_id)
             logger.info("bridge %r: %s", self._bridge.name, "it ends" if bridge is None else "it begins anew, with what has changed")
             self._link.stop(CHANGE_GRACE_S, for_good=moved)

@@ -49,10 +49,11 @@ class Gate:
         self._open = True
         self._wake()
 
-    def shut(self) -> None:
-        """Whoever is in is cut off, and waits."""
+    def shut(self, why: str) -> None:
+        """Whoever is in is cut off, and waits. why: for the log."""
         self._open = False
         if self._connection is not None:
+            self._connection.cause = why
             self._connection.cancel()
 
     def end(self) -> None:

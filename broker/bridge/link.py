@@ -94,6 +94,7 @@ class BridgeLink:
         self._seldom = Seldom(logger)
         self._scope = trio.CancelScope()
         self._stopping = trio.Event()
+        self._waiting = trio.CancelScope()
         self._remote: Client | None = None
         self._password = b""
         self._outward = Mapping([(one.local_filter, one.local_prefix, one.remote_prefix) for one in bridge.topics if one.goes_out])
@@ -142,8 +143,12 @@ class BridgeLink:
         self._stopping.set()
         self._scope.cancel()
 
+    def hurry(self) -> None:
+        """If it waits to try again, do it now."""
+        self._waiting.cancel()
+
     async def _pause(self, seconds: float) -> None:
-        with trio.move_on_after(seconds):
+        with trio.move_on_after(seconds) as self._waiting:
             await self._stopping.wait()
 
     # ---- what is known of it -----------------------------------------------------------------------------------------
@@ -208,7 +213,7 @@ class BridgeLink:
             if filters:
                 # What is retained is asked for when it can go out, not to lie in a buffer until then.
                 outgoing = await stack.enter_async_context(self._subscribed(local, filters, _NEVER))
-            gate.shut()
+            gate.shut("it waits for the other broker")
             ready()
             await self._meet(local, outgoing, filters if is_new else {}, gate)
 
@@ -236,7 +241,7 @@ class BridgeLink:
                 self._down(str(error), slowly)
             finally:
                 self._remote = None
-                gate.shut()
+                gate.shut("its bridge is not connected")
             attempts += 1
             await self._pause(SLOW_S * random.uniform(1, 1.5) if slowly else BACKOFF.delay(attempts))
 
@@ -284,7 +289,7 @@ class BridgeLink:
             async def watch() -> None:
                 async for what in news:
                     if what == "lost":
-                        gate.shut()
+                        gate.shut("the other broker is away")
                         self._down(remote.core.cause or "the connection broke")
                         if self._stopping.is_set():  # what is under way cannot end without a connection
                             nursery.cancel_scope.cancel()

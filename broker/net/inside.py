@@ -23,6 +23,8 @@ _LIMITS: Final = LimitOverrides(
     publish_per_s_max=0,
     receive_bytes_per_s_max=0,
     connects_per_client_id_per_s_max=0,
+    client_id_bytes_max=65_535,
+    wildcard_subscription_available=True,
 )
 
 

@@ -166,6 +166,50 @@ async def test_a_store_and_restarts(tmp_path: Path) -> None:
         await nothing_more(there, 0.1)
 
 
+@pytest.mark.parametrize("how", ["left", "cancelled", "failed"])
+async def test_what_waits_stays_in_the_store_however_the_broker_ends(how: str, tmp_path: Path) -> None:
+    store = tmp_path / "broker.db"
+    with trio.CancelScope() as scope:
+        try:
+            async with open_broker(store=store, bridges=[bridge_to(Place())]) as near, connect(near) as client:
+                await client.publish("a", "1", qos=1)
+                if how == "cancelled":
+                    scope.cancel()
+                    await trio.lowlevel.checkpoint()
+                elif how == "failed":
+                    raise OSError("the body")
+        except OSError as error:
+            assert str(error) == "the body"  # noqa: PT017  # there is no other one
+    async with open_broker() as far, listening(far) as there, open_broker(store=store, bridges=[bridge_to(far)]):
+        assert await take(there, 1) == [("a", "1")]
+
+
+async def test_what_is_no_bridge_any_more_at_the_next_start_is_dropped(tmp_path: Path) -> None:
+    store = tmp_path / "broker.db"
+    async with open_broker(store=store, bridges=[bridge_to(Place())]) as near:
+        await near.publish("a", "1", qos=1)
+        assert waiting(near) == (False, 1)
+    async with open_broker(store=store) as near:
+        assert near.clients() == []
+
+
+async def test_who_had_that_name_before_the_bridge_came_is_not_taken_for_it(tmp_path: Path) -> None:
+    """A session of somebody else's is in the store under the name that a bridge has from now on."""
+    store = tmp_path / "broker.db"
+    async with (
+        open_broker(store=store) as near,
+        connect(near, client_id=CLIENT_ID, session_expiry_s=1000) as stranger,
+        stranger.subscribe("secret/#", qos=1, keep=True),
+    ):
+        pass
+    async with open_broker() as far, listening(far) as there, open_broker(store=store, bridges=[bridge_to(far, BridgeTopic(filter="a"))]) as near:
+        await wait_state(near)
+        await near.publish("secret/1", "x", qos=1)
+        await near.publish("a", "y", qos=1)
+        assert await take(there, 1) == [("a", "y")]
+        assert near.bridges[0].dropped == {}
+
+
 async def test_qos_2_after_a_run_that_was_killed(autojump_clock: trio.testing.MockClock) -> None:
     """The other broker still holds identifiers of that run: new messages with the same ones are not taken for repetitions."""
     async with open_broker() as far, listening(far) as there:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -9,8 +10,8 @@ import pytest
 import trio
 import trio.testing
 
-from broker import Bridge, BridgeTopic, Broker, Config, ConfigError, connect, open_broker
-from tests.bridge.houses import bridge_to, listening, nothing_more, take, wait_state
+from broker import Bridge, BridgeTopic, Broker, Config, ConfigError, ConnectRequest, connect, open_broker
+from tests.bridge.houses import bridge_to, listening, nothing_more, take, wait_cause, wait_state
 
 NOTHING = Config(listeners=(), sys_interval_s=0)
 
@@ -68,6 +69,25 @@ async def test_other_topics(autojump_clock: trio.testing.MockClock) -> None:
             await nothing_more(there)
         assert far.statistics()["subscriptions_count"] == near.statistics()["subscriptions_count"] == 1
         assert near.bridges[0].dropped == {}
+
+
+async def test_a_reload_tries_again_at_once(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+    """Nothing in the file has changed, but what it names has."""
+    password = tmp_path / "password"
+    password.write_text("wrong\n")
+
+    async def check(request: ConnectRequest) -> str | None:
+        return request.username if request.password == b"right" else None
+
+    async with open_broker(authenticate=check) as far:
+        config = with_bridges(bridge_to(far, username="ann", password_file=str(password)))
+        async with open_broker(config) as near:
+            await wait_cause(near, "bad user name")
+            password.write_text("right\n")
+            began_at = trio.current_time()
+            near.reload(config)
+            await wait_state(near)
+            assert trio.current_time() - began_at < 1
 
 
 async def test_another_broker(autojump_clock: trio.testing.MockClock) -> None:
