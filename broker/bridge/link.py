@@ -97,6 +97,8 @@ class BridgeLink:
         self._waiting = trio.CancelScope()
         self._remote: Client | None = None
         self._password = b""
+        self._out_filters = _strongest((one.local_filter, one.qos) for one in bridge.topics if one.goes_out)
+        self._in_filters = _strongest((one.remote_filter, one.qos) for one in bridge.topics if one.comes_in)
         self._outward = Mapping([(one.local_filter, one.local_prefix, one.remote_prefix) for one in bridge.topics if one.goes_out])
         self._inward = Mapping([(one.remote_filter, one.remote_prefix, one.local_prefix) for one in bridge.topics if one.comes_in])
 
@@ -204,7 +206,7 @@ class BridgeLink:
             )
             stack.callback(gate.end)
             is_new = not local.session_present
-            filters = _strongest((one.local_filter, one.qos) for one in self._bridge.topics if one.goes_out)
+            filters = self._out_filters
             session = self._server.engine.state.sessions.get(self._bridge.local_client_id)
             stale = [] if session is None else [filter for filter in session.subscriptions if filter not in filters]
             if stale:
@@ -215,7 +217,7 @@ class BridgeLink:
                 outgoing = await stack.enter_async_context(self._subscribed(local, filters, _NEVER))
             gate.shut("it waits for the other broker")
             ready()
-            await self._meet(local, outgoing, filters if is_new else {}, gate)
+            await self._meet(local, outgoing, is_new, gate)
 
     @asynccontextmanager
     async def _subscribed(self, client: Client, filters: dict[str, int], retain_handling: int) -> AsyncIterator[Subscription]:
@@ -227,14 +229,14 @@ class BridgeLink:
 
     # ---- the client there --------------------------------------------------------------------------------------------
 
-    async def _meet(self, local: Client, outgoing: Subscription | None, unsent: dict[str, int], gate: Gate) -> None:
-        """Until `stop`, or until the other broker says what it would say again. unsent: filters whose retained messages have not been carried."""
+    async def _meet(self, local: Client, outgoing: Subscription | None, is_new: bool, gate: Gate) -> None:
+        """Until `stop`, or until the other broker says what it would say again. is_new: the Session here is, so what is retained is carried."""
         attempts = 0
         while not self._stopping.is_set():
             try:
                 async with self._dialled() as remote:
                     self._remote = remote
-                    await self._carry(local, remote, outgoing, unsent, gate)
+                    await self._carry(local, remote, outgoing, is_new, gate)
                 return
             except ConnectError as error:  # it has not been connected
                 slowly = is_final(error)
@@ -279,7 +281,7 @@ class BridgeLink:
                 raise BrokerError(f"the password in {self._bridge.password_file} cannot be had: {cause}") from None
         return self._password
 
-    async def _carry(self, local: Client, remote: Client, outgoing: Subscription | None, unsent: dict[str, int], gate: Gate) -> None:
+    async def _carry(self, local: Client, remote: Client, outgoing: Subscription | None, is_new: bool, gate: Gate) -> None:
         bridge, tally = self._bridge, self._condition.tally
         news = remote.connections()
         pumps: list[Pump] = []
@@ -303,9 +305,10 @@ class BridgeLink:
             if outgoing is not None:
                 pumps.append(Pump(bridge.name, "out", self._outward, remote, self._seldom, tally))
                 nursery.start_soon(pumps[-1].run, outgoing)
-                self._ask_for_retained(local, unsent)
+                if is_new:
+                    self._ask_for_retained(local)
             await local.wait_connected()
-            incoming = await self._listen(stack, remote)
+            incoming = await self._listen(stack, remote, _SEND if is_new else _IF_NEW)
             if incoming is not None:
                 pumps.append(Pump(bridge.name, "in", self._inward, local, self._seldom, tally))
                 nursery.start_soon(pumps[-1].run, incoming)
@@ -318,25 +321,22 @@ class BridgeLink:
                 await pump.finished.wait()
             nursery.cancel_scope.cancel()
 
-    def _ask_for_retained(self, local: Client, unsent: dict[str, int]) -> None:
-        """Of a Session that is new: the same SUBSCRIBE once more, answered with what is retained."""
-        if unsent:
-            core = local.core
-            exchange = core.subscribe(_requests(local, unsent, _SEND), IDENTIFIER)
-            exchange.owner = trio.Event()
-            local._driver.handle()
-            unsent.clear()
+    def _ask_for_retained(self, local: Client) -> None:
+        """The same SUBSCRIBE once more, answered with what is retained."""
+        exchange = local.core.subscribe(_requests(local, self._out_filters, _SEND), IDENTIFIER)
+        exchange.owner = trio.Event()
+        local._driver.handle()
 
-    async def _listen(self, stack: AsyncExitStack, remote: Client) -> Subscription | None:
+    async def _listen(self, stack: AsyncExitStack, remote: Client, retain_handling: int) -> Subscription | None:
         """Subscribed at the other broker; None if nothing is to come from there."""
-        filters = _strongest((one.remote_filter, one.qos) for one in self._bridge.topics if one.comes_in)
+        filters = self._in_filters
         try:
             with trio.fail_after(ANSWER_S):
                 stale = [filter for filter in self._stale if filter not in filters]
                 self._stale = ()
                 if stale:
                     await remote.unsubscribe(*stale)
-                return await stack.enter_async_context(self._subscribed(remote, filters, _IF_NEW)) if filters else None
+                return await stack.enter_async_context(self._subscribed(remote, filters, retain_handling)) if filters else None
         except trio.TooSlowError:
             raise ConnectionLost(f"{self._bridge.address} does not answer SUBSCRIBE") from None
 

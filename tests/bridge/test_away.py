@@ -131,6 +131,28 @@ async def test_the_other_broker_forgets_everything(qos: int, autojump_clock: tri
             assert await take(here, 1) == [("b", "subscribed again")]
 
 
+async def test_qos_2_that_nobody_knows_the_end_of_comes_again(autojump_clock: trio.testing.MockClock) -> None:
+    """The other broker loses its Session between our PUBLISH and its PUBREC: rather twice than never."""
+    scripted = ScriptedBroker()
+    async with open_broker(bridges=[bridge_to(scripted, BridgeTopic(filter="#", qos=2))]) as near, connect(near) as client:
+        peer = await scripted.next()
+        await peer.accept()
+        await wait_state(near)
+        await client.publish("a", "1", qos=2)
+        await client.publish("a", "2", qos=2)
+        await peer.expect(Publish)
+        await peer.cut()
+        peer = await scripted.next()
+        await peer.accept()
+        seen: list[bytes] = []
+        while len(seen) < 2:
+            packet = await peer.receive()
+            if isinstance(packet, Publish):
+                seen.append(packet.payload)
+        assert seen == [b"1", b"2"]
+        await peer.cut()
+
+
 async def test_what_is_published_there_waits_there(autojump_clock: trio.testing.MockClock, mqtt_network: Any) -> None:
     """This broker is away for a day: its Session at the other one keeps what comes."""
     bridge = bridge_to(None, BridgeTopic(filter="#", direction="in", qos=2))
@@ -201,8 +223,10 @@ async def test_who_had_that_name_before_the_bridge_came_is_not_taken_for_it(tmp_
         connect(near, client_id=CLIENT_ID, session_expiry_s=1000) as stranger,
         stranger.subscribe("secret/#", qos=1, keep=True),
     ):
-        pass
+        await stranger.disconnect()
+        await near.publish("secret/0", "is the stranger's", qos=1)
     async with open_broker() as far, listening(far) as there, open_broker(store=store, bridges=[bridge_to(far, BridgeTopic(filter="a"))]) as near:
+        assert near.statistics()["dropped_session_ended"] == 1
         await wait_state(near)
         await near.publish("secret/1", "x", qos=1)
         await near.publish("a", "y", qos=1)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
-from broker import BridgeTopic, Client, connect, open_broker
-from tests.bridge.houses import bridge_to, houses, listening, nothing_more, take, wait_state
+from broker import BridgeTopic, Broker, Client, connect, open_broker
+from tests.bridge.houses import bridge_to, houses, listening, nothing_more, take, until, wait_state
 
 
 @pytest.mark.parametrize("version", ["5.0", "3.1.1"])
@@ -115,6 +117,27 @@ async def test_what_is_retained_comes_first_and_once(qos: int, autojump_clock: t
             await near.publish("near", "", retain=True, qos=qos)
             await trio.sleep(10)
             assert near.retained("#") == far.retained("#") == []
+
+
+def came(near: Broker, count: int) -> bool:
+    return near.bridges[0].in_count == count
+
+
+@pytest.mark.parametrize("stored", [True, False])
+async def test_what_is_retained_there_after_a_restart_here(stored: bool, tmp_path: Path) -> None:
+    """A broker that has forgotten all is told again, one with a store is not."""
+    store = tmp_path / "broker.db" if stored else None
+    bridge = bridge_to(None, BridgeTopic(filter="#", direction="in", qos=1))
+    async with open_broker() as far, connect(far) as app:
+        bridge = bridge_to(far, *bridge.topics)
+        await app.publish("far", "1", qos=1, retain=True)
+        for expected in (1, 0 if stored else 1):
+            async with open_broker(store=store, bridges=[bridge]) as near, near.subscribe("end") as ends:
+                await wait_state(near)
+                await app.publish("end", qos=1)
+                await ends.receive()
+                await until(partial(came, near, expected + 1), 10, 0.01)
+                assert [one.text for one in near.retained("far")] == ["1"]
 
 
 async def test_many_of_either_direction_come_in_order(autojump_clock: trio.testing.MockClock) -> None:
