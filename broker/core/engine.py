@@ -301,6 +301,12 @@ class Engine:
         return journal is not None and journal.has_changes
 
     @property
+    def is_awaited(self) -> bool:
+        """Does somebody wait for changes that have not been taken? (Else they may be written with later ones.)"""
+        journal = self.state.journal
+        return journal is not None and journal.awaited >= journal.number
+
+    @property
     def last_change(self) -> int:
         """Number of the newest changes that there are, taken or not."""
         journal = self.state.journal

@@ -2,7 +2,8 @@
 
 A link whose bytes depend on a change has a `gate`, the number of the changes that it waits for, and is not named by `take_ready` before these are
 committed (`Engine.committed`). A link that has to do with nothing that lasts never waits. There may always be something newer for it before that
-is committed: so what it was to be sent when the changes were taken goes out with them.
+is committed: so what it was to be sent when the changes were taken goes out with them. What nobody waits for, as what an acknowledgement comes to,
+may be written with something later: `Journal.awaited` says what somebody does wait for.
 """
 
 from __future__ import annotations
@@ -50,13 +51,17 @@ def let_through(state: State, links: list[Link]) -> list[Link]:
     """Those that wait for nothing, and those that are named for something else than bytes: to be closed, to be read again. What is to be sent to who
     waits takes memory meanwhile, as if its socket were full."""
     through: list[Link] = []
+    journal = state.journal
     for link in links:
         is_gated = link.gate > state.committed
         if is_gated:
             link.ready = False
             if link.outbox.account is not None:  # else its stream is gone
-                state.gated[link] = None
                 link.outbox.count()
+                if link.outbox.committed_bytes:
+                    state.gated[link] = None
+                    if journal is not None and journal.awaited < link.gate:
+                        journal.awaited = link.gate
         if not is_gated or link.closing or link.goes_on or link.clear_bytes > link.outbox.sent_bytes_total:
             link.goes_on = False
             through.append(link)

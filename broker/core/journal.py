@@ -30,6 +30,8 @@ class Journal:
         """Changes noted since the start."""
         self.taken_count = 0
         """Those of them that have been taken."""
+        self.awaited = 0
+        """Somebody is to be sent something when the changes of that number are committed."""
         self.going: dict[str, int] = {}
         """Client Identifiers of sessions that have ended, with the number of the changes that say so, until these are committed."""
         self._touched: dict[Session, None] = {}

@@ -1,5 +1,5 @@
 """What has to outlive the process goes to the store: all that has changed in one step, and while the disk is at it what comes is gathered for
-the next.
+the next. What nobody waits for, as that a message was acknowledged, waits a moment for something that somebody does.
 
 So a disk that turns a hundred times a second still takes a hundred thousand messages in that time, and whoever waits for an acknowledgement waits
 for one or two of its turns. A store that cannot be written stops nobody who keeps nothing in it: what depends on it is not acknowledged, and its
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 CHANGES_COUNT_MAX: Final = 4_096
 """Who has more to say while so many wait to be written is not read before they are: the turn that gathers them stays short."""
+UNAWAITED_COUNT_MAX: Final = 1_024
+UNAWAITED_S: Final = 0.1
+"""So many changes that nobody waits for, and for so long, may wait to be written."""
 RETRY_S: Final = 1.0
 END_S: Final = 5.0
 """At the end each write has so long from its beginning, and longer while clients have."""
@@ -66,6 +69,8 @@ class Committer:
         self._store = store
         self._restored = False
         self._wanted = trio.Event()
+        self._idle = trio.CancelScope()
+        """Until something is wanted, or has been there for a while."""
         self._unwritten: Changes | None = None
         self._limiter = trio.CapacityLimiter(1)  # never behind others' threads
         self._failing = False
@@ -112,8 +117,11 @@ class Committer:
 
     def look(self) -> None:
         """Has a verb changed something?"""
-        if self._engine.has_changes:
+        engine = self._engine
+        if engine.is_awaited or engine.changes_count > UNAWAITED_COUNT_MAX or (self._ending and engine.has_changes):
             self._wanted.set()
+        elif self._idle.deadline == math.inf and engine.has_changes:
+            self._idle.deadline = trio.current_time() + UNAWAITED_S
 
     def holds_up(self, link: Link) -> bool:
         """Has it changed something that is not on disk, and is there too much of that, or of what is to be said to it then?"""
@@ -125,6 +133,7 @@ class Committer:
     async def wait_written(self) -> None:
         """Until all that has changed up to now is on disk. BrokerError."""
         number = self._engine.last_change
+        self._wanted.set()
         while not self._engine.is_committed(number):
             if self._failure is not None:
                 raise self._failure
@@ -136,8 +145,10 @@ class Committer:
         """For as long as clients are served, and `finish` waits."""
         try:
             while True:
-                await self._wanted.wait()
+                with self._idle:
+                    await self._wanted.wait()
                 self._wanted = trio.Event()
+                self._idle = trio.CancelScope()
                 self._unwritten = self._take()
                 if self._unwritten is None:
                     continue
@@ -168,6 +179,7 @@ class Committer:
     async def finish(self) -> None:
         """Clients are gone. Until the rest is written, cannot be, or takes too long; while `run` runs."""
         self._ending = True
+        self._wanted.set()
         if not self._busy:
             self._began = trio.current_time()
         self._be_patient()

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from broker.testing.simulation import Simulation
 
 PERFECT: Final = Faults()
+UNAWAITED_S: Final = 0.1
+"""As `broker.net.committer`'s."""
 
 
 class Surroundings:
@@ -35,6 +37,7 @@ class Surroundings:
         self.digest = hashlib.sha256()
         self._tick_at = math.inf
         self._writing: Changes | None = None
+        self._writes_later = False
         self._waiting_for_disk: list[tuple[int, Callable[[], None]]] = []
         self._lives = 1
         self.unwritten: list[Line] = []
@@ -161,7 +164,12 @@ class Surroundings:
                 self._flush(line)
         self.unflushed -= 1
         if self._writing is None and engine.has_changes:
-            self._write_soon()
+            if engine.is_awaited or self._waiting_for_disk:
+                self._write_soon()
+            elif not self._writes_later:
+                self._writes_later = True
+                lives = self._lives
+                self._timeline.at(self._simulation.now + UNAWAITED_S, lambda: self._write_late(lives))
         deadline = engine.next_deadline()
         if deadline < self._tick_at:
             self._tick_at = max(deadline, self._simulation.now)
@@ -186,6 +194,13 @@ class Surroundings:
             then()
         else:
             self._waiting_for_disk.append((self._engine.last_change, then))
+
+    def _write_late(self, lives: int) -> None:
+        """What nobody has waited for."""
+        if lives == self._lives:
+            self._writes_later = False
+            if self._writing is None:
+                self._write_soon()
 
     def _write_soon(self) -> None:
         """It takes its time, and what comes meanwhile is for the next turn."""
@@ -223,6 +238,7 @@ class Surroundings:
         self._writing = None
         self._waiting_for_disk.clear()
         self._lives += 1
+        self._writes_later = False
         self._settle_accepted(written)
         simulation.incarnations.crashed(written)
         self.unwritten.clear()

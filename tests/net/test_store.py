@@ -22,7 +22,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from broker.errors import StoreError
 from broker.net.authentication import ConnectRequest
-from broker.net.committer import CHANGES_COUNT_MAX, RETRY_S
+from broker.net.committer import CHANGES_COUNT_MAX, RETRY_S, UNAWAITED_COUNT_MAX, UNAWAITED_S
 from broker.net.listener import Listener
 from broker.net.tls import TlsFiles
 from broker.opening import open_broker
@@ -97,6 +97,47 @@ async def test_no_message_comes_to_a_session_that_lasts_before_it_is_on_disk(mon
         assert isinstance(await other.receive(), PubAck)
 
 
+async def test_what_nobody_waits_for_is_written_a_moment_later_or_with_what_somebody_does(
+    monkeypatch: pytest.MonkeyPatch, mock_clock: MockClock
+) -> None:
+    async with opened(monkeypatch) as (disk, hub, nursery):
+        client = await lasting(hub, nursery, "a", "t")
+        other = await brief(hub, nursery, "b")
+        await other.send(Publish("t", b"1", 1, packet_id=1))
+        assert await other.receive() == PubAck(1)
+        message = await client.receive()
+        assert isinstance(message, Publish)
+        await client.send(PubAck(message.packet_id))
+        await wait_all_tasks_blocked(0.005)
+        count = disk.writes_count
+        mock_clock.jump(UNAWAITED_S * 0.9)
+        await wait_all_tasks_blocked(0.005)
+        assert disk.writes_count == count
+        await other.send(Publish("t", b"2", 1, packet_id=2))
+        assert await other.receive() == PubAck(2)
+        message = await client.receive()
+        assert isinstance(message, Publish)
+        await wait_all_tasks_blocked(0.005)
+        assert disk.writes_count == count + 1
+        await client.send(PubAck(message.packet_id))
+        await wait_all_tasks_blocked(0.005)
+        assert len([*disk.shelf.messages, *disk.shelf.runs]) == 1
+        mock_clock.jump(UNAWAITED_S)
+        disk.hold()
+        await disk.wait_begun()
+        disk.release()
+        await wait_all_tasks_blocked(0.005)
+        assert not [*disk.shelf.messages, *disk.shelf.runs]
+
+
+async def test_much_that_nobody_waits_for_is_written_at_once(monkeypatch: pytest.MonkeyPatch, mock_clock: MockClock) -> None:
+    async with opened(monkeypatch) as (disk, hub, nursery):
+        client = await brief(hub, nursery, "b")
+        disk.hold()
+        await client.send(*[Publish(f"t/{number}", b"1", retain=True) for number in range(UNAWAITED_COUNT_MAX + 1)])
+        await disk.wait_begun()
+
+
 async def test_a_session_that_is_thrown_away_is_gone_before_its_client_is_in(monkeypatch: pytest.MonkeyPatch, mock_clock: MockClock) -> None:
     """Else it could be there again after a crash, though its client was told that it is not."""
     async with opened(monkeypatch) as (disk, hub, nursery):
@@ -115,6 +156,8 @@ async def test_a_session_that_its_client_has_ended_is_gone_before_that_client_is
         await wait_all_tasks_blocked(0.005)
         disk.hold()
         await client.send(Disconnect(properties=Properties(session_expiry_interval=0)))
+        await wait_all_tasks_blocked(0.005)
+        mock_clock.jump(UNAWAITED_S)
         await disk.wait_begun()
         again, stranger = await attached(hub, nursery), await attached(hub, nursery)
         await again.send(Connect("a", clean_start=False))

@@ -14,7 +14,7 @@ from broker.config import Config
 from broker.core.message import ApplicationMessage
 from broker.errors import BrokerError, StoreError
 from broker.hub import Broker
-from broker.net.committer import END_S
+from broker.net.committer import END_S, UNAWAITED_S
 from broker.opening import open_broker
 from broker.testing.shelf import Shelf
 from broker.wire.packets import (
@@ -82,6 +82,8 @@ async def test_nothing_is_written_after_what_could_not_be(monkeypatch: pytest.Mo
             disk.failures = 1
             hub._engine.publish(RETAINED, trio.current_time())
             hub._server.flush()
+            await wait_all_tasks_blocked()
+            mock_clock.jump(UNAWAITED_S)
             await disk.wait_begun()
             hub._engine.publish(ApplicationMessage("u", b"1", 1, True), trio.current_time())
             hub._server.flush()
