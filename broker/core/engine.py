@@ -34,7 +34,7 @@ from broker.core.overflow import OverflowRules
 from broker.core.publish import publish
 from broker.core.receiving import make_room, paced, process, violation
 from broker.core.relay import passed_on, sole_recipient
-from broker.core.restoring import restore
+from broker.core.restoring import Restored, read, settle
 from broker.core.session import Session
 from broker.core.state import State
 from broker.core.statistics import statistics
@@ -280,7 +280,15 @@ class Engine:
 
     def restore(self, saved: Saved, now: float, unix_now: float, rules_of: Callable[[str], tuple[Access, Allowance]] | None = None) -> None:
         """Before anybody comes: what a store has. rules_of: a listener, as `attach` named it, to what its clients may do, and how much."""
-        restore(self.state, saved, now, unix_now, rules_of)
+        self.settle(self.read(saved, now, unix_now, rules_of))
+
+    def read(self, saved: Saved, now: float, unix_now: float, rules_of: Callable[[str], tuple[Access, Allowance]] | None = None) -> Restored:
+        """The half of `restore` that may wait for a disk. It asks nobody anything, so a thread may do it."""
+        return read(self.state, saved, now, unix_now, rules_of)
+
+    def settle(self, restored: Restored) -> None:
+        """The other half: Wills go out, Sessions end, and `authorize` is asked about it."""
+        settle(self.state, restored)
 
     def take_changes(self, now: float, unix_now: float) -> Changes | None:
         """What has changed since the last time, to be written all or not at all, and then told to `committed`; None if nothing has."""

@@ -47,7 +47,21 @@ Sent = tuple[int, list[int], Unacknowledged]
 RulesOf = Callable[[str], "tuple[Access, Allowance]"]
 
 
-def restore(state: State, saved: Saved, now: float, unix_now: float, rules_of: RulesOf | None) -> None:
+class Restored:
+    """What was read, and is still to be settled."""
+
+    __slots__ = ("now", "rules_of", "sessions", "unix_now", "wills")
+
+    def __init__(self, sessions: dict[int, Session], wills: list[SavedWill], now: float, unix_now: float, rules_of: RulesOf | None) -> None:
+        self.sessions = sessions
+        self.wills = wills
+        self.now = now
+        self.unix_now = unix_now
+        self.rules_of = rules_of
+
+
+def read(state: State, saved: Saved, now: float, unix_now: float, rules_of: RulesOf | None) -> Restored:
+    """All that is in the store; nobody is told anything yet, and no rule is asked."""
     journal = state.journal
     assert journal is not None
     sessions = _sessions(state, saved.sessions, now, unix_now, rules_of)
@@ -61,7 +75,16 @@ def restore(state: State, saved: Saved, now: float, unix_now: float, rules_of: R
     for session, filter in owed:  # from the beginning: what was sent of it is not known
         session.replays = session.replays or {}
         session.replays[filter] = Replay(state.retained.cursor(filter), session.subscriptions[filter])
-    _wills(state, journal, saved.wills, now, unix_now, rules_of)
+    return Restored(sessions, list(saved.wills), now, unix_now, rules_of)
+
+
+def settle(state: State, restored: Restored) -> None:
+    """What became due while the broker was away."""
+    journal = state.journal
+    assert journal is not None
+    now = restored.now
+    sessions = restored.sessions
+    _wills(state, journal, restored.wills, now, restored.unix_now, restored.rules_of)
     journal.forget_topics()
     for session in sessions.values():
         if session.record is not None:

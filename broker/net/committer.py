@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from broker.core.allowance import Allowance
     from broker.core.engine import Engine
     from broker.core.link import Link
+    from broker.core.restoring import Restored
     from broker.net.server import Server
 
 CHANGES_COUNT_MAX: Final = 4_096
@@ -94,24 +95,27 @@ class Committer:
         """It closes the store itself."""
 
     async def restore(self, rules_of: Callable[[str], tuple[Access, Allowance]], *, in_thread: bool) -> None:
-        """Before anybody is served. in_thread: a million messages take seconds; but not every rule may be asked there. StoreError."""
+        """Before anybody is served: read in a thread, where a million messages take seconds. in_thread: and settled there, for that takes long
+        too; but not every rule may be asked there. StoreError."""
         now, unix_now = trio.current_time(), time.time()
         reading = Reading(self._store.load())
-        if in_thread:
-            await trio.lowlevel.checkpoint_if_cancelled()  # from here on nothing is cancelled before the thread is there
-            self._busy = True
-            await aside(partial(self._restore, reading.saved, now, unix_now, rules_of), self._store.path, reading.how_far)
-        else:
-            self._engine.restore(reading.saved, now, unix_now, rules_of)
+        await trio.lowlevel.checkpoint_if_cancelled()  # from here on nothing is cancelled before the thread is there
+        self._busy = True
+        restored = await aside(partial(self._read, reading.saved, now, unix_now, rules_of, in_thread), self._store.path, reading.how_far)
+        if not in_thread:
+            self._engine.settle(restored)
         self._restored = True
         self.look()
         had = self._engine.statistics()
         words = "opened the store %s (sessions: %d, queued messages: %d, retained messages: %d)"
         logger.info(words, self._store.path, had["clients_total"], had["queued_count"], had["retained_count"])
 
-    def _restore(self, saved: Saved, now: float, unix_now: float, rules_of: Callable[[str], tuple[Access, Allowance]]) -> None:
+    def _read(self, saved: Saved, now: float, unix_now: float, rules_of: Callable[[str], tuple[Access, Allowance]], settled: bool) -> Restored:
         try:
-            self._engine.restore(saved, now, unix_now, rules_of)
+            restored = self._engine.read(saved, now, unix_now, rules_of)
+            if settled:
+                self._engine.settle(restored)
+            return restored
         finally:
             self._rest()
 

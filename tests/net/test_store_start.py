@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import threading
 from collections.abc import Iterator
@@ -11,11 +12,13 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from broker.core.access import Authorize
 from broker.errors import StoreError
 from broker.net.store_start import AGAIN_S, SLOW_S
 from broker.opening import open_broker
 from broker.testing.shelf import Shelf
-from tests.net.disk import PATH, REAL_SECONDS_MAX, Disk, broker_on
+from broker.wire.packets import ConnAck, Connect, WillMessage
+from tests.net.disk import PATH, REAL_SECONDS_MAX, Disk, attached, broker_on, lasting, opened
 
 
 class Gate:
@@ -90,8 +93,9 @@ async def test_a_start_that_takes_long_says_how_far_it_is(
     ]
 
 
+@pytest.mark.parametrize("authorize", [None, lambda *asked: True])
 async def test_a_start_that_hangs_while_it_reads_can_be_cancelled(
-    monkeypatch: pytest.MonkeyPatch, mock_clock: MockClock, caplog: pytest.LogCaptureFixture
+    authorize: Authorize | None, monkeypatch: pytest.MonkeyPatch, mock_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     disk = await slow_disk(monkeypatch)
     assert isinstance(disk.shelf, SlowShelf)
@@ -105,7 +109,7 @@ async def test_a_start_that_hangs_while_it_reads_can_be_cancelled(
                 scope.cancel()
 
             nursery.start_soon(cancel)
-            async with broker_on(disk, monkeypatch):
+            async with broker_on(disk, monkeypatch, authorize=authorize):
                 pytest.fail("entered")
     assert scope.cancelled_caught
     assert not caplog.records  # nothing can be missing in it
@@ -143,6 +147,31 @@ async def test_a_start_that_hangs_while_it_is_opened_says_so_and_can_be_cancelle
     ]
     gate.open()
     assert await trio.to_thread.run_sync(disk.closed.wait, REAL_SECONDS_MAX)
+
+
+async def test_a_rule_of_the_program_is_asked_in_its_own_thread(monkeypatch: pytest.MonkeyPatch, mock_clock: MockClock) -> None:
+    asked: list[bool] = []
+    here = threading.get_ident()
+
+    def authorize(username: str | None, client_id: str, action: str, topic: str) -> bool:
+        asked.append(threading.get_ident() == here)
+        return True
+
+    shelf = Shelf()
+    async with opened(monkeypatch, shelf=shelf) as (_, hub, nursery):
+        watcher = await lasting(hub, nursery, "watcher", "gone")
+        await watcher.stream.aclose()
+        client = await attached(hub, nursery)
+        await client.send(Connect("a", clean_start=True, will=WillMessage("gone", b"w", 1, False)))
+        assert isinstance(await client.receive(), ConnAck)
+        await wait_all_tasks_blocked(0.005)
+        crashed = copy.deepcopy(shelf)
+    async with opened(monkeypatch, shelf=crashed, authorize=authorize) as (_, hub, nursery):
+        await wait_all_tasks_blocked(0.005)
+        assert len(asked) == 2  # may it be published, and received
+        assert all(asked)
+        assert [client.client_id for client in hub.clients()] == ["watcher"]
+        assert hub.statistics()["queued_count"] == 1
 
 
 async def test_what_is_wrong_with_it_comes_out_bare(monkeypatch: pytest.MonkeyPatch, mock_clock: MockClock) -> None:
