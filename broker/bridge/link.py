@@ -50,6 +50,9 @@ CAUSES_COUNT_MAX: Final = 10
 IDENTIFIER: Final = 1
 """Of all its filters, in each run: what waits in a Session keeps the one that it was queued with."""
 
+CLOSED_COUNT_MAX: Final = 5
+"""So often the other broker may close the connection while it owes the acknowledgement of the same message and gives no other."""
+
 BACKOFF: Final = Reconnect(delay_s=1, delay_s_max=30)
 _NEVER, _IF_NEW, _SEND = 2, 1, 0
 
@@ -64,6 +67,9 @@ class Condition:
         self.since_s: float | None = None
         self.cause = "it has not been tried yet"
         self.tally = Tally()
+        self.suspect: tuple[str, bytes] | None = None
+        """The message that was the oldest one under way when the other broker closed the connection last, and had acknowledged nothing on it."""
+        self.closed_count = 0
         self._told: set[str] = set()
 
     def up(self) -> None:
@@ -83,6 +89,10 @@ class Condition:
         return news
 
 
+class BeginAnew(Exception):
+    """With new clients, and at once: what is under way has to be looked at again."""
+
+
 class BridgeLink:
     """One bridge with these settings, until `stop`. stale: Topic Filters that its Session at the other broker has from earlier settings."""
 
@@ -96,6 +106,9 @@ class BridgeLink:
         self._stopping = trio.Event()
         self._waiting = trio.CancelScope()
         self._remote: Client | None = None
+        self._out: Pump | None = None
+        self._carried_before = 0
+        self._judged = True
         self._password = b""
         self._out_filters = _strongest((one.local_filter, one.qos) for one in bridge.topics if one.goes_out)
         self._in_filters = _strongest((one.remote_filter, one.qos) for one in bridge.topics if one.comes_in)
@@ -117,6 +130,8 @@ class BridgeLink:
                     await self._live(ready)
                 except Exception as error:
                     fault = unwrap(error)
+                    if isinstance(fault, BeginAnew):
+                        continue
                     slowly = isinstance(fault, BrokerError)  # what mends itself does not come here
                     if slowly:
                         self._down(str(fault), slowly)
@@ -176,6 +191,25 @@ class BridgeLink:
             again = "it is tried again every minute or so" if slowly else "it is tried again until it succeeds"
             what = "lost" if was_connected else "no connection"
             logger.log(logging.ERROR if slowly else logging.WARNING, "bridge %r: %s: %s; %s", self._bridge.name, what, cause, again)
+
+    def _judge(self, remote: Client) -> bool:
+        """A connection has ended: by one message that the other broker answers so each time? It would come first on the next one, for ever."""
+        if self._judged or self._out is None:
+            return False
+        self._judged = True
+        condition, core, oldest = self._condition, remote.core, self._out.oldest
+        closed = core.reason is not None or "closed the connection" in core.cause or "reset" in core.cause
+        if not closed or oldest is None or condition.tally.carried["out"] != self._carried_before:
+            condition.suspect = None
+            return False
+        suspect = oldest.topic, oldest.payload
+        condition.closed_count = condition.closed_count + 1 if suspect == condition.suspect else 1
+        condition.suspect = suspect
+        if condition.closed_count < CLOSED_COUNT_MAX:
+            return False
+        condition.suspect = None
+        condition.tally.fatal = suspect
+        return True
 
     def _tell_state(self, state: bytes) -> None:
         self._server.engine.publish(ApplicationMessage(self._bridge.state_topic, state, 0, True), trio.current_time())
@@ -238,11 +272,15 @@ class BridgeLink:
                     self._remote = remote
                     await self._carry(local, remote, outgoing, is_new, gate)
                 return
+            except ConnectionLost:
+                if self._remote is not None:
+                    self._judge(self._remote)
+                raise
             except ConnectError as error:  # it has not been connected
                 slowly = is_final(error)
                 self._down(str(error), slowly)
             finally:
-                self._remote = None
+                self._remote = self._out = None
                 gate.shut("its bridge is not connected")
             attempts += 1
             await self._pause(SLOW_S * random.uniform(1, 1.5) if slowly else BACKOFF.delay(attempts))
@@ -293,17 +331,22 @@ class BridgeLink:
                     if what == "lost":
                         gate.shut("the other broker is away")
                         self._down(remote.core.cause or "the connection broke")
+                        if self._judge(remote):
+                            raise BeginAnew
                         if self._stopping.is_set():  # what is under way cannot end without a connection
                             nursery.cancel_scope.cancel()
                     else:
+                        self._carried_before, self._judged = tally.carried["out"], False
                         gate.open()
                         if standing.is_set():
                             await self._wait_up(local, remote)
 
+            self._carried_before, self._judged = tally.carried["out"], False
             gate.open()
             nursery.start_soon(watch)
             if outgoing is not None:
-                pumps.append(Pump(bridge.name, "out", self._outward, remote, self._seldom, tally))
+                self._out = Pump(bridge.name, "out", self._outward, remote, self._seldom, tally)
+                pumps.append(self._out)
                 nursery.start_soon(pumps[-1].run, outgoing)
                 if is_new:
                     self._ask_for_retained(local)

@@ -43,13 +43,15 @@ logger = logging.getLogger("broker.bridge")
 
 
 class Tally:
-    """carried: messages that were acknowledged, by direction. dropped: those that were not carried, by reason."""
+    """carried: messages that were acknowledged, by direction. dropped: those that were not, by reason. fatal: topic and payload of one on which
+    the other broker closes the connection whenever it comes."""
 
-    __slots__ = ("carried", "dropped")
+    __slots__ = ("carried", "dropped", "fatal")
 
     def __init__(self) -> None:
         self.carried: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
+        self.fatal: tuple[str, bytes] | None = None
 
 
 class Pump:
@@ -66,7 +68,7 @@ class Pump:
         self._offline = "drop" if direction == "out" else "wait"
         """QoS 0: what has come from afar need not be lost here, where the client is back in no time."""
         self._tally = tally
-        self._under_way_count = 0
+        self._under_way: dict[Parcel, None] = {}
         self._under_way_bytes = 0
         self._again: deque[Parcel] = deque()
         """Those that were refused for now, or have to be sent in another form."""
@@ -93,11 +95,20 @@ class Pump:
         """Take nothing more; `run` ends when what is under way is done."""
         self._taking.cancel()
 
+    @property
+    def oldest(self) -> Message | None:
+        """Of those under way."""
+        return next((parcel.message for parcel in self._under_way), None)
+
     async def _wait_done(self) -> None:
-        while self._under_way_count or self._sending_again:
+        while self._under_way or self._sending_again:
             await self._changed.park()
 
     async def _carry(self, message: Message) -> None:
+        if self._tally.fatal == (message.topic, message.payload):
+            self._tally.fatal = None  # the next one like it may be taken
+            self._drop(message, "fatal", "the other broker closes the connection whenever it comes")
+            return
         topic = self._mapping.target(message.topic)
         if topic is None:
             self._drop(message, "no-mapping", "no entry of its topics fits it (any more)")
@@ -115,13 +126,13 @@ class Pump:
     def _has_room(self, size: int) -> bool:
         if self._again or self._sending_again or self._refused_count:
             return False
-        count = self._under_way_count
+        count = len(self._under_way)
         return not count or (count < UNDER_WAY_COUNT_MAX and self._under_way_bytes + size <= UNDER_WAY_BYTES_MAX)
 
     async def _send(self, parcel: Parcel) -> None:
         self._adapt(parcel)
         publish = parcel.publish
-        self._under_way_count += 1
+        self._under_way[parcel] = None
         self._under_way_bytes += len(publish.payload)
         try:
             outgoing = await self._publisher.begin(publish, offline=self._offline if publish.qos == 0 else "wait", at_once=False)
@@ -199,7 +210,7 @@ class Pump:
             self._changed.unpark_all()
 
     def _leave(self, parcel: Parcel) -> None:
-        self._under_way_count -= 1
+        del self._under_way[parcel]
         self._under_way_bytes -= len(parcel.publish.payload)
         self._changed.unpark_all()
 

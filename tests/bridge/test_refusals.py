@@ -13,7 +13,7 @@ import trio.testing
 from broker import BridgeTopic, Config, ConnectionLost, ConnectRefused, connect, open_broker
 from broker.bridge.pump import carried
 from broker.reasons import ReasonCode
-from broker.wire.packets import NO_PROPERTIES, PingReq, PingResp, Properties, PubAck, Publish
+from broker.wire.packets import NO_PROPERTIES, Disconnect, PingReq, PingResp, Properties, PubAck, Publish, PubRel
 from tests.bridge.houses import CLIENT_ID, bridge_to, houses, listening, nothing_more, take, take_all, until, wait_state
 from tests.client.scripted import Peer, ScriptedBroker
 
@@ -68,6 +68,51 @@ async def test_what_is_refused_for_good_is_dropped(
         assert (info.out_count, info.dropped) == (1, {"refused": 1})
         assert f"a message on 'poison' is not carried: it is refused: {reason.describe()}" in caplog.text
         await peer.cut()
+
+
+@pytest.mark.parametrize("reason", [None, ReasonCode.QOS_NOT_SUPPORTED, ReasonCode.NOT_AUTHORIZED])
+@pytest.mark.parametrize("qos", [1, 2])
+async def test_one_on_which_the_connection_is_closed_each_time_is_dropped(
+    qos: int, reason: ReasonCode | None, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Brokers that cannot say no (3.1.1) or will not: without an end to it, nothing behind that message would ever be carried."""
+    scripted = ScriptedBroker()
+    bridge = bridge_to(scripted, BridgeTopic(filter="#", qos=2))
+    async with open_broker(bridges=[bridge]) as near, connect(near) as client:
+        for text in ("poison", "good"):
+            await client.publish("a", text, qos=qos)
+        closed_count = 0
+        while True:
+            peer = await scripted.next()
+            await peer.accept(session_present=closed_count > 0)
+            packet = await peer.receive()
+            while isinstance(packet, PubRel):  # ids of an earlier run
+                packet = await peer.receive()
+            assert isinstance(packet, Publish)
+            if packet.payload != b"poison":
+                break
+            closed_count += 1
+            if reason is not None:
+                await peer.send(Disconnect(reason))
+            await peer.cut()
+        assert (packet.payload, closed_count) == (b"good", 5)
+        assert near.bridges[0].dropped == {"fatal": 1}
+        assert "a message on 'a' is not carried: the other broker closes the connection whenever it comes" in caplog.text
+        await peer.cut()
+
+
+async def test_a_connection_that_breaks_is_no_reason_to_drop(autojump_clock: trio.testing.MockClock, mqtt_network: Any) -> None:
+    """Silence and a cut again and again, with the same message under way: it is still sent."""
+    scripted = ScriptedBroker()
+    async with open_broker(bridges=[bridge_to(scripted, BridgeTopic(filter="#"))]) as near, connect(near) as client:
+        await client.publish("a", "1", qos=1)
+        for count in range(10):
+            peer = await scripted.next()
+            await peer.accept(session_present=count > 0)
+            assert (await peer.expect(Publish)).payload == b"1"
+            await trio.sleep(70.5)  # its PINGREQs are not answered
+            await peer.cut()
+        assert near.bridges[0].dropped == {}
 
 
 async def answer(peer: Peer, reason: ReasonCode, published: list[str]) -> None:
