@@ -28,8 +28,10 @@ from broker.client.connect import connect
 from broker.client.connection import unwrap
 from broker.client.reconnect import Reconnect, is_final
 from broker.client.router import OpenSubscription
+from broker.core.client_state import PACKET_BYTES_MAX
+from broker.core.link import PACKET_BYTES_LARGEST
 from broker.core.message import ApplicationMessage
-from broker.errors import BrokerError, ConnectError, ConnectionLost, SubscribeRefused
+from broker.errors import BrokerError, ConnectError, ConnectionLost, ConnectRefused, SubscribeRefused
 from broker.net.seldom import Seldom
 from broker.net.transport import strerror
 from broker.wire.packets import MQTT_5, Properties, SubscriptionRequest
@@ -223,21 +225,7 @@ class BridgeLink:
     async def _live(self, ready: Callable[[], object]) -> None:
         gate = Gate(self._server, f"bridge {self._bridge.name}")
         async with AsyncExitStack() as stack:
-            local = await stack.enter_async_context(
-                connect(
-                    gate,
-                    client_id=self._bridge.local_client_id,
-                    clean_start=False,
-                    session_expiry_s=math.inf,
-                    keep_alive_s=0,
-                    reconnect=Reconnect(delay_s=0.1, delay_s_max=1),
-                    connect_timeout_s=math.inf,  # at the gate it waits for the other broker
-                    close_grace_s=GOODBYE_S,
-                    receive_maximum=RECEIVE_COUNT_MAX,
-                    outgoing_count_max=UNDER_WAY_COUNT_MAX,
-                    topic_alias_maximum=0,
-                )
-            )
+            local = await stack.enter_async_context(self._inside(gate))
             stack.callback(gate.end)
             is_new = not local.session_present
             filters = self._out_filters
@@ -252,6 +240,30 @@ class BridgeLink:
             gate.shut("it waits for the other broker")
             ready()
             await self._meet(local, outgoing, is_new, gate)
+
+    @asynccontextmanager
+    async def _inside(self, gate: Gate) -> AsyncIterator[Client]:
+        """This broker's client."""
+        async with AsyncExitStack() as stack:
+            try:
+                local = await stack.enter_async_context(
+                    connect(
+                        gate,
+                        client_id=self._bridge.local_client_id,
+                        clean_start=False,
+                        session_expiry_s=math.inf,
+                        keep_alive_s=0,
+                        reconnect=Reconnect(delay_s=0.1, delay_s_max=1),
+                        connect_timeout_s=math.inf,  # at the gate it waits for the other broker
+                        close_grace_s=GOODBYE_S,
+                        receive_maximum=RECEIVE_COUNT_MAX,
+                        outgoing_count_max=UNDER_WAY_COUNT_MAX,
+                        topic_alias_maximum=0,
+                    )
+                )
+            except ConnectRefused as error:
+                raise BrokerError(f"this broker has no place for its own bridge: {error.reason.describe()}") from None
+            yield local
 
     @asynccontextmanager
     async def _subscribed(self, client: Client, filters: dict[str, int], retain_handling: int) -> AsyncIterator[Subscription]:
@@ -302,6 +314,7 @@ class BridgeLink:
             close_grace_s=GOODBYE_S,
             receive_maximum=RECEIVE_COUNT_MAX,
             outgoing_count_max=UNDER_WAY_COUNT_MAX,
+            packet_bytes_max=PACKET_BYTES_MAX if is_new else PACKET_BYTES_LARGEST,  # one of 3.1.1 cannot be told, and would send it again
             username=bridge.username if target is None or bridge.username is not None else target.username,
             password=self._newest_password if bridge.password_file is not None else None if target is None else target.password,
             tls=tls,

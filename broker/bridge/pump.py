@@ -76,6 +76,9 @@ class Pump:
         self._refused_count = 0
         """Under way, and refused before: who comes after them waits, so that the order is kept as far as it can be."""
         self._changed = trio.lowlevel.ParkingLot()
+        """Of what is under way."""
+        self._asked = trio.lowlevel.ParkingLot()
+        """Unparked when something is to be sent again, and not for each acknowledgement."""
         self._taking = trio.CancelScope()
         self.finished = trio.Event()
         """Nothing is under way any more, after `stop`."""
@@ -135,7 +138,7 @@ class Pump:
         self._under_way[parcel] = None
         self._under_way_bytes += len(publish.payload)
         try:
-            outgoing = await self._publisher.begin(publish, offline=self._offline if publish.qos == 0 else "wait", at_once=False)
+            outgoing = await self._publisher.begin(publish, offline=self._offline if parcel.message.qos == 0 else "wait", at_once=False)
         except (NotSupported, ValueError) as error:
             self._refused_count -= parcel.attempts > 0
             self._leave(parcel)
@@ -178,27 +181,30 @@ class Pump:
             parcel.message.ack()
         elif outcome == "unknown":
             # At QoS 2, when the target lost its Session. Twice is the lesser evil: what is acknowledged here is not to be lost.
-            self._again.append(parcel)
+            self._ask_again(parcel)
         elif outcome == "refused" and reason in (ReasonCode.QOS_NOT_SUPPORTED, ReasonCode.RETAIN_NOT_SUPPORTED) and not parcel.adapted:
             parcel.adapted = True  # it can do less than on its last connection
-            self._again.append(parcel)
+            self._ask_again(parcel)
         elif outcome == "refused" and parcel.attempts < ATTEMPTS.get(reason, 0):
             self._refused_count += not parcel.attempts
             parcel.attempts += 1
             parcel.wait_s = min(ATTEMPT_S_MAX, ATTEMPT_S * 2.0 ** (parcel.attempts - 1))
             self._seldom.warn("for now", "bridge %r: %s refuses messages: %s; they are sent again", self._name, self._where, reason.describe())
-            self._again.append(parcel)
+            self._ask_again(parcel)
         else:
             self._drop(parcel.message, *_words(outcome, reason))
         if not self._again or self._again[-1] is not parcel:
             self._refused_count -= parcel.attempts > 0
             self._leave(parcel)
-        self._changed.unpark_all()
+
+    def _ask_again(self, parcel: Parcel) -> None:
+        self._again.append(parcel)
+        self._asked.unpark_all()
 
     async def _send_again(self) -> None:
         while True:
             while not self._again:
-                await self._changed.park()
+                await self._asked.park()
             parcel = self._again[0]
             await trio.sleep(parcel.wait_s)
             parcel.wait_s = 0.0

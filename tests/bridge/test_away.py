@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -302,6 +303,13 @@ async def test_the_house_is_not_slowed_by_one_that_does_not_read(autojump_clock:
         await wait_state(near, b"0")
         await trio.sleep(1)
         assert waiting(near) == (False, 2000)
+
+
+async def test_a_broker_without_a_place_for_it_opens_all_the_same(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_broker() as far, open_broker(bridges=[bridge_to(far)], sessions_count_max=0) as near:
+        assert near.bridges[0].cause == "this broker has no place for its own bridge: quota exceeded (0x97)"
+        near._engine.set_limits(msgspec.structs.replace(near._server.limits, sessions_count_max=1), trio.current_time())
+        await wait_state(near)
 
 
 @pytest.mark.parametrize("how", ["left", "shutdown", "cancelled", "failed"])
