@@ -102,9 +102,7 @@ def make_context(files: TlsFiles, protocol: str = "mqtt") -> ssl.SSLContext:
     for place, pair in enumerate(files.pairs):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         contexts.append(context)
-        fault = _load_chain(context, pair)
-        if fault is not None:
-            problems.append((f"names[{place - 1}].{fault[0]}" if place else fault[0], fault[1]))
+        problems += [(f"names[{place - 1}].{key}" if place else key, text) for key, text in _load_chain(context, pair)]
         fault = _configure(context, files, protocol)
         if fault is not None and not place:  # else it is the same once more
             problems.append(fault)
@@ -168,22 +166,23 @@ def _load_crl(context: ssl.SSLContext, path: str) -> Fault | None:
     return None
 
 
-def _load_chain(context: ssl.SSLContext, pair: TlsFiles | TlsName) -> Fault | None:
+def _load_chain(context: ssl.SSLContext, pair: TlsFiles | TlsName) -> list[Fault]:
     # OpenSSL, when it is asked, names no file.
-    fault = _unreadable("certificate", pair.certificate) or (None if pair.key is None else _unreadable("key", pair.key))
-    if fault is not None:
-        return fault
+    unreadable = [_unreadable("certificate", pair.certificate), None if pair.key is None else _unreadable("key", pair.key)]
+    faults = [fault for fault in unreadable if fault is not None]
+    if faults:
+        return faults
     key = pair.key or pair.certificate
     try:
         # A passphrase would be asked for at the terminal, from inside the event loop.
         context.load_cert_chain(pair.certificate, pair.key, password="")
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
-            return "key", f"{key} does not belong to the certificate {pair.certificate}"
+            return [("key", f"{key} does not belong to the certificate {pair.certificate}")]
         if not error.reason or "DECRYPT" in error.reason:
-            return "key", f"{key} has a passphrase, or is no private key (PEM); expected one without"
-        return "certificate", f"expected a certificate chain and its key (PEM) in {pair.certificate}{' and ' + pair.key if pair.key else ''}"
-    return None
+            return [("key", f"{key} has a passphrase, or is no private key (PEM); expected one without")]
+        return [("certificate", f"expected a certificate chain and its key (PEM) in {pair.certificate}{' and ' + pair.key if pair.key else ''}")]
+    return []
 
 
 def _unreadable(key: str, path: str) -> Fault | None:

@@ -129,6 +129,7 @@ GOOD = 'certificate = "server.pem"\nkey = "server.key"\n'
     ("lines", "expected"),
     [
         ('certificate = "none.pem"', "listeners[0].tls.certificate"),
+        ('certificate = "none.pem"\nkey = "none.key"', "listeners[0].tls.key: {0}/none.key cannot be read"),
         ('certificate = "ca.pem"\nkey = "server.key"', "does not belong to the certificate"),
         ('certificate = "server.pem"', "expected"),
         ('certificate = "server.pem"\nkey = "garbage"', "listeners[0].tls."),
