@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from broker.auth.files import read_bounded
 from broker.auth.hashes import (
     DIGEST_BYTES,
     ITERATIONS,
@@ -126,11 +127,11 @@ def read_text(path: str | Path) -> str:
     """A file of ours as text. ConfigError."""
     source = os.fspath(path)
     try:
-        data = Path(path).read_bytes() if os.path.getsize(path) <= FILE_BYTES_MAX else None
+        data = read_bounded(path, FILE_BYTES_MAX)
     except OSError as error:
         raise ConfigError([("", f"cannot be read: {os.strerror(error.errno).lower() if error.errno else error}")], source) from None
-    if data is None:
-        raise ConfigError([("", f"is larger than {FILE_BYTES_MAX:,} bytes")], source)
+    except ValueError as error:
+        raise ConfigError([("", str(error))], source) from None
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import math
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from msgspec import Struct
 
 from broker.auth.acl import READ, WRITE, AccessRules, Rule
+from broker.auth.files import read_bounded
 from broker.errors import ConfigError
 from broker.wire.topics import topic_filter_fault
 
@@ -263,9 +263,7 @@ def _faults(settings: Jwt) -> list[tuple[str, str]]:
 
 def _read(path: str) -> bytes:
     try:
-        if os.path.getsize(path) > KEY_BYTES_MAX:
-            raise ValueError(f"is larger than {KEY_BYTES_MAX:,} bytes")
-        return Path(path).read_bytes()
+        return read_bounded(path, KEY_BYTES_MAX)
     except OSError as error:
         raise ValueError(f"cannot be read: {os.strerror(error.errno).lower() if error.errno else error}") from None
 

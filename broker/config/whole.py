@@ -15,7 +15,8 @@ from msgspec import Struct
 from broker.auth.acl import load_rules
 from broker.auth.bans import Ban, ban_fault
 from broker.auth.client_ids import pattern_fault
-from broker.auth.passwords import load_passwords
+from broker.auth.files import read_bounded
+from broker.auth.passwords import FILE_BYTES_MAX, load_passwords
 from broker.auth.tokens import Jwt
 from broker.bridge.settings import Bridge
 from broker.config.checks import at, check_file, check_filters, check_not_negative, read_bridges, read_jwt, read_limits_for, read_listeners
@@ -65,14 +66,20 @@ class Config(Struct, frozen=True, kw_only=True):
         """Read a TOML file. env: by default this process's environment. ConfigError names every mistake; relative paths start at the file."""
         source = os.fspath(path)
         try:
-            data = tomllib.loads(Path(path).read_bytes().decode("utf-8-sig"))  # Windows' editors put a byte order mark first
+            text = read_bounded(path, FILE_BYTES_MAX).decode("utf-8-sig")  # Windows' editors put a byte order mark first
         except OSError as error:
             raise ConfigError([("", f"cannot be read: {os.strerror(error.errno).lower() if error.errno else error}")], source) from None
         except UnicodeDecodeError as error:
             raise ConfigError([("", f"is not UTF-8 at byte {error.start}")], source) from None
+        except ValueError as error:
+            raise ConfigError([("", str(error))], source) from None
+        try:
+            data = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             advice = "; from a mosquitto.conf to TOML: config/mosquitto-migration.md" if source.endswith(".conf") else ""
             raise ConfigError([("", f"is not TOML: {error}{advice}")], source) from None
+        except ValueError:
+            raise ConfigError([("", "a number in it has more digits than any key takes")], source) from None
         except RecursionError:
             raise ConfigError([("", "is nested too deep")], source) from None
         return cls._read(data, os.environ if env is None else env, source, Path(path).absolute().parent)
