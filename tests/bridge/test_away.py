@@ -12,6 +12,7 @@ import trio
 import trio.testing
 
 from broker import BridgeTopic, Broker, connect, open_broker
+from broker.bridge.mapping import Mapping
 from broker.wire.codec import encode
 from broker.wire.packets import Connect, PingReq, PingResp, Properties, Publish
 from tests.bridge.houses import CLIENT_ID, bridge_to, houses, listening, nothing_more, take, take_all, until, wait_cause, wait_state
@@ -303,6 +304,48 @@ async def test_the_house_is_not_slowed_by_one_that_does_not_read(autojump_clock:
         await wait_state(near, b"0")
         await trio.sleep(1)
         assert waiting(near) == (False, 2000)
+
+
+async def test_a_fault_of_ours_ends_the_bridge_alone(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With its traceback in the log; then it begins anew, and what it had in hand comes again."""
+    faults = iter([RuntimeError("planted")])
+    target = Mapping.target
+
+    def faulty(self: Mapping, topic: str) -> str | None:
+        for fault in faults:
+            raise fault
+        return target(self, topic)
+
+    monkeypatch.setattr(Mapping, "target", faulty)
+    async with houses(BridgeTopic(filter="#")) as (near, far), listening(far) as there, connect(near) as client:
+        await client.publish("a", "1", qos=1)
+        assert await take(there, 1) == [("a", "1")]
+        assert client.connected
+        assert "bridge 'b': ended by a fault of the broker, please report it; it begins anew" in caplog.text
+        assert "RuntimeError: planted" in caplog.text
+
+
+async def test_cancelled_at_any_moment(autojump_clock: trio.testing.MockClock, mqtt_network: Any) -> None:
+    """While it opens, connects, carries: nothing but the cancellation comes out, and nothing stays."""
+    async with open_broker() as far:
+        for turns in range(0, 120, 3):
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as nursery:
+
+                    async def cancel(turns: int = turns, scope: trio.CancelScope = scope) -> None:
+                        for _ in range(turns):
+                            await trio.lowlevel.checkpoint()
+                        scope.cancel()
+
+                    nursery.start_soon(cancel)
+                    async with open_broker(bridges=[bridge_to(mqtt_network.to(far))]) as near:
+                        await near.publish("a", str(turns), qos=2)
+                        await trio.sleep_forever()
+            assert scope.cancelled_caught
+        await trio.sleep(60)
+        assert mqtt_network.connections == []
 
 
 async def test_a_broker_without_a_place_for_it_opens_all_the_same(autojump_clock: trio.testing.MockClock) -> None:
