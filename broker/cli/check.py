@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Final
 
 import click
 
+from broker.cli import values
 from broker.cli.running import DONE, FAILED, say, show
 from broker.errors import ConfigError
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     epilog="Exit codes: 0 the file is good, 1 it is not, 2 wrong usage.",
     short_help="Check a config file",
 )
-@click.argument("file")
+@click.argument("file", type=values.path)
 def command(file: str) -> int:
     from broker.config import Config
 
@@ -33,12 +35,16 @@ def command(file: str) -> int:
     return DONE
 
 
+def _store_fault(path: str) -> str | None:
+    return f"{path} is no file; choose another path" if os.path.exists(path) and not os.path.isfile(path) else None
+
+
 def _check(config: Config, file: str) -> None:
     """What `broker serve` refuses in a file that is right in itself. ConfigError."""
     from broker.cli.logs import file_fault, target_fault
 
     store = config.store.path
-    faults = (("log.target", target_fault(config.log.target)), ("store.path", None if store is None else file_fault(store)))
+    faults = (("log.target", target_fault(config.log.target)), ("store.path", None if store is None else file_fault(store) or _store_fault(store)))
     problems = [(key, fault) for key, fault in faults if fault is not None]
     try:
         refuse_open(config, file)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from broker.auth.acl import AccessRules, load_rules, table_rules
+from broker.cli import values
 from broker.cli.check import problem_lines
 from broker.cli.running import DONE, FAILED, say, show
 from broker.config import Config
@@ -21,7 +22,7 @@ from broker.wire.topics import split_shared, topic_filter_fault, topic_name_faul
     epilog="Exit codes: 0 allowed, 1 refused (or the file has mistakes), 2 wrong usage.",
     short_help="Say who may do what, and by which rule",
 )
-@click.option("-c", "--config", "file", required=True, metavar="FILE", help="The broker's config file.")
+@click.option("-c", "--config", "file", type=values.path, required=True, metavar="FILE", help="The broker's config file.")
 @click.option("-u", "--user", metavar="NAME", help="The user name.  [default: none, an anonymous client]")
 @click.option("-i", "--client", "--id", "client_id", default="", metavar="ID", help="The Client Identifier.")
 @click.option(

@@ -149,7 +149,7 @@ def _unavailable(function: Function) -> Function:
 _SHARED: Final[tuple[Callable[[Any], Any], ...]] = (
     option("-h", "--host", section=WHERE, type=values.host, metavar="HOST", help="The broker's host.  [default: localhost]"),
     option("-p", "--port", section=WHERE, type=values.port, metavar="PORT", help="Its port.  [default: 1883; 8883 with TLS; 80 and 443 with --ws]"),
-    option("--unix", section=WHERE, metavar="PATH", help="A Unix socket instead of host and port."),
+    option("--unix", section=WHERE, type=values.path, metavar="PATH", help="A Unix socket instead of host and port."),
     option(
         "-L", "--url", section=WHERE, metavar="URL",
         help="Everything at once: mqtt(s):// or ws(s)://[user[:password]@]host[:port]/topic. %-escapes are decoded.",

@@ -40,7 +40,7 @@ from broker.errors import ConfigError
     help=f"Of PBKDF2 ({hashes.ITERATIONS:,}; scram-sha-256: {hashes.SCRAM_ITERATIONS:,}, which clients do: small ones need fewer), "
     f"or passes of argon2id ({hashes.ARGON2_PASSES}).",
 )
-@click.argument("file")
+@click.argument("file", type=values.path)
 @click.argument("user", required=False)
 @click.argument("password", required=False)
 def command(

@@ -139,7 +139,7 @@ def _usage_line(name: str, command: click.Command, error: click.ClickException) 
     host_is_h = any("-h" in parameter.opts and parameter.name == "host" for parameter in command.params)
     if isinstance(error, click.BadOptionUsage) and error.option_name == "-h" and host_is_h:
         return f"-h is the host here, and wants one; for help: broker {name} --help"
-    message = error.format_message().strip().replace("\n", " ")
+    message = " ".join(error.format_message().split())
     message = message[:1].lower() + message[1:] if message[1:2].islower() else message
     return f"{message.rstrip('.')}; see 'broker {name} --help'"
 

@@ -38,8 +38,8 @@ class Order:
     metavar="HOST",
     help="Listen on this address; may be repeated. '*' = all of them.  [default: localhost]",
 )
-@click.option("--unix", multiple=True, metavar="PATH", help="Listen on this Unix socket; may be repeated.")
-@click.option("-c", "--config", metavar="FILE", help="Read this file (TOML); 'broker check FILE' tells what is wrong with one.")
+@click.option("--unix", type=values.path, multiple=True, metavar="PATH", help="Listen on this Unix socket; may be repeated.")
+@click.option("-c", "--config", type=values.path, metavar="FILE", help="Read this file (TOML); 'broker check FILE' tells what is wrong with one.")
 @click.option(
     "--store",
     type=values.path,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import SECONDS_MAX, Start, only_line, run
+from tests.cli.conftest import SECONDS_MAX, Run, Start, only_line, run
 from tests.e2e.tools import BROKER, ROOT
 
 LATIN_1 = b"caf\xe9"
@@ -71,6 +71,31 @@ def test_a_word_without_end_is_cut(words: list[str]) -> None:
     done = run(*words, "x" * 100_000)
     assert done.returncode in (1, 2)
     assert len(only_line(done.stderr)) < 5_000
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["serve", "--unix", ""], ["serve", "-c", ""], ["check", ""], ["explain", "publish", "a", "-c", ""], ["passwd", "-c", "", "ann"],
+        ["pub", "--unix", "", "-t", "a", "-m", "b"],
+    ],
+)  # fmt: skip
+def test_a_path_that_is_empty_is_wrong_usage(run_here: Run, words: list[str]) -> None:
+    done = run_here(*words)
+    assert done.returncode == 2
+    assert "the path of a file expected" in only_line(done.stderr)
+
+
+def test_what_click_writes_in_columns_is_one_line(run_here: Run) -> None:
+    assert "Choose from: publish, receive, subscribe; see" in only_line(run_here("explain").stderr)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_check_refuses_a_store_that_is_no_file(run_here: Run, tmp_path: Path) -> None:
+    (tmp_path / "broker.toml").write_text('[store]\npath = "/dev/full"\n')
+    done = run_here("check", str(tmp_path / "broker.toml"))
+    assert done.returncode == 1
+    assert only_line(done.stderr).endswith("broker.toml: store.path: /dev/full is no file; choose another path")
 
 
 def test_a_ctrl_c_before_anything_has_begun_is_not_done() -> None:
