@@ -24,6 +24,7 @@ import trio
 from broker.core.saved import Changes, Saved
 from broker.errors import BrokerError, StoreError
 from broker.net.store_start import Reading, aside
+from broker.net.store_writer import StoreWriter
 
 if TYPE_CHECKING:
     from broker.core.access import Access
@@ -73,7 +74,7 @@ class Committer:
         self._idle = trio.CancelScope()
         """Until something is wanted, or has been there for a while."""
         self._unwritten: Changes | None = None
-        self._limiter = trio.CapacityLimiter(1)  # never behind others' threads
+        self._writer = StoreWriter(self._work)
         self._failing = False
         self._ending = False
         self._failure: StoreError | None = None
@@ -199,6 +200,7 @@ class Committer:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + END_S):
             if self._restored and self._failure is None and not self._busy:
                 self._failure = await self._write_rest()
+        self._writer.end()
         with self._lock:
             self._left_alone = self._busy
         if self._left_alone:  # while it is read there is nothing yet that could not be in it
@@ -265,7 +267,7 @@ class Committer:
         self._busy = True
         self._began = trio.current_time()
         self._be_patient()
-        await trio.to_thread.run_sync(self._work, changes, abandon_on_cancel=True, limiter=self._limiter)
+        await self._writer.write(changes)
 
     def _work(self, changes: Changes) -> None:
         try:
