@@ -19,7 +19,7 @@ START_ATTEMPTS: Final = 5
 OPENS_WITHIN_S: Final = 10.0
 
 
-def _wait_until_open(port: int) -> None:
+def wait_until_open(port: int) -> None:
     """Mosquitto 2.1 says that it runs before it listens, and nothing after that."""
     end = time.monotonic() + OPENS_WITHIN_S
     while True:
@@ -66,7 +66,7 @@ def mosquitto(folder: Path, *lines: str) -> Iterator[int]:
                 seen.append(line)
                 if "running" in line:
                     try:
-                        _wait_until_open(port)
+                        wait_until_open(port)
                         yield port
                     finally:
                         process.kill()

@@ -17,7 +17,7 @@ import pytest
 from tests.conftest import find_program
 from tests.e2e.conftest import listening
 from tests.e2e.tools import BROKER, SECONDS_MAX, Program
-from tests.mosquitto import mosquitto
+from tests.mosquitto import mosquitto, wait_until_open
 
 STATE = "$SYS/broker/connection/up/state"
 
@@ -116,7 +116,11 @@ def test_the_other_one_goes_and_comes_back(tmp_path: Path, qos: int) -> None:
                 near.wait("up")
                 publish(port, "a", *texts[100:], qos=qos)
                 with subscriber(far, "home/a", options=watcher) as there:
-                    assert [there.wait("message")["payload"] for _ in texts] == texts
+                    received: list[str] = []
+                    while received.count(texts[-1]) == 0:
+                        received.append(there.wait("message")["payload"])
+                    # What the watcher had printed of the round before, and not acknowledged when it ended, comes to it again.
+                    assert [text for text in received if text in texts] == texts
             near.wait("down")
 
 
@@ -129,6 +133,7 @@ def far_one(folder: Path, port: int) -> Iterator[None]:
     program = Program(command, lambda line: {"event": "running" if "running" in line else "log"})
     try:
         program.wait("running")
+        wait_until_open(port)
         yield
     finally:
         program.stop(signal.SIGTERM)
@@ -137,17 +142,18 @@ def far_one(folder: Path, port: int) -> Iterator[None]:
 def test_this_one_is_killed_and_comes_back(tmp_path: Path) -> None:
     """With a store: what it had acknowledged and not carried arrives, at QoS 1 and 2 at least once, in order."""
     with mosquitto(tmp_path) as far, subscriber(far, "home/a") as there:
-        sent: list[str] = []
+        sent: list[list[str]] = []
         received: list[str] = []
         for run in range(3):
             with house(tmp_path, far) as near:
                 port = near.wait("listening")["port"]
                 texts = [f"{run}-{number}" for number in range(300)]
                 publish(port, "a", *texts, qos=1 + run % 2)
-                sent += texts
+                sent.append(texts)
                 near.process.kill()
         with house(tmp_path, far) as near:
             near.wait("up")
-            while not set(sent) <= set(received):
+            while not {text for texts in sent for text in texts} <= set(received):
                 received.append(there.wait("message")["payload"])
-        assert list(dict.fromkeys(received)) == sent
+        # A message at QoS 1 may be printed before those at QoS 2 that were sent before it.
+        assert [[text for text in dict.fromkeys(received) if text.startswith(f"{run}-")] for run in range(3)] == sent

@@ -102,5 +102,6 @@ def test_will(name: str, open_client: Open, topic: str) -> None:
 
 
 def test_a_browser_that_asks_for_a_page_gets_an_answer(ports: dict[str, int]) -> None:
-    with pytest.raises(urllib.error.HTTPError, match="400"):
+    with pytest.raises(urllib.error.HTTPError, match="400") as caught:
         urllib.request.urlopen(f"http://127.0.0.1:{ports['websockets']}/mqtt", timeout=SECONDS_MAX)
+    caught.value.close()

@@ -239,7 +239,9 @@ def percent_j(line: str) -> dict[str, Any]:
     values = event.get("properties", {})
     properties = {name: values[long] for name, long in COMMAND_NAMES.items() if long in values}
     if "user-properties" in values:
-        properties["user_properties"] = values["user-properties"][PAIRS]
+        several = values["user-properties"]
+        several = several if isinstance(several, list) else [several]  # 2.1 writes a list of objects of one
+        properties["user_properties"] = [pair for one in several for pair in one[PAIRS]]
     return {"event": "message", **{key: event[key] for key in ("topic", "qos", "retain")}, "payload": event["payload"], "properties": properties}
 
 
