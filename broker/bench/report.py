@@ -114,7 +114,9 @@ def duration(nanoseconds: float) -> str:
 def lines(result: Result) -> list[str]:
     """For people."""
     plan, measured, latency = result.plan, result.measured, result.latency
-    pace = f"{plan.rate:,.0f} messages/s" if plan.rate is not None else f"window {plan.window:,}"
+    pace = f"window {plan.window:,}"
+    if plan.rate is not None:
+        pace = f"{plan.rate:{',.0f' if plan.rate >= 10 else 'g'}} messages/s"
     shape = f"{plan.publishers_count:,} publishers, {plan.subscribers_count:,} subscribers, {plan.topics_count:,} topics"
     shape = shape.replace("1 publishers", "1 publisher") if plan.publishers_count == 1 else shape
     shape = shape.replace(" 1 subscribers", " 1 subscriber") if plan.subscribers_count == 1 else shape

@@ -430,3 +430,9 @@ async def test_figures_and_lines_say_the_same(autojump_clock: trio.testing.MockC
     text = "\n".join(lines(result))
     assert "1 publisher, 1 subscriber, 1 topic, QoS 1, 64 bytes, window 50" in text
     assert "3 lost, 0 duplicated, 0 out of order" in text
+
+
+@pytest.mark.parametrize(("rate", "said"), [(0.25, "0.25 messages/s"), (5000.0, "5,000 messages/s"), (None, "window 50")])
+async def test_the_pace_is_told_as_it_was_asked_for(rate: float | None, said: str, autojump_clock: trio.testing.MockClock) -> None:
+    result = await run_against(Faulty(honest), replace(COUNTED, rate=rate, count=2))
+    assert lines(result)[0].endswith(f", {said}")
