@@ -34,6 +34,7 @@ from broker.core.message import ApplicationMessage
 from broker.errors import BrokerError, ConnectError, ConnectionLost, ConnectRefused, SubscribeRefused
 from broker.net.seldom import Seldom
 from broker.net.transport import strerror
+from broker.reasons import ReasonCode
 from broker.wire.packets import MQTT_5, Properties, SubscriptionRequest
 
 if TYPE_CHECKING:
@@ -55,6 +56,22 @@ IDENTIFIER: Final = 1
 CLOSED_COUNT_MAX: Final = 5
 """So often the other broker may close the connection while it owes the acknowledgement of the same message and gives no other."""
 
+OF_A_MESSAGE: Final = frozenset(
+    {
+        ReasonCode.UNSPECIFIED_ERROR,
+        ReasonCode.MALFORMED_PACKET,
+        ReasonCode.PROTOCOL_ERROR,
+        ReasonCode.IMPLEMENTATION_SPECIFIC_ERROR,
+        ReasonCode.NOT_AUTHORIZED,
+        ReasonCode.TOPIC_NAME_INVALID,
+        ReasonCode.PACKET_TOO_LARGE,
+        ReasonCode.PAYLOAD_FORMAT_INVALID,
+        ReasonCode.RETAIN_NOT_SUPPORTED,
+        ReasonCode.QOS_NOT_SUPPORTED,
+    }
+)
+"""Reasons of a DISCONNECT that may be for what was sent; others are for the connection, or the other broker's own."""
+
 BACKOFF: Final = Reconnect(delay_s=1, delay_s_max=30)
 _NEVER, _IF_NEW, _SEND = 2, 1, 0
 
@@ -72,7 +89,7 @@ class Condition:
         self.suspect: tuple[str, bytes] | None = None
         """The message that was the oldest one under way when the other broker closed the connection last, and had acknowledged nothing on it."""
         self.closed_count = 0
-        self._told: set[str] = set()
+        self._told: set[tuple[str, bool]] = set()
 
     def up(self) -> None:
         self.connected = True
@@ -80,14 +97,15 @@ class Condition:
         self.cause = ""
         self._told.clear()
 
-    def down(self, cause: str) -> bool:
-        """Is that news? Each cause is told once until it is connected again, and no more than a few."""
+    def down(self, cause: str, slowly: bool = False) -> bool:
+        """Is that news? Each cause is told once until it is connected again, and no more than a few. slowly: it will not mend itself, which is news
+        of its own."""
         if self.connected:
             self.since_s = time.time()
         self.connected = False
         self.cause = cause
-        news = cause not in self._told and len(self._told) < CAUSES_COUNT_MAX
-        self._told.add(cause)
+        news = (cause, slowly) not in self._told and len(self._told) < CAUSES_COUNT_MAX
+        self._told.add((cause, slowly))
         return news
 
 
@@ -111,6 +129,8 @@ class BridgeLink:
         self._out: Pump | None = None
         self._carried_before = 0
         self._judged = True
+        self._is_new = False
+        """The Session here is, and what is retained has not been asked for on both sides."""
         self._password = b""
         self._out_filters = _strongest((one.local_filter, one.qos) for one in bridge.topics if one.goes_out)
         self._in_filters = _strongest((one.remote_filter, one.qos) for one in bridge.topics if one.comes_in)
@@ -186,7 +206,7 @@ class BridgeLink:
 
     def _down(self, cause: str, slowly: bool = False) -> None:
         was_connected = self._condition.connected
-        news = self._condition.down(cause)
+        news = self._condition.down(cause, slowly)
         if was_connected:
             self._tell_state(b"0")
         if news:
@@ -200,7 +220,7 @@ class BridgeLink:
             return False
         self._judged = True
         condition, core, oldest = self._condition, remote.core, self._out.oldest
-        closed = core.reason is not None or "closed the connection" in core.cause or "reset" in core.cause
+        closed = core.reason in OF_A_MESSAGE if core.reason is not None else "closed the connection" in core.cause or "reset" in core.cause
         if not closed or oldest is None or condition.tally.carried["out"] != self._carried_before:
             condition.suspect = None
             return False
@@ -227,7 +247,7 @@ class BridgeLink:
         async with AsyncExitStack() as stack:
             local = await stack.enter_async_context(self._inside(gate))
             stack.callback(gate.end)
-            is_new = not local.session_present
+            self._is_new = self._is_new or not local.session_present
             filters = self._out_filters
             session = self._server.engine.state.sessions.get(self._bridge.local_client_id)
             stale = [] if session is None else [filter for filter in session.subscriptions if filter not in filters]
@@ -239,7 +259,7 @@ class BridgeLink:
                 outgoing = await stack.enter_async_context(self._subscribed(local, filters, _NEVER))
             gate.shut("it waits for the other broker")
             ready()
-            await self._meet(local, outgoing, is_new, gate)
+            await self._meet(local, outgoing, gate)
 
     @asynccontextmanager
     async def _inside(self, gate: Gate) -> AsyncIterator[Client]:
@@ -275,14 +295,14 @@ class BridgeLink:
 
     # ---- the client there --------------------------------------------------------------------------------------------
 
-    async def _meet(self, local: Client, outgoing: Subscription | None, is_new: bool, gate: Gate) -> None:
-        """Until `stop`, or until the other broker says what it would say again. is_new: the Session here is, so what is retained is carried."""
+    async def _meet(self, local: Client, outgoing: Subscription | None, gate: Gate) -> None:
+        """Until `stop`, or until the other broker says what it would say again."""
         attempts = 0
         while not self._stopping.is_set():
             try:
                 async with self._dialled() as remote:
                     self._remote = remote
-                    await self._carry(local, remote, outgoing, is_new, gate)
+                    await self._carry(local, remote, outgoing, gate)
                 return
             except ConnectionLost:
                 if self._remote is not None:
@@ -332,7 +352,7 @@ class BridgeLink:
                 raise BrokerError(f"the password in {self._bridge.password_file} cannot be had: {cause}") from None
         return self._password
 
-    async def _carry(self, local: Client, remote: Client, outgoing: Subscription | None, is_new: bool, gate: Gate) -> None:
+    async def _carry(self, local: Client, remote: Client, outgoing: Subscription | None, gate: Gate) -> None:
         bridge, tally = self._bridge, self._condition.tally
         news = remote.connections()
         pumps: list[Pump] = []
@@ -361,14 +381,15 @@ class BridgeLink:
                 self._out = Pump(bridge.name, "out", self._outward, remote, self._seldom, tally)
                 pumps.append(self._out)
                 nursery.start_soon(pumps[-1].run, outgoing)
-                if is_new:
+                if self._is_new:
                     self._ask_for_retained(local)
             await local.wait_connected()
-            incoming = await self._listen(stack, remote, _SEND if is_new else _IF_NEW)
+            incoming = await self._listen(stack, remote, _SEND if self._is_new else _IF_NEW)
             if incoming is not None:
                 pumps.append(Pump(bridge.name, "in", self._inward, local, self._seldom, tally))
                 nursery.start_soon(pumps[-1].run, incoming)
             standing.set()
+            self._is_new = False
             await self._wait_up(local, remote)
             await self._stopping.wait()
             for pump in pumps:

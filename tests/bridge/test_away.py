@@ -13,8 +13,9 @@ import trio.testing
 
 from broker import BridgeTopic, Broker, connect, open_broker
 from broker.bridge.mapping import Mapping
+from broker.reasons import ReasonCode
 from broker.wire.codec import encode
-from broker.wire.packets import Connect, PingReq, PingResp, Properties, Publish
+from broker.wire.packets import Connect, Disconnect, PingReq, PingResp, Properties, Publish, Subscribe
 from tests.bridge.houses import CLIENT_ID, bridge_to, houses, listening, nothing_more, take, take_all, until, wait_cause, wait_state
 from tests.client.scripted import ScriptedBroker
 
@@ -23,7 +24,7 @@ class Place:
     """Where a broker may be, or not."""
 
     def __init__(self) -> None:
-        self.broker: Broker | None = None
+        self.broker: Broker | ScriptedBroker | None = None
 
     async def attach(self, stream: trio.abc.Stream, *, peer: str = "in-process") -> None:
         if self.broker is None:
@@ -291,6 +292,23 @@ async def test_one_that_says_nothing_is_given_up(autojump_clock: trio.testing.Mo
             nursery.start_soon(play)
             await wait_cause(near, "does not answer SUBSCRIBE")
             nursery.cancel_scope.cancel()
+
+
+async def test_what_is_retained_is_not_forgotten_by_a_bad_beginning(autojump_clock: trio.testing.MockClock) -> None:
+    """The first connection came to nothing: with the next one it is carried all the same."""
+    place, scripted = Place(), ScriptedBroker()
+    place.broker = scripted
+    topics = (BridgeTopic(filter="out/#"), BridgeTopic(filter="in/#", direction="in"))
+    async with open_broker() as far, open_broker(bridges=[bridge_to(place, *topics)]) as near:
+        await near.publish("out/1", "kept", retain=True)
+        peer = await scripted.next()
+        await peer.accept()
+        assert {type(await peer.receive()), type(await peer.receive())} == {Publish, Subscribe}
+        place.broker = far
+        await peer.send(Disconnect(ReasonCode.NOT_AUTHORIZED))
+        await peer.cut()
+        await wait_state(near)
+        await until(lambda: len(far.retained("out/1")) == 1, 10)
 
 
 async def test_the_house_is_not_slowed_by_one_that_does_not_read(autojump_clock: trio.testing.MockClock, mqtt_network: Any) -> None:

@@ -101,6 +101,20 @@ async def test_one_on_which_the_connection_is_closed_each_time_is_dropped(
         await peer.cut()
 
 
+async def test_one_that_is_shut_down_again_and_again_is_no_reason_to_drop(autojump_clock: trio.testing.MockClock) -> None:
+    """It says that it is not for the message."""
+    scripted = ScriptedBroker()
+    async with open_broker(bridges=[bridge_to(scripted, BridgeTopic(filter="#"))]) as near, connect(near) as client:
+        await client.publish("a", "1", qos=1)
+        for count in range(10):
+            peer = await scripted.next()
+            await peer.accept(session_present=count > 0)
+            assert (await peer.expect(Publish)).payload == b"1"
+            await peer.send(Disconnect(ReasonCode.SERVER_SHUTTING_DOWN))
+            await peer.cut()
+        assert near.bridges[0].dropped == {}
+
+
 async def test_a_connection_that_breaks_is_no_reason_to_drop(autojump_clock: trio.testing.MockClock, mqtt_network: Any) -> None:
     """Silence and a cut again and again, with the same message under way: it is still sent."""
     scripted = ScriptedBroker()
