@@ -257,6 +257,13 @@ def _traceback_if_wanted(error: BaseException) -> None:
 # ---- asynchronous commands ----------------------------------------------------------------------------------------
 
 
+def interrupted_by(ending: BaseException) -> int:
+    """The exit code of a Ctrl-C that no receiver of ours took: at the very start, or a second one. A nursery brings it in a group."""
+    if isinstance(ending, BaseExceptionGroup) and ending.split(KeyboardInterrupt)[0] is None:
+        raise ending
+    return INTERRUPTED
+
+
 def run_tool(work: Callable[[], Awaitable[int]], *, quiet: bool = False, cut_short: Callable[[int], Awaitable[int]] | None = None) -> int:
     """Run `work` under Trio until it returns its exit code. SIGINT or SIGTERM ends it with a goodbye and 0; a second SIGINT ends at once.
 
@@ -293,9 +300,5 @@ def run_tool(work: Callable[[], Awaitable[int]], *, quiet: bool = False, cut_sho
         return trio.run(until_interrupted)
     except Exception as error:
         return report(error, quiet=quiet)
-    except BaseExceptionGroup as group:
-        if group.split(KeyboardInterrupt)[0] is None:
-            raise
-        return INTERRUPTED if interrupted else DONE
-    except KeyboardInterrupt:
-        return INTERRUPTED if interrupted or cut_short is not None else DONE
+    except (KeyboardInterrupt, BaseExceptionGroup) as ending:
+        return interrupted_by(ending)

@@ -17,7 +17,7 @@ import trio
 from broker import Broker, Config, ConfigError, Listener, ListenError, StoreError, open_broker
 from broker.cli import logs, systemd
 from broker.cli.check import problem_lines, refuse_open
-from broker.cli.running import DONE, FAILED, INTERRUPTED, only_cause, report, say
+from broker.cli.running import DONE, FAILED, INTERRUPTED, interrupted_by, only_cause, report, say
 from broker.cli.serve import Order
 from broker.config import DEFAULT_LISTENERS, ENV_PREFIX
 from broker.net.server import tune_collector
@@ -51,6 +51,8 @@ def serve(order: Order) -> int:
             say(store_line(cause, order))
             return FAILED
         return report(error)
+    except (KeyboardInterrupt, BaseExceptionGroup) as ending:
+        return interrupted_by(ending)
 
 
 def listen_line(error: ListenError, order: Order) -> str:

@@ -113,3 +113,25 @@ sys.exit(run_command_line(["check", "x"]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=SECONDS_MAX, check=False)
     assert (done.returncode, done.stdout, done.stderr.strip()) == (130, b"", b"")
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_a_ctrl_c_while_the_store_hangs_ends_the_start(watched: bool, tmp_path: Path) -> None:
+    """With systemd's watchdog it comes through a nursery more."""
+    code = """
+import signal, sys, threading
+import broker.store.sqlite
+from broker.cli.running import run_command_line
+
+class Hanging(broker.store.sqlite.SqliteStore):
+    def __init__(self, path):
+        signal.raise_signal(signal.SIGINT)
+        threading.Event().wait()
+
+broker.store.sqlite.SqliteStore = Hanging
+sys.exit(run_command_line(["serve", "-p", "0", "--store", sys.argv[1]]))
+"""
+    env = {**os.environ, **({"NOTIFY_SOCKET": "@nobody-is-there", "WATCHDOG_USEC": "30000000"} if watched else {})}
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "db")], capture_output=True, timeout=SECONDS_MAX, check=False, env=env)
+    assert (done.returncode, done.stdout) == (130, b"")
+    assert b"Traceback" not in done.stderr
