@@ -141,7 +141,8 @@ def far_one(folder: Path, port: int) -> Iterator[None]:
 
 def test_this_one_is_killed_and_comes_back(tmp_path: Path) -> None:
     """With a store: what it had acknowledged and not carried arrives, at QoS 1 and 2 at least once, in order."""
-    with mosquitto(tmp_path) as far, subscriber(far, "home/a") as there:
+    # At QoS 2 mosquitto_sub 2.0.11 breaks off now and then ("a network protocol error"), with mosquitto as its broker.
+    with mosquitto(tmp_path) as far, subscriber(far, "home/a", options=("-q", "1")) as there:
         sent: list[list[str]] = []
         received: list[str] = []
         for run in range(3):
