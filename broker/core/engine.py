@@ -34,6 +34,7 @@ from broker.core.overflow import OverflowRules
 from broker.core.publish import publish
 from broker.core.receiving import make_room, paced, process, violation
 from broker.core.relay import passed_on, sole_recipient
+from broker.core.reserved import drop_unreserved, release, reserve
 from broker.core.restoring import Restored, read, settle
 from broker.core.session import Session
 from broker.core.state import State
@@ -398,27 +399,20 @@ class Engine:
         return was_connected or drop_session
 
     def reserve(self, client_id: str, listener: str, now: float) -> None:
-        """From now on only who comes in by that listener may have it; a Session that somebody else has under it ends."""
-        state = self.state
-        if state.reserved.get(client_id) == listener:
-            return
-        state.reserved[client_id] = listener
-        session = state.sessions.get(client_id)
-        if session is not None and _listener_of(session) != listener:
-            self.disconnect(client_id, ReasonCode.ADMINISTRATIVE_ACTION, now, drop_session=True)
+        """From now on only who comes in by that listener may have it; see `core.reserved`."""
+        reserve(self.state, client_id, listener, now)
+        finish(self.state, now)
 
     def release(self, client_id: str, now: float) -> None:
-        """It is anybody's again, and the Session under it ends."""
-        del self.state.reserved[client_id]
-        self.disconnect(client_id, ReasonCode.ADMINISTRATIVE_ACTION, now, drop_session=True)
+        """It is anybody's again."""
+        release(self.state, client_id, now)
+        finish(self.state, now)
 
     def drop_unreserved(self, listener: str, now: float) -> list[str]:
-        """End the Sessions of who came in by that listener, but for those whose Client Identifiers are reserved; whose they were."""
-        state = self.state
-        left = [session for session in state.sessions.values() if _listener_of(session) == listener and session.client_id not in state.reserved]
-        for session in left:
-            self.disconnect(session.client_id, ReasonCode.ADMINISTRATIVE_ACTION, now, drop_session=True)
-        return [session.client_id for session in left]
+        """End the Sessions of who came in by that listener and has no reserved name; whose they were."""
+        left = drop_unreserved(self.state, listener, now)
+        finish(self.state, now)
+        return left
 
     def retained(self, filter: str, now: float) -> list[ApplicationMessage]:
         """All retained messages that match. Raises InvalidTopic."""
@@ -503,13 +497,6 @@ class Engine:
             close_link(self.state, link, ReasonCode.SERVER_SHUTTING_DOWN, "the broker is shutting down", now)
         elif link.phase != ENDED:
             refuse(self.state, link, ReasonCode.SERVER_UNAVAILABLE, "the broker is shutting down", now)
-
-
-def _listener_of(session: Session) -> str:
-    """By which its client came in, if it is here or that is in the store."""
-    if session.link is not None:
-        return session.link.listener
-    return session.record.listener if session.record is not None else ""
 
 
 def _all_arrived(link: Link) -> int:
