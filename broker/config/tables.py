@@ -107,7 +107,8 @@ def _unknown(key: str, known: Sequence[str], path: str) -> str:
     if homes:
         longer = next((name for name in known if key in name), None)  # "user" is a key of [[access]], and "username" of [[banned]]
         return f"unknown key here; it belongs {' or '.join(homes)}" + (f"; or did you mean {longer}?" if longer else "")
-    if habit is not None:
+    alike = next((name for name in known if name.replace("_", "") == key), None)  # "keyfile" in [jwt] is no certificate's
+    if habit is not None and alike is None:
         return f"unknown key; {habit}"
     near = difflib.get_close_matches(key, known, 1)
     return f"unknown key; did you mean {near[0]}?" if near else f"unknown key; expected one of {', '.join(sorted(known))}"
