@@ -134,6 +134,7 @@ class BridgeLink:
         self._password = b""
         self._out_filters = _strongest((one.local_filter, one.qos) for one in bridge.topics if one.goes_out)
         self._in_filters = _strongest((one.remote_filter, one.qos) for one in bridge.topics if one.comes_in)
+        self._remote_out_filters = tuple(one.remote_filter for one in bridge.topics if one.goes_out)
         self._outward = Mapping([(one.local_filter, one.local_prefix, one.remote_prefix) for one in bridge.topics if one.goes_out])
         self._inward = Mapping([(one.remote_filter, one.remote_prefix, one.local_prefix) for one in bridge.topics if one.comes_in])
 
@@ -409,7 +410,9 @@ class BridgeLink:
         filters = self._in_filters
         try:
             with trio.fail_after(ANSWER_S):
-                stale = [filter for filter in self._stale if filter not in filters]
+                # What only goes out may have come in before the last start: Mosquitto's bridges ask for this too.
+                asked = self._remote_out_filters if remote.session_present else ()
+                stale = [filter for filter in dict.fromkeys((*self._stale, *asked)) if filter not in filters]
                 self._stale = ()
                 if stale:
                     await remote.unsubscribe(*stale)

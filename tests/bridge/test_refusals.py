@@ -187,6 +187,19 @@ async def test_what_no_entry_fits_any_more_is_dropped(autojump_clock: trio.testi
         assert near.bridges == []
 
 
+async def test_what_does_not_come_in_any_more_is_unsubscribed_from(autojump_clock: trio.testing.MockClock) -> None:
+    """Where the next start still names it, as what only goes out: nothing of it waits there for the bridge."""
+    async with open_broker() as far, connect(far) as app:
+        async with open_broker(bridges=[bridge_to(far, BridgeTopic(filter="a/#", direction="both"))]) as near:
+            await wait_state(near)
+        assert far.statistics()["subscriptions_count"] == 1
+        async with open_broker(bridges=[bridge_to(far, BridgeTopic(filter="a/#"))]) as near, listening(near) as here:
+            await wait_state(near)
+            assert far.statistics()["subscriptions_count"] == 0
+            await app.publish("a/1", "x", qos=1)
+            await nothing_more(here)
+
+
 # ---- whose name it is ---------------------------------------------------------------------------------------------------
 
 
