@@ -13,6 +13,7 @@ import trio.testing
 from broker.client import Client, Reconnect, connect
 from broker.client.publishing import new_publish
 from broker.errors import ConnectionLost, DeliveryUnknown, InvalidTopic, MessageExpired, NotSupported, Offline, PublishRefused
+from broker.messages import Version
 from broker.reasons import ReasonCode
 from broker.wire.packets import Connect, Disconnect, Properties, PubAck, PubComp, Publish, PubRec, PubRel, SubAck, Subscribe, UnsubAck, Unsubscribe
 from tests.client.scripted import Peer, ScriptedBroker, connected
@@ -534,3 +535,36 @@ async def test_expired_while_away(autojump_clock: trio.testing.MockClock) -> Non
             assert client.statistics()["outgoing"] == 0
             with trio.move_on_after(1):
                 await client.disconnect()
+
+
+@pytest.mark.parametrize("version", ["5.0", "3.1.1"])
+async def test_ids_of_an_earlier_run_are_released_before_they_are_used_at_qos_2(version: Version, autojump_clock: trio.testing.MockClock) -> None:
+    """The broker may hold them from a PUBREC that never left; once each, and not in a Session of this run's own."""
+    broker = ScriptedBroker()
+    async with trio.open_nursery() as nursery:
+
+        async def serve(present: bool) -> None:
+            peer = await broker.next()
+            await peer.accept(session_present=present)
+            assert (await peer.expect(Publish)).packet_id == 1
+            await peer.send(PubAck(1))
+            if present:
+                assert await peer.receive() == PubRel(2)
+                await peer.send(PubComp(2, ReasonCode.PACKET_IDENTIFIER_NOT_FOUND))  # a late word, while its PUBREC is awaited
+            assert (await peer.expect(Publish)).packet_id == 2
+            await peer.send(PubRec(2))
+            assert await peer.receive() == PubRel(2)
+            await peer.cut()
+            peer = await broker.next()  # it goes on where it was
+            await peer.accept(session_present=True)
+            assert await peer.receive() == PubRel(2)
+            await peer.send(PubComp(2))
+            await peer.expect(Disconnect)
+            peer.ended.set()
+
+        for present in (True, False):
+            nursery.start_soon(serve, present)
+            expiry: dict[str, Any] = {"session_expiry_s": 100} if version == "5.0" else {}
+            async with connect(broker, client_id="c", clean_start=False, version=version, **expiry) as client:
+                await client.publish("a", qos=1)
+                await client.publish("b", qos=2)
