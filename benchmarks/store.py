@@ -19,7 +19,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from broker.core.saved import SENT, WAITING, Changes, SavedMessage, SavedRetained, SavedSession
+from broker.core.publish_run import RUN_BYTES_MAX
+from broker.core.saved import SENT, WAITING, Changes, SavedMessage, SavedRetained, SavedRun, SavedSession
 from broker.store.sqlite import SqliteStore
 from broker.wire.codec import encode
 from broker.wire.packets import MQTT_5, Publish
@@ -76,6 +77,18 @@ def passed_on(batch: int, sessions: int) -> list[Changes]:
         later.messages_gone = [(row.session, WAITING, row.key) for row in earlier.messages if row.place == WAITING]
         later.messages_gone += [(row.session, SENT, row.key) for row in earlier.messages if row.place == SENT]
         later.messages = later.messages + [row._replace(place=SENT) for row in earlier.messages if row.place == WAITING]
+    return found
+
+
+def in_runs(batch: int, sessions: int) -> list[Changes]:
+    """Messages that came together, each time in the place of those before: what a stream to a session that acknowledges them comes to."""
+    size = len(FRAME)
+    share, found = max(1, batch // sessions), []
+    counts = [min(RUN_BYTES_MAX // size, share - start) for start in range(0, share, RUN_BYTES_MAX // size)] * min(sessions, batch)
+    for number in range(min(WRITES_MAX, ROWS_MAX // batch)):
+        changes = Changes(number)
+        changes.runs = [SavedRun(place + 1, place, number, size, 5, bytes(2 * count), FRAME * count) for place, count in enumerate(counts)]
+        found.append(changes)
     return found
 
 
@@ -136,7 +149,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(), help="on the disk to be measured (default: this one)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=1_000_000, help="of the large files")
-    parser.add_argument("--only", choices=("write", "pass", "large"))
+    parser.add_argument("--only", choices=("write", "pass", "runs", "large"))
     options = parser.parse_args()
     folder = options.folder.resolve()
     print(f"{folder}: {file_system(folder)}; frames of {len(FRAME)} bytes")
@@ -144,6 +157,8 @@ def main() -> None:
         measure_writes(folder, options.rounds, "messages that stay", written)
     if options.only in (None, "pass"):
         measure_writes(folder, options.rounds, "messages that are passed on", passed_on)
+    if options.only in (None, "runs"):
+        measure_writes(folder, options.rounds, "messages that come together", in_runs)
     if options.only in (None, "large"):
         measure_large(folder, options.rows // PER_WRITE * PER_WRITE)
 
