@@ -13,6 +13,7 @@ from broker.core.link import AUTHENTICATING, AWAITING_CONNECT
 from broker.core.observer import CONNECTION_LOST, Observer
 from broker.net.connection import Connection
 from broker.net.drops import Drops
+from broker.net.inside import INSIDE
 from broker.net.seldom import Seldom
 from broker.net.tally import Tally
 from broker.reasons import ReasonCode
@@ -26,7 +27,8 @@ logger = logging.getLogger("broker.clients")
 
 
 class ClientLog(Observer):
-    """connections: one line a connect and disconnect; refusals and violations are always told."""
+    """connections: one line a connect and disconnect; refusals and violations are always told. A bridge's own client comes and goes with the other
+    broker, of which the bridge tells itself."""
 
     def __init__(self, connections: bool = True) -> None:
         self.connections = connections
@@ -35,6 +37,8 @@ class ClientLog(Observer):
         self._seldom = Seldom(logger)
 
     def connected(self, link: Link) -> None:
+        if link.listener == INSIDE:
+            return
         self.tally.connects_count += 1
         if self.connections:
             logger.info("connected %r from %s user=%r version=%s", link.client_id, link.peer, link.username, _VERSIONS.get(link.version, "?"))
@@ -57,6 +61,8 @@ class ClientLog(Observer):
             logger.warning("protocol violation by %r from %s: %s", link.client_id, link.peer, cause)
 
     def disconnected(self, link: Link, cause: str, error: bool) -> None:
+        if link.listener == INSIDE:
+            return
         self.tally.lost_count += error
         if self.connections:
             logger.info("disconnected %r from %s user=%r: %s", link.client_id, link.peer, link.username, _cause(link, cause))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,22 @@ async def test_from_none_to_one_and_back(autojump_clock: trio.testing.MockClock)
         assert near.retained("$SYS/#") == []
         async with connect(near, client_id="bridge:b"):
             pass  # it is a name as any other again
+
+
+async def test_the_log_and_the_counts_are_of_clients_and_not_of_a_bridges_own(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "broker")
+    async with open_broker() as far, open_broker(with_bridges(bridge_to(far))) as near:
+        await wait_state(near)
+        near.reload(NOTHING)
+        await trio.sleep(10)
+        found = near.statistics()
+        assert (found["connects_count"], found["clients_lost_count"]) == (0, 0)
+        assert far.statistics()["connects_count"] == 1
+    told = [record.message for record in caplog.records]
+    assert not any("'bridge:b'" in line for line in told)
+    assert any(line.startswith("connected 'near'") for line in told)
 
 
 async def test_who_has_not_changed_is_not_touched(autojump_clock: trio.testing.MockClock) -> None:
