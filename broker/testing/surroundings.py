@@ -265,9 +265,11 @@ class Surroundings:
             self._settle_accepted(line.accepted_in)
 
     def _settle_accepted(self, written: int) -> None:
-        """Those whose CONNECT is known to the store."""
-        known = [line for line in self.unwritten if line.accepted_in <= written]
-        self.unwritten = [line for line in self.unwritten if line.accepted_in > written]
+        """Those whose CONNECT is known to the store, or was answered and need not be, and before each what it took over: the store may never
+        hear of that."""
+        last = {line.client_index: line for line in self.unwritten if line.accepted_in <= written}
+        known = [line for line in self.unwritten if line.client_index in last and line.number <= last[line.client_index].number]
+        self.unwritten = [line for line in self.unwritten if line not in known]
         for line in known:
             self._simulation.incarnations.accepted(line, line.accepted_at)
 
