@@ -269,7 +269,7 @@ class ClientProtocol:
             return
         if self.state == "connecting":
             self._fail(None, "no CONNACK came in time")
-        elif self._keep_alive.is_waiting:
+        elif self._keep_alive.is_overdue(now):
             self._fail(None, f"the broker has not answered a PINGREQ for {self.options.response_timeout_s:g} s")
         else:
             self._keep_alive.ping_sent(now)
@@ -437,7 +437,8 @@ class ClientProtocol:
         """Go on where we were; what is to be repeated as PUBLISH follows from the outbox."""
         for pubrel in self.outbox.begin(self.capabilities):
             self._send(pubrel)
-        self.inbox.in_doubt = self._in_doubt
+        if self._in_doubt:
+            self.inbox.doubt()
         self.exchanges.resume(self.capabilities, in_doubt=self._in_doubt)
 
     def _start_anew(self) -> None:

@@ -19,14 +19,14 @@ from broker.wire.packets import MQTT_5, PubAck, PubComp, Publish, PubRec, PubRel
 
 
 class ClientInbox:
-    __slots__ = ("_aliases", "_options", "_queue", "_receiver", "_receiving", "_releasing", "_unsettled", "connection", "in_doubt")
+    __slots__ = ("_aliases", "_doubted", "_options", "_queue", "_receiver", "_receiving", "_releasing", "_unsettled", "connection")
 
     def __init__(self, options: ClientOptions) -> None:
         self._options = options
         self.connection = 0
-        self.in_doubt = False
-        """What is held may be of another Session than this connection's."""
         self._receiver = Receiver()
+        self._doubted: set[int] = set()
+        """Held ids that may be of another Session than the one that goes on, until the broker says something of them."""
         self._unsettled: dict[int, Delivery] = {}  # QoS 1 and 2 by packet id; carried over a lost connection
         self._queue: deque[Delivery] = deque()  # the same of this connection in order of arrival
         self._receiving: set[int] = set()  # ids that count against our Receive Maximum
@@ -36,7 +36,6 @@ class ClientInbox:
     def begin(self, connection: int) -> None:
         """A connection begins: acknowledgements are owed on it only for what comes on it, repetitions included."""
         self.connection = connection
-        self.in_doubt = False
         self._queue = deque()
         self._receiving = set()
         self._releasing = set()
@@ -46,6 +45,11 @@ class ClientInbox:
         """The Session is lost: the broker knows none of the ids that are held here."""
         self._receiver = Receiver()
         self._unsettled = {}
+        self._doubted.clear()
+
+    def doubt(self) -> None:
+        """The Session that goes on may be another than that in which these ids came; what comes with them may do so much later."""
+        self._doubted.update(self._receiver.held)
 
     @property
     def unsettled_count(self) -> int:
@@ -92,10 +96,12 @@ class ClientInbox:
             packet = self._resolve_alias(packet, alias)
         if packet.qos == 0:
             return Delivery(packet, self.connection)
-        if self.in_doubt and packet.qos == 2 and not packet.dup and packet.packet_id not in self._receiving:
-            # A repetition would say so [MQTT5-3.3.1-1]: it is another Session's first with this id.
-            self._receiver.on_pubrel(packet.packet_id)
-            self._unsettled.pop(packet.packet_id, None)
+        if packet.qos == 2 and packet.packet_id in self._doubted:
+            self._doubted.remove(packet.packet_id)
+            if not packet.dup:
+                # A repetition would say so [MQTT5-3.3.1-1]: it is another Session's first with this id.
+                self._receiver.on_pubrel(packet.packet_id)
+                self._unsettled.pop(packet.packet_id, None)
         self._charge(packet.packet_id)
         earlier = self._unsettled.get(packet.packet_id)
         new = self._receiver.on_publish(packet.packet_id) if packet.qos == 2 else self._is_new_at_qos_1(packet, earlier)
@@ -149,6 +155,7 @@ class ClientInbox:
                 raise ProtocolError(f"PUBREL for packet id {packet_id} before its PUBREC")
             del self._unsettled[packet_id]
         known = self._receiver.on_pubrel(packet_id)
+        self._doubted.discard(packet_id)
         self._receiving.discard(packet_id)
         self._releasing.discard(packet_id)
         return PubComp(packet_id, ReasonCode.SUCCESS if known else ReasonCode.PACKET_IDENTIFIER_NOT_FOUND)

@@ -11,40 +11,52 @@ _PING_SHARE: Final = 0.9  # of the Keep Alive: the packet must be there within i
 class ClientKeepAlive:
     """Of one connection after the other. The owner says when something was sent or received, and sends what `deadline` asks for."""
 
-    __slots__ = ("_ping_sent_at", "_response_timeout_s", "_seconds", "received_at", "sent_at")
+    __slots__ = ("_asked_at", "_pinged_at", "_response_timeout_s", "_seconds", "received_at", "sent_at")
 
     def __init__(self) -> None:
         self._response_timeout_s = math.inf
         self._seconds = 0
         self.sent_at = 0.0
         self.received_at = 0.0
-        self._ping_sent_at: float | None = None
+        self._asked_at: float | None = None
+        """The first PINGREQ that has not been answered."""
+        self._pinged_at = 0.0
+        """The last one."""
 
     def begin(self, now: float, response_timeout_s: float) -> None:
         """A connection begins."""
         self._response_timeout_s = response_timeout_s
         self.sent_at = self.received_at = now
-        self._ping_sent_at = None
+        self._asked_at = None
+        self._pinged_at = now
 
     def agreed(self, seconds: int) -> None:
         """The broker has accepted it; 0: nobody has to say anything."""
         self._seconds = seconds
 
-    @property
-    def is_waiting(self) -> bool:
-        """For a PINGRESP."""
-        return self._ping_sent_at is not None
-
     def deadline(self) -> float:
-        """When a PINGREQ is due; or when its answer is, or anything else from the broker."""
+        """When a PINGREQ is due; or when the answer to one is, or anything else from the broker."""
+        return min(self._ping_due(), self._answer_due())
+
+    def is_overdue(self, now: float) -> bool:
+        """Has the broker been silent for too long? Else a PINGREQ is due."""
+        return now >= self._answer_due()
+
+    def _answer_due(self) -> float:
+        return math.inf if self._asked_at is None else max(self._asked_at, self.received_at) + self._response_timeout_s
+
+    def _ping_due(self) -> float:
         if self._seconds == 0:
             return math.inf
-        if self._ping_sent_at is not None:
-            return max(self._ping_sent_at, self.received_at) + self._response_timeout_s
-        return min(self.sent_at, self.received_at) + self._seconds * _PING_SHARE
+        if self._asked_at is None:
+            return min(self.sent_at, self.received_at) + self._seconds * _PING_SHARE
+        # Its answer may stand behind much that comes slowly, and the broker has to hear of us meanwhile; one that has not left is enough.
+        return self.sent_at + self._seconds * _PING_SHARE if self.sent_at >= self._pinged_at else math.inf
 
     def ping_sent(self, now: float) -> None:
-        self._ping_sent_at = now
+        self._pinged_at = now
+        if self._asked_at is None:
+            self._asked_at = now
 
     def on_pingresp(self) -> None:
-        self._ping_sent_at = None
+        self._asked_at = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from broker.core.link import ENDED, Link
 from broker.testing.ledger import WillView
@@ -11,11 +11,14 @@ from broker.testing.wire import Line
 if TYPE_CHECKING:
     from broker.testing.simulation import Simulation
 
+WRITTEN_S: Final = 0.2
+"""By then the store knows of what nobody has waited for: that a connection has ended, too."""
+
 
 class Incarnation:
     """What the last connection of a Client Identifier that the broker accepted comes to; the model's own idea of its session."""
 
-    __slots__ = ("expiry_s", "goodbye_in", "line", "said_goodbye", "will")
+    __slots__ = ("expiry_s", "goodbye_in", "line", "said_goodbye", "will", "will_due_until")
 
     def __init__(self, line: Line, expiry_s: float, will: WillView | None) -> None:
         self.line = line
@@ -25,6 +28,8 @@ class Incarnation:
         """DISCONNECT reached the engine before anything else ended the connection; None: nobody can know."""
         self.goodbye_in = 0
         """The changes of that number have to be written for the broker to remember it."""
+        self.will_due_until = 0.0
+        """Its delay began anew with the broker, which need not have known that it had begun."""
 
 
 class Incarnations:
@@ -81,7 +86,8 @@ class Incarnations:
 
     def crashed(self, written: int) -> None:
         """What was not written never happened: a DISCONNECT is not answered, and so promised to nobody."""
-        for line in self._simulation.surroundings.unwritten:
+        surroundings = self._simulation.surroundings
+        for line in (*surroundings.unwritten, *surroundings.unheard):
             will = self._asked[line][2]
             if will is not None and line.ended_at is not None:
                 will.expected = None  # nobody knows of it any more, and it may have gone out
@@ -89,6 +95,9 @@ class Incarnations:
             if known.said_goodbye and known.goodbye_in > written:
                 known.said_goodbye = None
             known.goodbye_in = 0
+            ended_at = known.line.ended_at
+            if known.will is not None and ended_at is not None and self._simulation.now < ended_at + WRITTEN_S:
+                known.will_due_until = self._simulation.now + min(known.will.delay_s, known.expiry_s)
 
     def ended(self, line: Line) -> None:
         """The connection is over for the core. A session of 0 seconds with it."""
@@ -124,7 +133,7 @@ class Incarnations:
             will.expected = None
         elif known.said_goodbye or (resumed and at < will.due_at):
             will.expected = 0
-        elif at == will.due_at and will.delay_s:
+        elif (at == will.due_at and will.delay_s) or (resumed and at < known.will_due_until):
             will.expected = None
         if will.expected == 1:
             will.due_at = min(will.due_at, at)

@@ -42,6 +42,8 @@ class Surroundings:
         self._lives = 1
         self.unwritten: list[Line] = []
         """Those whose CONNECT was accepted, and a crash now would undo that."""
+        self.unheard: list[Line] = []
+        """Those that were taken over by one that needed not be written: the store has not heard of them, nor of their Wills."""
         self.unflushed = 0
         """How many rounds of flushing are under way, one within the other."""
 
@@ -242,6 +244,7 @@ class Surroundings:
         self._settle_accepted(written)
         simulation.incarnations.crashed(written)
         self.unwritten.clear()
+        self.unheard.clear()
         for line in self.lines:
             if line.detached:
                 continue
@@ -270,6 +273,7 @@ class Surroundings:
         last = {line.client_index: line for line in self.unwritten if line.accepted_in <= written}
         known = [line for line in self.unwritten if line.client_index in last and line.number <= last[line.client_index].number]
         self.unwritten = [line for line in self.unwritten if line not in known]
+        self.unheard = [line for line in (*self.unheard, *known) if line.accepted_in > written]
         for line in known:
             self._simulation.incarnations.accepted(line, line.accepted_at)
 

@@ -123,6 +123,8 @@ import signal, sys, threading
 import broker.store.sqlite
 from broker.cli.running import run_command_line
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job, as CI's may be, begins with it ignored
+
 class Hanging(broker.store.sqlite.SqliteStore):
     def __init__(self, path):
         signal.raise_signal(signal.SIGINT)

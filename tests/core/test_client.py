@@ -286,6 +286,29 @@ def test_keepalive_is_a_number() -> None:
     assert bench(keep_alive_s=0).core.next_deadline() == math.inf
 
 
+def test_the_broker_hears_of_us_while_its_answer_stands_behind_what_comes_slowly() -> None:
+    """[MQTT5-3.1.2-20]: also where a PINGREQ is not answered yet."""
+    made = bench(keep_alive_s=10)
+    slow = encode(Publish("a", bytes(100)), MQTT_5)
+    said_at = made.now = made.core.next_deadline()
+    made.core.tick(made.now)
+    assert made.sent() == [PingReq()]
+    for second in range(1, 9):
+        made.now = said_at + second
+        made.core.receive(slow[second - 1 : second], made.now)
+        assert made.sent() == []
+    made.now = said_at + 9
+    assert made.core.next_deadline() == pytest.approx(made.now)
+    made.core.tick(made.now)
+    left = made.core.next_deadline()
+    made.core.tick(made.now + 8)
+    assert left == pytest.approx(said_at + 8 + made.core.options.response_timeout_s)  # one that has not left is enough
+    assert made.sent() == [PingReq()]
+    made.core.receive(slow[8:], made.now)
+    made.hear(PingResp())
+    assert not made.core.closing
+
+
 def test_connack_deadline() -> None:
     made = Bench()
     made.core.begin_connection(5.0, 8.0)
@@ -395,8 +418,10 @@ def test_a_session_that_may_be_another_one_is_subscribed_anew(version: int) -> N
     assert made.connect(session_present=True) == []
 
 
+@pytest.mark.parametrize("later", [False, True])
 @pytest.mark.parametrize("in_doubt", [False, True])
-def test_an_id_that_is_held_may_be_another_sessions_where_a_connack_was_lost(in_doubt: bool) -> None:
+def test_an_id_that_is_held_may_be_another_sessions_where_a_connack_was_lost(in_doubt: bool, later: bool) -> None:
+    """later: on the connection that tells of the Session nothing comes with that id, but on the next."""
     made = bench(session_expiry_s=60)
     for first in (True, False):
         if not first:
@@ -405,6 +430,9 @@ def test_an_id_that_is_held_may_be_another_sessions_where_a_connack_was_lost(in_
                 made.core.begin_connection(made.now)
                 made.core.connection_lost(made.now)
             made.connect(session_present=True)
+            if later:
+                made.core.connection_lost(made.now)
+                made.connect(session_present=True)
             made.core.take_events()
         made.hear(_publish(2, 1, dup=False))
         received = made.events(Received)
