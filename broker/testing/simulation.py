@@ -356,7 +356,8 @@ class Simulation:
         self.timeline.run_until(self.now + 10)
 
     def _check_finished(self, client: SimulatedClient) -> None:
-        if client.line is None and client.is_whole and "disconnect" not in self.script.overflow.values():
+        may_be_ended = "disconnect" in self.script.overflow.values() or self.limits.memory_bytes_max < TIGHT_BYTES
+        if client.line is None and client.is_whole and not may_be_ended:
             raise BrokenPromise(f"{client.client_id} is not connected, though nothing is in its way")
         if client.line is None:
             client.is_whole = False
