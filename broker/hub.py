@@ -291,13 +291,18 @@ class Broker:
 
         Idempotent; a second call may shorten the grace. Returns when everything is gone.
         """
-        seconds = self._grace_s if grace_s is None else grace_s
-        ends_at = trio.current_time() + seconds
-        self._server.announce_end()
-        with trio.move_on_after(seconds):
-            await self._bridges.end(seconds)
-        self._server.begin_shutdown(ends_at - trio.current_time())
+        await self._wind_up(self._grace_s if grace_s is None else grace_s)
         await self._server.wait_ended()
+
+    async def _wind_up(self, grace_s: float) -> None:
+        """End the bridges, and begin to tell clients goodbye: that also where this is cancelled."""
+        ends_at = trio.current_time() + grace_s
+        self._server.announce_end()
+        try:
+            with trio.move_on_at(ends_at):
+                await self._bridges.end(grace_s)
+        finally:
+            self._server.begin_shutdown(ends_at - trio.current_time())
 
     async def wait_closed(self) -> None:
         """Until somebody calls `shutdown`."""

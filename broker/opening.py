@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import inspect
 import logging
-import math
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from os import PathLike
 from typing import Any
@@ -62,9 +61,8 @@ async def open_broker(
     comes in by `Broker.attach` is asked as others are. A SocketListener becomes the broker's own. overflow: Topic Filter to
     rule, asked before the config's. store: a file for what is to outlive the broker: retained messages, Wills, and the Sessions that outlive their
     connection, with what waits for them; it is made where it is not there, and is this broker's alone. Without it and the config's nothing does. What
-    has to last is on disk before it is acknowledged. bridges: to other brokers, instead
-    of the config's; those need not be there. limits: keys of the TOML's [limits]. $SYS is published when a config says how often (Config's
-    default: 10 s), not otherwise.
+    has to last is on disk before it is acknowledged. bridges: to other brokers, instead of the config's; those need not be there. limits: keys of the
+    TOML's [limits]. $SYS is published when a config says how often (Config's default: 10 s), not otherwise.
 
     Left normally: `shutdown(shutdown_grace_s)`. Cancelled, or left by an exception: the same goodbye, with the same deadline; the
     body's own exception comes out bare. ConfigError for a listener that is not loopback or Unix while nothing says who may come in.
@@ -106,32 +104,25 @@ async def open_broker(
         bound = await bind_all(wanted)
         doorkeeper.begin(server, bound)
         server.bound = bound
-        if any(one.listener.protocol == "http" for one in bound):
-            from broker.metrics.page import Page  # late: what it needs is an extra, which `bind_all` has looked for
-
-            server.chores.append(Page(bridging.infos).run)
+        server.chores += _pages(bound, bridging)
         server.set_limits(chosen, () if config is None else config.limits_for)
         if committer is not None:
             await committer.restore(server.rules_of, in_thread=authorize is None)
         bridging.prepare(server)
         async with trio.open_nursery() as nursery:
             hub = Broker(server, bound, config, sys_topics, log, doorkeeper, overflow or {}, overrides, bridging)
-            grace_ends_at = math.inf
             try:
                 await nursery.start(server.run, bound)
                 await bridging.start(nursery)
                 yield hub
-                server.announce_end()
-                grace_ends_at = trio.current_time() + hub._grace_s
-                with trio.move_on_at(grace_ends_at):
-                    await bridging.end(hub._grace_s)
+                await hub._wind_up(hub._grace_s)
             except BaseException as error:
                 failure = error
                 raise
             finally:
                 bridging.cancel()
                 # The one place that ends the shield in `run`, whatever the body did.
-                server.begin_shutdown(min(hub._grace_s, grace_ends_at - trio.current_time()))
+                server.begin_shutdown(hub._grace_s)
         left_well = True
     except BaseExceptionGroup as group:
         caught = group
@@ -150,6 +141,14 @@ async def open_broker(
             del caught, failure
     if unsaved is not None:
         raise unsaved
+
+
+def _pages(bound: Sequence[BoundSocket], bridging: Bridges) -> list[Callable[[Server], Awaitable[None]]]:
+    if not any(one.listener.protocol == "http" for one in bound):
+        return []
+    from broker.metrics.page import Page  # late: what it needs is an extra, which `bind_all` has looked for
+
+    return [Page(bridging.infos).run]
 
 
 def _bare(group: BaseExceptionGroup[BaseException], failure: BaseException | None) -> BaseException:

@@ -56,6 +56,23 @@ async def test_the_log_and_the_counts_are_of_clients_and_not_of_a_bridges_own(
     assert any(line.startswith("connected 'near'") for line in told)
 
 
+async def test_a_shutdown_that_is_cancelled_while_bridges_end_has_begun(autojump_clock: trio.testing.MockClock) -> None:
+    """`move_on_after(1)` around `shutdown()` bounds the waiting, not whether it ends."""
+    async with open_broker() as far, open_broker(with_bridges(bridge_to(far))) as near:
+        await wait_state(near)
+        _hold_up(near)
+        with trio.move_on_after(1):
+            await near.shutdown(30)
+        with trio.fail_after(1):
+            await near.wait_closed()
+
+
+def _hold_up(near: Broker) -> None:
+    """A bridge that does not end by itself."""
+    (keeper,) = near._bridges._keepers.values()
+    keeper.end = lambda grace_s: None  # type: ignore[method-assign]
+
+
 async def test_who_has_not_changed_is_not_touched(autojump_clock: trio.testing.MockClock) -> None:
     async with open_broker() as far, open_broker(with_bridges(bridge_to(far))) as near:
         await wait_state(near)
