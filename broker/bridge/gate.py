@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Gate:
-    """What `connect` dials. peer: what the log calls who comes by it."""
+    """What `connect` dials. peer: what `Broker.clients` calls who comes by it."""
 
     def __init__(self, server: Server, peer: str) -> None:
         self._server = server
@@ -49,11 +49,10 @@ class Gate:
         self._open = True
         self._wake()
 
-    def shut(self, why: str) -> None:
-        """Whoever is in is cut off, and waits. why: for the log."""
+    def shut(self) -> None:
+        """Whoever is in is cut off, and waits."""
         self._open = False
         if self._connection is not None:
-            self._connection.cause = why
             self._connection.cancel()
 
     def end(self) -> None:

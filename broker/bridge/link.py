@@ -258,7 +258,7 @@ class BridgeLink:
             if filters:
                 # What is retained is asked for when it can go out, not to lie in a buffer until then.
                 outgoing = await stack.enter_async_context(self._subscribed(local, filters, _NEVER))
-            gate.shut("it waits for the other broker")
+            gate.shut()
             ready()
             await self._meet(local, outgoing, gate)
 
@@ -314,7 +314,7 @@ class BridgeLink:
                 self._down(str(error), slowly)
             finally:
                 self._remote = self._out = None
-                gate.shut("its bridge is not connected")
+                gate.shut()
             attempts += 1
             await self._pause(SLOW_S * random.uniform(1, 1.5) if slowly else BACKOFF.delay(attempts))
 
@@ -363,7 +363,7 @@ class BridgeLink:
             async def watch() -> None:
                 async for what in news:
                     if what == "lost":
-                        gate.shut("the other broker is away")
+                        gate.shut()
                         self._down(remote.core.cause or "the connection broke")
                         if self._judge(remote):
                             raise BeginAnew
