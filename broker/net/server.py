@@ -108,7 +108,7 @@ class Server:
         self._clients: trio.Nursery | None = None
         self._clients_scope = trio.CancelScope()
         self._stopping = trio.Event()
-        self._ends = False
+        self._ends = trio.Event()
         self._ended = trio.Event()
         self._freed = trio.Event()
         """A connection has ended: there may be a file descriptor again."""
@@ -155,10 +155,11 @@ class Server:
         async with trio.open_nursery() as listeners:
             for one in doors:
                 listeners.start_soon(self.accept, one, self._let_in)
-            await self._stopping.wait()
+            await self._ends.wait()
             listeners.cancel_scope.cancel()
         for one in doors:
             one.close()
+        await self._stopping.wait()
 
     def begin_shutdown(self, grace_s: float) -> None:
         """Stop accepting, tell clients goodbye, close what is left after `grace_s`. Again: only a shorter grace counts."""
@@ -168,19 +169,20 @@ class Server:
         if self.committer is not None:
             self.committer.hurry(scope.deadline)
         if not self._stopping.is_set():
+            self._ends.set()
             self._stopping.set()
             # At once, and not when `run` wakes: with no grace at all a client that reads still gets the word.
             self.engine.shutdown(now)
             self.flush()
 
     def announce_end(self) -> None:
-        """`begin_shutdown` will follow, and bridges end before that."""
-        self._ends = True
+        """Stop accepting; `begin_shutdown` will follow, and bridges end before that."""
+        self._ends.set()
 
     @property
     def is_stopping(self) -> bool:
         """Is it to end, or ending?"""
-        return self._ends or self._stopping.is_set()
+        return self._ends.is_set()
 
     async def wait_stopping(self) -> None:
         await self._stopping.wait()
@@ -197,7 +199,7 @@ class Server:
 
         proxied: the socket below, if a PROXY header must come first and says who the peer is.
         """
-        if self._clients is None or self._stopping.is_set():
+        if self._clients is None or self._stopping.is_set() or (self._ends.is_set() and bound is not self.inside):
             return None
         connection = Connection(self, transport, peer, listener, bound, proxied)
         self._begin(connection, self._clients)
@@ -301,7 +303,7 @@ class Server:
         """Those who wait outside, ACCEPT_COUNT_MAX of them at most: each step for all of them, then the next one, so that its code and its data
         are at hand, and their answers go one right after the other, to a peer that the first of them woke. The error that keeps the others out."""
         clients = self._clients
-        if clients is None or self._stopping.is_set():
+        if clients is None or self._ends.is_set():
             return None
         listening = bound.socket
         found: OSError | None = None
