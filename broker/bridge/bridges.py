@@ -105,15 +105,13 @@ class Keeper:
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until it is wanted no more, or the broker ends."""
         ready = _Once(task_status)
-        stale: Sequence[str] = ()
         try:
             while self._wanted is not None and not self._ending:
                 bridge = self._bridge = self._wanted
                 self._seen = signatures(bridge)
                 self._server.engine.reserve(bridge.local_client_id, INSIDE, trio.current_time())
-                self._link = BridgeLink(bridge, self._server, self._condition, stale)
+                self._link = BridgeLink(bridge, self._server, self._condition)
                 await self._link.run(ready)
-                stale = [one.remote_filter for one in bridge.topics if one.comes_in]
             if not self._ending:
                 self._forget()  # not in the `finally`: a broker that is cancelled keeps what waits
         finally:
@@ -134,7 +132,7 @@ class Keeper:
         if self._link is not None and unchanged:
             self._link.hurry()  # what kept it from the other broker may have been mended, such as a password
         elif self._link is not None:
-            moved = bridge is None or (bridge.end, bridge.remote_client_id) != (self._bridge.end, self._bridge.remote_client_id)
+            moved = bridge is None or bridge.remote_client_id != self._bridge.remote_client_id or self._link.end not in bridge.ends
             logger.info("bridge %r: %s", self._bridge.name, "it ends" if bridge is None else "it begins anew, with what has changed")
             self._link.stop(CHANGE_GRACE_S, for_good=moved)
 
@@ -152,13 +150,14 @@ class Keeper:
         condition = self._condition
         return BridgeInfo(
             name=self._bridge.name,
-            address=self._bridge.address,
+            address=condition.address or self._bridge.address,
             client_id=self._bridge.local_client_id,
             connected=condition.connected,
             since_s=condition.since_s,
             cause=condition.cause,
             out_count=condition.tally.carried["out"],
             in_count=condition.tally.carried["in"],
+            timeouts_count=condition.timeouts_count,
             dropped=dict(condition.tally.dropped),
         )
 

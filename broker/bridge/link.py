@@ -10,46 +10,44 @@ from __future__ import annotations
 import logging
 import math
 import random
-import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 import trio
 
+from broker.bridge.far import BACKOFF, GOODBYE_S, RECEIVE_COUNT_MAX, FarEnd, watch_answers
 from broker.bridge.gate import Gate
 from broker.bridge.mapping import Mapping
 from broker.bridge.pump import UNDER_WAY_COUNT_MAX, Pump, Tally
-from broker.bridge.settings import Bridge, BridgeTls, client_context, read_password
+from broker.bridge.settings import Bridge
 from broker.channel import MessageChannel, Subscription
 from broker.client.client import Client
-from broker.client.connect import connect
+from broker.client.connect import Attachable, connect
 from broker.client.connection import unwrap
 from broker.client.reconnect import Reconnect, is_final
-from broker.client.router import OpenSubscription
-from broker.core.client_state import PACKET_BYTES_MAX
-from broker.core.link import PACKET_BYTES_LARGEST
+from broker.client.workings import Workings
 from broker.core.message import ApplicationMessage
 from broker.errors import BrokerError, ConnectError, ConnectionLost, ConnectRefused, SubscribeRefused
 from broker.net.seldom import Seldom
-from broker.net.transport import strerror
 from broker.reasons import ReasonCode
 from broker.wire.packets import MQTT_5, Properties, SubscriptionRequest
 
 if TYPE_CHECKING:
+    from broker.core.client_state import Outgoing
     from broker.net.server import Server
 
-RECEIVE_COUNT_MAX: Final = 500
-"""Unacknowledged messages on the way in to a client of ours."""
 BUFFER_COUNT_MAX: Final = 10_000
 """Messages of QoS 0 that wait to be taken; beyond them the oldest go."""
-ANSWER_S: Final = 60.0
-"""For SUBACK and UNSUBACK."""
-GOODBYE_S: Final = 1.0
+FINISH_S: Final = 2.0
+"""For what is under way at an address that is left for a better one."""
 SLOW_S: Final = 60.0
 """Between two attempts where the same answer is to be expected, at least."""
 CAUSES_COUNT_MAX: Final = 10
+BROUGHT_IN: Final = "$SYS/in/"
+"""Before each filter of the other broker in a subscription here to which nobody can publish: so the Session here, and with it the store, knows what
+stands in the one there, and the first contact after a change, or a start with other settings, can unsubscribe from it."""
 IDENTIFIER: Final = 1
 """Of all its filters, in each run: what waits in a Session keeps the one that it was queued with."""
 
@@ -72,7 +70,6 @@ OF_A_MESSAGE: Final = frozenset(
 )
 """Reasons of a DISCONNECT that may be for what was sent; others are for the connection, or the other broker's own."""
 
-BACKOFF: Final = Reconnect(delay_s=1, delay_s_max=30)
 _NEVER, _IF_NEW, _SEND = 2, 1, 0
 
 logger = logging.getLogger("broker.bridge")
@@ -85,6 +82,8 @@ class Condition:
         self.connected = False
         self.since_s: float | None = None
         self.cause = "it has not been tried yet"
+        self.address = ""
+        self.timeouts_count = 0
         self.tally = Tally()
         self.suspect: tuple[str, bytes] | None = None
         """The message that was the oldest one under way when the other broker closed the connection last, and had acknowledged nothing on it."""
@@ -114,13 +113,13 @@ class BeginAnew(Exception):
 
 
 class BridgeLink:
-    """One bridge with these settings, until `stop`. stale: Topic Filters that its Session at the other broker has from earlier settings."""
+    """One bridge with these settings, until `stop`."""
 
-    def __init__(self, bridge: Bridge, server: Server, condition: Condition, stale: Sequence[str] = ()) -> None:
+    def __init__(self, bridge: Bridge, server: Server, condition: Condition) -> None:
         self._bridge = bridge
         self._server = server
         self._condition = condition
-        self._stale = stale
+        self._far = FarEnd(bridge)
         self._seldom = Seldom(logger)
         self._scope = trio.CancelScope()
         self._stopping = trio.Event()
@@ -131,10 +130,13 @@ class BridgeLink:
         self._judged = True
         self._is_new = False
         """The Session here is, and what is retained has not been asked for on both sides."""
-        self._password = b""
+        self._announcing = False
+        """The other broker has not acknowledged that it is told that we are here."""
         self._out_filters = _strongest((one.local_filter, one.qos) for one in bridge.topics if one.goes_out)
         self._in_filters = _strongest((one.remote_filter, one.qos) for one in bridge.topics if one.comes_in)
         self._remote_out_filters = tuple(one.remote_filter for one in bridge.topics if one.goes_out)
+        self._brought_in: tuple[str, ...] = ()
+        """Filters that may stand in its Session at the other broker, and are not wanted there any more."""
         self._outward = Mapping([(one.local_filter, one.local_prefix, one.remote_prefix) for one in bridge.topics if one.goes_out])
         self._inward = Mapping([(one.remote_filter, one.remote_prefix, one.local_prefix) for one in bridge.topics if one.comes_in])
 
@@ -154,6 +156,7 @@ class BridgeLink:
                 except Exception as error:
                     fault = unwrap(error)
                     if isinstance(fault, BeginAnew):
+                        attempts = 0
                         continue
                     slowly = isinstance(fault, BrokerError)  # what mends itself does not come here
                     if slowly:
@@ -166,6 +169,11 @@ class BridgeLink:
                 await self._pause(SLOW_S * random.uniform(1, 1.5) if slowly else BACKOFF.delay(attempts))
         self._condition.down("it has ended")
         self._tell_state(b"0")
+
+    @property
+    def end(self) -> str | Attachable:
+        """The one of `Bridge.ends` that it goes to."""
+        return self._far.end
 
     def stop(self, grace_s: float, *, for_good: bool = False) -> None:
         """Take nothing more, finish what is under way within the grace, say goodbye. for_good: the other broker need not keep its Session."""
@@ -196,7 +204,7 @@ class BridgeLink:
     def _up(self) -> None:
         if not self._condition.connected:
             self._condition.up()
-            logger.info("bridge %r: connected to %s as %r", self._bridge.name, self._bridge.address, self._bridge.remote_client_id)
+            logger.info("bridge %r: connected to %s as %r", self._bridge.name, self._far.address, self._bridge.remote_client_id)
             self._tell_state(b"1")
 
     async def _wait_up(self, local: Client, remote: Client) -> None:
@@ -220,7 +228,7 @@ class BridgeLink:
         if self._judged or self._out is None:
             return False
         self._judged = True
-        condition, core, oldest = self._condition, remote.core, self._out.oldest
+        condition, core, oldest = self._condition, remote.core, None if self._announcing else self._out.oldest
         closed = core.reason in OF_A_MESSAGE if core.reason is not None else "closed the connection" in core.cause or "reset" in core.cause
         if not closed or oldest is None or condition.tally.carried["out"] != self._carried_before:
             condition.suspect = None
@@ -251,9 +259,14 @@ class BridgeLink:
             self._is_new = self._is_new or not local.session_present
             filters = self._out_filters
             session = self._server.engine.state.sessions.get(self._bridge.local_client_id)
-            stale = [] if session is None else [filter for filter in session.subscriptions if filter not in filters]
+            known = [] if session is None else list(session.subscriptions)
+            stale = [filter for filter in known if filter not in filters and not filter.startswith(BROUGHT_IN)]
             if stale:
                 await local.unsubscribe(*stale)
+            before = [filter.removeprefix(BROUGHT_IN) for filter in known if filter.startswith(BROUGHT_IN)]
+            self._brought_in = tuple(filter for filter in before if filter not in self._in_filters)
+            if self._in_filters:
+                await Workings(local).ask_and_wait(_requests(local, {BROUGHT_IN + filter: 0 for filter in self._in_filters}, _NEVER))
             outgoing = None
             if filters:
                 # What is retained is asked for when it can go out, not to lie in a buffer until then.
@@ -290,8 +303,7 @@ class BridgeLink:
     async def _subscribed(self, client: Client, filters: dict[str, int], retain_handling: int) -> AsyncIterator[Subscription]:
         """All of them in one, whose messages come once each."""
         channel = MessageChannel(ack="manual", buffer_count_max=BUFFER_COUNT_MAX, spares_acknowledged=True)
-        opened = OpenSubscription(tuple(filters), IDENTIFIER, channel, True, self._refused)
-        async with client._driver.subscriber.scope(opened, _requests(client, filters, retain_handling), ()) as subscription:
+        async with Workings(client).subscribed(_requests(client, filters, retain_handling), IDENTIFIER, channel, self._refused) as subscription:
             yield subscription
 
     # ---- the client there --------------------------------------------------------------------------------------------
@@ -300,58 +312,28 @@ class BridgeLink:
         """Until `stop`, or until the other broker says what it would say again."""
         attempts = 0
         while not self._stopping.is_set():
+            self._condition.address = self._far.address
             try:
-                async with self._dialled() as remote:
+                async with self._far.dialled() as remote:
                     self._remote = remote
                     await self._carry(local, remote, outgoing, gate)
                 return
-            except ConnectionLost:
+            except ConnectionLost as error:
                 if self._remote is not None:
                     self._judge(self._remote)
-                raise
+                if is_final(error) or not self._far.has_others:
+                    raise
+                self._far.next()
+                raise BeginAnew from None  # each address has a Session of its own, which another client has to ask for
             except ConnectError as error:  # it has not been connected
                 slowly = is_final(error)
                 self._down(str(error), slowly)
             finally:
                 self._remote = self._out = None
                 gate.shut()
-            attempts += 1
-            await self._pause(SLOW_S * random.uniform(1, 1.5) if slowly else BACKOFF.delay(attempts))
-
-    @asynccontextmanager
-    async def _dialled(self) -> AsyncIterator[Client]:
-        bridge = self._bridge
-        tls: ssl.SSLContext | None = client_context(bridge.tls) if isinstance(bridge.tls, BridgeTls) else bridge.tls
-        is_new = bridge.version == "5.0"
-        target = bridge.target
-        async with connect(
-            bridge.url,
-            client_id=bridge.remote_client_id,
-            version=bridge.version,
-            clean_start=False,
-            session_expiry_s=bridge.session_expiry_s if is_new else 0,
-            keep_alive_s=bridge.keepalive_s,
-            reconnect=BACKOFF,
-            close_grace_s=GOODBYE_S,
-            receive_maximum=RECEIVE_COUNT_MAX,
-            outgoing_count_max=UNDER_WAY_COUNT_MAX,
-            packet_bytes_max=PACKET_BYTES_MAX if is_new else PACKET_BYTES_LARGEST,  # one of 3.1.1 cannot be told, and would send it again
-            username=bridge.username if target is None or bridge.username is not None else target.username,
-            password=self._newest_password if bridge.password_file is not None else None if target is None else target.password,
-            tls=tls,
-        ) as remote:
-            yield remote
-
-    def _newest_password(self) -> bytes:
-        """A file that cannot be read any more, or is empty while it is written anew, counts as unchanged."""
-        assert self._bridge.password_file is not None
-        try:
-            self._password = read_password(self._bridge.password_file)
-        except (OSError, ValueError) as error:
-            if not self._password:
-                cause = strerror(error) if isinstance(error, OSError) else str(error)
-                raise BrokerError(f"the password in {self._bridge.password_file} cannot be had: {cause}") from None
-        return self._password
+            if self._far.next():
+                attempts += 1
+                await self._pause(SLOW_S * random.uniform(1, 1.5) if slowly else BACKOFF.delay(attempts))
 
     async def _carry(self, local: Client, remote: Client, outgoing: Subscription | None, gate: Gate) -> None:
         bridge, tally = self._bridge, self._condition.tally
@@ -359,6 +341,12 @@ class BridgeLink:
         pumps: list[Pump] = []
         standing = trio.Event()  # all subscriptions do
         async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
+
+            def begin() -> None:
+                self._carried_before, self._judged = tally.carried["out"], False
+                gate.open()
+                if bridge.notification_topic is not None:
+                    nursery.start_soon(self._announce, remote, bridge.notification_topic)
 
             async def watch() -> None:
                 async for what in news:
@@ -370,55 +358,83 @@ class BridgeLink:
                         if self._stopping.is_set():  # what is under way cannot end without a connection
                             nursery.cancel_scope.cancel()
                     else:
-                        self._carried_before, self._judged = tally.carried["out"], False
-                        gate.open()
+                        begin()
                         if standing.is_set():
                             await self._wait_up(local, remote)
 
-            self._carried_before, self._judged = tally.carried["out"], False
-            gate.open()
+            begin()
             nursery.start_soon(watch)
+            nursery.start_soon(watch_answers, remote, self._oldest, bridge.answer_timeout_s, self._count_timeout)
             if outgoing is not None:
-                self._out = Pump(bridge.name, "out", self._outward, remote, self._seldom, tally)
+                self._out = Pump(bridge, "out", self._outward, remote, self._seldom, tally)
                 pumps.append(self._out)
                 nursery.start_soon(pumps[-1].run, outgoing)
                 if self._is_new:
                     self._ask_for_retained(local)
             await local.wait_connected()
-            incoming = await self._listen(stack, remote, _SEND if self._is_new else _IF_NEW)
+            incoming = await self._listen(stack, local, remote, _SEND if self._is_new else _IF_NEW)
             if incoming is not None:
-                pumps.append(Pump(bridge.name, "in", self._inward, local, self._seldom, tally))
+                pumps.append(Pump(bridge, "in", self._inward, local, self._seldom, tally))
                 nursery.start_soon(pumps[-1].run, incoming)
             standing.set()
             self._is_new = False
             await self._wait_up(local, remote)
-            await self._stopping.wait()
+            better = await self._wait_end()
             for pump in pumps:
                 pump.stop()
-            for pump in pumps:
-                await pump.finished.wait()
+            with trio.move_on_after(FINISH_S if better else math.inf):  # else `stop` has set a deadline
+                for pump in pumps:
+                    await pump.finished.wait()
+            if better and not self._stopping.is_set():
+                self._down(f"{bridge.address} is there again")
+                self._far.first()
+                raise BeginAnew
             nursery.cancel_scope.cancel()
+
+    async def _wait_end(self) -> bool:
+        """Until `stop`; or True: the first of the addresses is there again, and this is another one."""
+        while not self._stopping.is_set():
+            with trio.move_on_after(math.inf if self._far.is_first else SLOW_S * random.uniform(1, 1.5)):
+                await self._stopping.wait()
+            if not self._stopping.is_set() and await self._far.is_first_there():
+                return True
+        return False
+
+    async def _announce(self, remote: Client, topic: str) -> None:
+        """Tell the other broker's clients; that it is over its Will tells."""
+        able = remote.core.capabilities
+        self._announcing = True
+        try:
+            with trio.move_on_after(self._bridge.answer_timeout_s):
+                await remote.publish(topic, b"1", qos=min(1, able.maximum_qos), retain=able.retain)
+        except ConnectionLost:
+            return
+        except BrokerError as error:
+            self._seldom.warn("notification", "bridge %r: its notification_topic is not published: %s", self._bridge.name, error)
+        self._announcing = False
+
+    def _oldest(self) -> Outgoing | None:
+        return None if self._out is None else self._out.oldest_outgoing
+
+    def _count_timeout(self) -> None:
+        self._condition.timeouts_count += 1
 
     def _ask_for_retained(self, local: Client) -> None:
         """The same SUBSCRIBE once more, answered with what is retained."""
-        exchange = local.core.subscribe(_requests(local, self._out_filters, _SEND), IDENTIFIER)
-        exchange.owner = trio.Event()
-        local._driver.handle()
+        Workings(local).ask(_requests(local, self._out_filters, _SEND), IDENTIFIER)
 
-    async def _listen(self, stack: AsyncExitStack, remote: Client, retain_handling: int) -> Subscription | None:
+    async def _listen(self, stack: AsyncExitStack, local: Client, remote: Client, retain_handling: int) -> Subscription | None:
         """Subscribed at the other broker; None if nothing is to come from there."""
         filters = self._in_filters
-        try:
-            with trio.fail_after(ANSWER_S):
-                # What only goes out may have come in before the last start: Mosquitto's bridges ask for this too.
-                asked = self._remote_out_filters if remote.session_present else ()
-                stale = [filter for filter in dict.fromkeys((*self._stale, *asked)) if filter not in filters]
-                self._stale = ()
-                if stale:
-                    await remote.unsubscribe(*stale)
-                return await stack.enter_async_context(self._subscribed(remote, filters, retain_handling)) if filters else None
-        except trio.TooSlowError:
-            raise ConnectionLost(f"{self._bridge.address} does not answer SUBSCRIBE") from None
+        # What only goes out may have come in before the last start: Mosquitto's bridges ask for this too.
+        asked = self._remote_out_filters if remote.session_present else ()
+        stale = [filter for filter in dict.fromkeys((*self._brought_in, *asked)) if filter not in filters]
+        if stale:
+            await remote.unsubscribe(*stale)
+        if self._brought_in:
+            await local.unsubscribe(*[BROUGHT_IN + filter for filter in self._brought_in])
+            self._brought_in = ()
+        return await stack.enter_async_context(self._subscribed(remote, filters, retain_handling)) if filters else None
 
 
 def _strongest(asked: Iterable[tuple[str, int]]) -> dict[str, int]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import trio
 from msgspec import structs
 
+from broker.client.workings import Workings
 from broker.errors import InvalidTopic, NotSupported, shown
 from broker.messages import check_topic_name
 from broker.net.seldom import Seldom
@@ -21,6 +22,7 @@ from broker.wire.packets import MQTT_5, NO_PROPERTIES, Properties, Publish
 
 if TYPE_CHECKING:
     from broker.bridge.mapping import Mapping
+    from broker.bridge.settings import Bridge
     from broker.channel import Subscription
     from broker.client.client import Client
     from broker.core.client_state import Outgoing
@@ -55,15 +57,18 @@ class Tally:
 
 
 class Pump:
-    """name: of the bridge. tally: kept by whoever outlives this."""
+    """tally: kept by whoever outlives this."""
 
-    def __init__(self, name: str, direction: Literal["out", "in"], mapping: Mapping, target: Client, seldom: Seldom, tally: Tally) -> None:
-        self._name = name
+    def __init__(self, bridge: Bridge, direction: Literal["out", "in"], mapping: Mapping, target: Client, seldom: Seldom, tally: Tally) -> None:
+        self._name = bridge.name
+        self._own = bridge.notification_topic if direction == "in" else None
+        """Of what comes from there that is ours: the Will does, though not what we publish."""
+        self._retain = bridge.outgoing_retain or direction == "in"
         self._direction = direction
         self._where = "the other broker" if direction == "out" else "this broker"
         self._mapping = mapping
         self._target = target
-        self._publisher = target._driver.publisher
+        self._publisher = Workings(target).publisher
         self._seldom = seldom
         self._offline = "drop" if direction == "out" else "wait"
         """QoS 0: what has come from afar need not be lost here, where the client is back in no time."""
@@ -103,6 +108,11 @@ class Pump:
         """Of those under way."""
         return next((parcel.message for parcel in self._under_way), None)
 
+    @property
+    def oldest_outgoing(self) -> Outgoing | None:
+        """What the other side has to acknowledge first; what is to be sent again is none of it."""
+        return next((parcel.outgoing for parcel in self._under_way if parcel.outgoing is not None and not parcel.outgoing.done), None)
+
     async def _wait_done(self) -> None:
         while self._under_way or self._sending_again:
             await self._changed.park()
@@ -113,6 +123,9 @@ class Pump:
             self._drop(message, "fatal", "the other broker closes the connection whenever it comes")
             return
         topic = self._mapping.target(message.topic)
+        if message.topic == self._own:
+            message.ack()
+            return
         if topic is None:
             self._drop(message, "no-mapping", "no entry of its topics fits it (any more)")
             return
@@ -123,7 +136,7 @@ class Pump:
             return
         while not self._has_room(len(message.payload)):
             await self._changed.park()
-        publish = Publish(topic, message.payload, message.qos, message.retain, properties=carried(message.properties))
+        publish = Publish(topic, message.payload, message.qos, message.retain and self._retain, properties=carried(message.properties))
         await self._send(Parcel(self, message, publish))
 
     def _has_room(self, size: int) -> bool:

@@ -7,6 +7,7 @@ import os
 import socket
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
+from ipaddress import ip_address
 from typing import Final, Literal
 
 from msgspec import Struct
@@ -17,7 +18,7 @@ from broker.errors import ConfigError
 from broker.messages import Version
 from broker.net.dial import Target, parse_url
 from broker.net.transport import strerror
-from broker.wire.topics import topic_filter_fault
+from broker.wire.topics import topic_filter_fault, topic_name_fault
 
 Direction = Literal["out", "in", "both"]
 Fault = tuple[str, str]
@@ -26,6 +27,7 @@ Fault = tuple[str, str]
 LASTING_S: Final = math.inf
 NAME_LENGTH_MAX: Final = 100
 PASSWORD_BYTES_MAX: Final = 65_535
+ANSWER_TIMEOUT_S: Final = 60.0
 
 
 class BridgeTopic(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -85,7 +87,11 @@ class Bridge(Struct, frozen=True, kw_only=True):
     username, password_file: who it is; the first line of the file is the password, read anew for each connection. tls: `BridgeTls`, or a context
     of the program's own. version: "5.0", or "3.1.1" for a broker that has nothing newer: without No Local, so nothing can be carried both ways.
     keepalive_s: seconds between two signs of life. session_expiry_s: how long the other broker shall keep the Session while this one is away
-    (5.0); by default for ever.
+    (5.0); by default for ever. fallback_urls: where to go, in this order, while url is not there; the bridge goes back to url when it is. All of
+    them get what the bridge carries, user, password and tls included, and each keeps a Session of its own. answer_timeout_s: how long the other
+    broker may take for SUBACK and to acknowledge a message, before the connection is made anew. notification_topic: where the other broker
+    retains 1 while the bridge is connected, and 0 (by its Will) while it is not. outgoing_retain: False: what goes out is not retained there.
+    local_address: of this machine, to dial from.
     """
 
     name: str
@@ -98,28 +104,29 @@ class Bridge(Struct, frozen=True, kw_only=True):
     version: Version = "5.0"
     keepalive_s: int = 60
     session_expiry_s: float = LASTING_S
+    fallback_urls: Sequence[str | Attachable] = ()
+    answer_timeout_s: float = ANSWER_TIMEOUT_S
+    notification_topic: str | None = None
+    outgoing_retain: bool = True
+    local_address: str | None = None
 
     def __repr__(self) -> str:
         return f"Bridge(name={self.name!r}, url={self.address!r})"
 
     @property
-    def target(self) -> Target | None:
-        """Where that is; None inside this program. ValueError for a URL that is none."""
-        return parse_url(self.url) if isinstance(self.url, str) else None
+    def urls(self) -> tuple[str | Attachable, ...]:
+        """url and those to go to while it is not there."""
+        return (self.url, *self.fallback_urls)
 
     @property
     def address(self) -> str:
-        """The URL, for people: without what it says of user and password."""
-        try:
-            target = self.target
-        except ValueError:
-            return "..."
-        return "in-process" if target is None else target.address
+        """The URL, for people."""
+        return address_of(self.url)
 
     @property
-    def end(self) -> str | Attachable:
+    def ends(self) -> tuple[str | Attachable, ...]:
         """What tells one other broker from another, as far as that can be seen here."""
-        return self.address if isinstance(self.url, str) else self.url
+        return tuple(address_of(url) if isinstance(url, str) else url for url in self.urls)
 
     @property
     def remote_client_id(self) -> str:
@@ -139,8 +146,9 @@ class Bridge(Struct, frozen=True, kw_only=True):
 
 class BridgeInfo(Struct, frozen=True, kw_only=True):
     """A bridge as it is now. name, address: whose, and where to. connected; since_s: from when on (Unix time; None: it has never been connected).
-    cause: why it is not, in words. out_count, in_count: messages carried and acknowledged since the start. dropped: how many were not carried,
-    by reason. What waits for it is in `Broker.clients()`, under client_id."""
+    cause: why it is not, in words. timeouts_count: how many connections were given up because an answer was late. out_count, in_count: messages
+    carried and acknowledged since the start. dropped: how many were not carried, by reason. What waits for it is in `Broker.clients()`, under
+    client_id."""
 
     name: str
     address: str
@@ -150,7 +158,22 @@ class BridgeInfo(Struct, frozen=True, kw_only=True):
     cause: str
     out_count: int
     in_count: int
+    timeouts_count: int
     dropped: Mapping[str, int]
+
+
+def target_of(url: str | Attachable) -> Target | None:
+    """Where that is; None inside this program. ValueError for a URL that is none."""
+    return parse_url(url) if isinstance(url, str) else None
+
+
+def address_of(url: str | Attachable) -> str:
+    """For people: without what it says of user and password."""
+    try:
+        target = target_of(url)
+    except ValueError:
+        return "..."
+    return "in-process" if target is None else target.address
 
 
 # ---- what is wrong ------------------------------------------------------------------------------------------------------
@@ -176,23 +199,28 @@ def bridge_faults(bridges: Sequence[tuple[str, Bridge]]) -> Iterator[Fault]:
         if bridge.name in names:
             yield f"{place}.name", f'"{bridge.name}" is the name of {names[bridge.name]} too'
         names.setdefault(bridge.name, place)
-        end = bridge.end, bridge.remote_client_id
-        if end in ends:
-            yield f"{place}.client_id", f"{ends[end]} has the same one at {bridge.address}, and they would throw each other out"
-        ends.setdefault(end, place)
+        for one in dict.fromkeys(bridge.ends):
+            end = one, bridge.remote_client_id
+            if end in ends:
+                where = one if isinstance(one, str) else "the same broker"
+                yield f"{place}.client_id", f"{ends[end]} has the same one at {where}, and they would throw each other out"
+            ends.setdefault(end, place)
     yield from _rings(bridges)
 
 
 def _faults(bridge: Bridge) -> Iterator[Fault]:
     if not bridge.name or len(bridge.name) > NAME_LENGTH_MAX or any(letter in "/+#\0" for letter in bridge.name):
         yield "name", f"expected 1 to {NAME_LENGTH_MAX} characters without / + #, which a topic is made of, got {bridge.name[:200]!r}"
-    target: Target | None = None
-    try:
-        target = bridge.target
-        if target is not None:
-            url_keywords(target)
-    except ValueError as error:
-        yield "url", str(error)
+    targets: list[Target | None] = []
+    for key, url in (("url", bridge.url), *((f"fallback_urls[{index}]", url) for index, url in enumerate(bridge.fallback_urls))):
+        try:
+            targets.append(target_of(url))
+            if targets[-1] is not None:
+                url_keywords(targets[-1])
+        except ValueError as error:
+            yield key, str(error)
+    if len(set(bridge.ends)) < len(bridge.ends):
+        yield "fallback_urls", "expected other brokers than url, each once"
     if bridge.client_id == "":
         yield "client_id", "expected a Client Identifier, got \"\"; without the key it is made of the host's name and the bridge's"
     if bridge.version not in ("5.0", "3.1.1"):
@@ -201,23 +229,40 @@ def _faults(bridge: Bridge) -> Iterator[Fault]:
         yield "keepalive_s", f"expected 0 to 65,535, got {bridge.keepalive_s:,}"
     if not bridge.session_expiry_s >= 0:
         yield "session_expiry_s", f"expected 0 or more, got {bridge.session_expiry_s}"
+    if not 1 <= bridge.answer_timeout_s < math.inf:
+        yield "answer_timeout_s", f"expected 1 or more, and an end, got {bridge.answer_timeout_s}"
+    if bridge.notification_topic is not None:
+        fault = topic_name_fault(bridge.notification_topic)
+        if fault is not None:
+            yield "notification_topic", fault
+    if bridge.local_address is not None and not _is_address(bridge.local_address):
+        yield "local_address", f"expected an address of this machine, such as 192.0.2.1, got {bridge.local_address!r}"
     if bridge.password_file is not None:
         fault = password_fault(bridge.password_file)
         if fault is not None:
             yield "password_file", fault
-        if bridge.username is None and (target is None or target.username is None) and bridge.version != "5.0":
+        if bridge.username is None and any(one is None or one.username is None for one in targets) and bridge.version != "5.0":
             yield "username", "is missing; MQTT 3.1.1 has no password without one"
-    yield from _tls_faults(bridge, target)
+    yield from _tls_faults(bridge, targets)
     if not bridge.topics:
         yield "topics", "expected at least one"
     yield from _topic_faults(bridge)
 
 
-def _tls_faults(bridge: Bridge, target: Target | None) -> Iterator[Fault]:
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _tls_faults(bridge: Bridge, targets: Sequence[Target | None]) -> Iterator[Fault]:
     if bridge.tls is None:
         return
-    if target is not None and target.scheme not in ("mqtts", "wss"):
-        yield "tls", f"goes with mqtts:// and wss://, and the url says {target.scheme}://"
+    plain = next((target for target in targets if target is not None and target.scheme not in ("mqtts", "wss")), None)
+    if plain is not None:
+        yield "tls", f"goes with mqtts:// and wss://, and {'the url says' if plain is targets[0] else 'one of fallback_urls says'} {plain.scheme}://"
     elif isinstance(bridge.tls, BridgeTls):
         try:
             client_context(bridge.tls)
@@ -265,7 +310,7 @@ def _rings(bridges: Sequence[tuple[str, Bridge]]) -> Iterator[Fault]:
     """Two bridges to one broker are two clients, and No Local is of each: what one takes out the other must not bring in."""
     for place, bridge in bridges:
         for other_place, other in bridges:
-            if place == other_place or bridge.end != other.end:
+            if place == other_place or not set(bridge.ends).intersection(other.ends):
                 continue
             for index, topic in enumerate(bridge.topics):
                 if any(_comes_back(topic, back) for back in other.topics):

@@ -17,6 +17,7 @@ from broker.config.tables import Problems, kind_of, read_known, read_table, read
 from broker.core.allowance import LimitOverrides, UserLimits
 from broker.core.limits import OF_ALL, OF_STRANGERS, Limits
 from broker.errors import ConfigError
+from broker.net.dial import parse_url
 from broker.net.listener import NOT_WITH_UNIX, Listener, check, is_loopback
 from broker.net.settings import BEFORE_CONNECT, WHOLE_BROKER, limit_faults
 from broker.net.tls import TlsFiles, TlsName, make_context
@@ -145,7 +146,8 @@ def read_bridges(
         }  # fmt: skip
         bridge = Bridge(**fields)
         bridges.append((place, bridge))
-        problems.extend((f"{place}.url", text) for text in _url_faults(bridge, listeners))
+        for key, url in (("url", entry.url), *((f"fallback_urls[{index}]", url) for index, url in enumerate(entry.fallback_urls))):
+            problems.extend((f"{place}.{key}", text) for text in _url_faults(url, listeners))
     for key, text in bridge_faults(bridges):
         head, dot, rest = key.rpartition(".")
         if not key.endswith(".topics"):  # told above
@@ -153,13 +155,11 @@ def read_bridges(
     return tuple(bridge for _, bridge in bridges)
 
 
-def _url_faults(bridge: Bridge, listeners: Sequence[Listener]) -> list[str]:
+def _url_faults(url: str, listeners: Sequence[Listener]) -> list[str]:
     """What a program may say, and a file may not; and a broker that is this one."""
     try:
-        target = bridge.target
+        target = parse_url(url)
     except ValueError:
-        return []
-    if target is None:
         return []
     faults = []
     if target.username is not None or target.password is not None or target.options:
@@ -168,7 +168,7 @@ def _url_faults(bridge: Bridge, listeners: Sequence[Listener]) -> list[str]:
         same_host = target.host == listener.host or (is_loopback(target.host) and (is_loopback(listener.host) or listener.host in ("*", "0.0.0.0")))
         here = target.path == listener.unix if target.scheme == "unix" else listener.unix is None and listener.port == target.port and same_host
         if here and listener.protocol != "http":
-            faults.append(f"{bridge.address} is this broker itself: what it sends would come back to it for ever")
+            faults.append(f"{target.address} is this broker itself: what it sends would come back to it for ever")
             break
     return faults
 

@@ -13,18 +13,22 @@ _BRIDGE_TLS: Final = "in [bridges.tls]"
 _BY_ITSELF: Final = "a bridge connects by itself, and again after at most 30 s"
 _KEEPS: Final = "a bridge keeps its Sessions (session_expiry_s: how long the other broker's)"
 _IS_TRUSTED: Final = "a bridge is asked nothing by its own broker"
-_STATE: Final = "$SYS/broker/connection/NAME/state is retained here, and nothing published there"
+_STATE: Final = "$SYS/broker/connection/NAME/state is retained here, and notification_topic in [[bridges]] there"
+_FIRST_FIRST: Final = "the first of url and fallback_urls that is there is taken, and url again as soon as it is"
 _NOT_OF_BRIDGES: Final = "it is not there for bridges"
 
 COUNTERPARTS: Final = {
+    "addresses": f"url {_BRIDGE}; mqtt://host:port, further ones in fallback_urls",
     "autosave_interval": "path in [store]; nothing is saved by time, what has to last is on disk before it is acknowledged",
     "autosave_on_changes": "path in [store]; nothing is saved by time, what has to last is on disk before it is acknowledged",
     "bind_address": "host in [[listeners]]",
+    "bridge_bind_address": f"local_address {_BRIDGE}",
     "bridge_cafile": f"ca {_BRIDGE_TLS}",
     "bridge_capath": f"ca {_BRIDGE_TLS}",
     "bridge_certfile": f"certificate {_BRIDGE_TLS}",
     "bridge_insecure": f"check_hostname {_BRIDGE_TLS}; false",
     "bridge_keyfile": f"key {_BRIDGE_TLS}",
+    "bridge_outgoing_retain": f"outgoing_retain {_BRIDGE}",
     "bridge_protocol_version": f"version {_BRIDGE}",
     "cafile": f"client_ca {_TLS}; only where clients show certificates",
     "capath": f"client_ca {_TLS}; only where clients show certificates",
@@ -68,8 +72,11 @@ WITHOUT: Final = {
     "allow_zero_length_clientid": "who brings no Client Identifier is given one",
     "auth_plugin": "in a program open_broker takes hooks (authenticate=), and [jwt] tokens",
     "auto_id_prefix": "who brings no Client Identifier is given one",
-    **dict.fromkeys(("bridge_alpn", "bridge_attempt_unsubscribe", "bridge_bind_address", "bridge_max_packet_size"), _NOT_OF_BRIDGES),
-    **dict.fromkeys(("bridge_outgoing_retain", "bridge_psk", "round_robin", "try_private"), _NOT_OF_BRIDGES),
+    **dict.fromkeys(("bridge_alpn", "bridge_psk"), _NOT_OF_BRIDGES),
+    "bridge_attempt_unsubscribe": "a bridge always does so",
+    "bridge_max_packet_size": "the other broker says in 5.0 what it takes, and packet_bytes_max in [limits] is what this one does",
+    "bridge_tcp_keepalive": "keepalive_s in [[bridges]] finds a connection that is dead",
+    "bridge_tcp_user_timeout": "answer_timeout_s in [[bridges]] is for what is not acknowledged",
     **dict.fromkeys(("cleansession", "local_cleansession"), _KEEPS),
     "ciphers_tls1": "OpenSSL chooses those of TLS 1.3",
     "dhparamfile": "OpenSSL chooses",
@@ -78,12 +85,14 @@ WITHOUT: Final = {
     "include_dir": "a broker has one file, and variables (BROKER__LISTENERS__0__PORT) over it",
     **dict.fromkeys(("local_clientid", "local_password", "local_username"), _IS_TRUSTED),
     "log_timestamp": "each line has its time, and format in [log] is text or json",
-    **dict.fromkeys(("notification_topic", "notifications", "notifications_local_only"), _STATE),
+    **dict.fromkeys(("notifications", "notifications_local_only"), _STATE),
     "pid_file": "whoever starts it knows its process",
     "plugin": "in a program open_broker takes hooks (authenticate=, authorize=)",
     "psk_file": "TLS is with certificates",
     "psk_hint": "TLS is with certificates",
+    "round_robin": _FIRST_FIRST,
     "socket_domain": "host is an IPv4 or an IPv6 address",
+    "try_private": 'version = "5.0" has No Local, which keeps what was sent from coming back',
     "user": "whoever starts the broker says as whom, as config/broker.service does",
 }
 """Key to why it can be left out."""

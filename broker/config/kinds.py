@@ -8,6 +8,7 @@ from typing import Any, Final, Literal, TypeAlias
 from msgspec import Struct
 
 from broker.auth.acl import May
+from broker.bridge.settings import ANSWER_TIMEOUT_S
 from broker.net.websocket_path import PATH
 
 Overflow: TypeAlias = Literal["drop-oldest", "drop-newest", "latest", "disconnect", "refuse"]
@@ -61,6 +62,11 @@ class BridgeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     version: Literal["5.0", "3.1.1"] = "5.0"
     keepalive_s: int = 60
     session_expiry_s: float = math.inf
+    fallback_urls: tuple[str, ...] = ()
+    answer_timeout_s: float = ANSWER_TIMEOUT_S
+    notification_topic: str | None = None
+    outgoing_retain: bool = True
+    local_address: str | None = None
     tls: dict[str, Any] | None = None
     """`bridge.settings.BridgeTls`."""
     topics: list[Any] | None = None

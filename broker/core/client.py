@@ -249,6 +249,11 @@ class ClientProtocol:
             self.outbox.batch_sent()
 
     @property
+    def bytes_sent_at(self) -> float:
+        """When the last of our bytes became the kernel's."""
+        return self._keep_alive.sent_at
+
+    @property
     def wants_to_send(self) -> bool:
         if self._batch or self._parts:
             return True

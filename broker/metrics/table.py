@@ -55,6 +55,7 @@ _REFUSED_HELP: Final = (
     "connects_per_address_per_s_max."
 )
 _CARRIED_HELP: Final = "Messages that the bridge carried, out to the other broker or in from it, and that were acknowledged."
+_TIMEOUTS_HELP: Final = "Connections of the bridge that were given up because the other broker did not answer within answer_timeout_s."
 _MEMORY_HELP: Final = (
     "Bytes that count against memory_bytes_max, by kind; their sum matters. From three quarters of it on, messages for clients that are away are "
     "dropped."
@@ -74,6 +75,7 @@ OF_BRIDGES: Final = (
     Number(key="connected", kind="gauge", name="bridge_connected", help="Is the bridge connected to the other broker? 1 or 0."),
     Number(key="out_count", kind="counter", name="bridge_messages", help=_CARRIED_HELP, label=("direction", "out")),
     Number(key="in_count", kind="counter", name="bridge_messages", help=_CARRIED_HELP, label=("direction", "in")),
+    Number(key="timeouts_count", kind="counter", name="bridge_timeouts", help=_TIMEOUTS_HELP),
     Number(key="dropped", kind="counter", name="bridge_messages_dropped", help="Messages that the bridge did not carry, by reason."),
 )
 """What each bridge tells of itself: key is of `Broker.bridges`. Their names are the operator's own words, so they may be labels."""

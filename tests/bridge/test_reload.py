@@ -11,8 +11,8 @@ import pytest
 import trio
 import trio.testing
 
-from broker import Bridge, BridgeTopic, Broker, Config, ConfigError, ConnectRequest, connect, open_broker
-from tests.bridge.houses import bridge_to, listening, nothing_more, take, wait_cause, wait_state
+from broker import Bridge, BridgeTopic, Broker, Config, ConfigError, ConnectError, ConnectRequest, Listener, connect, open_broker
+from tests.bridge.houses import bridge_to, listening, nothing_more, take, until, wait_cause, wait_state
 
 NOTHING = Config(listeners=(), sys_interval_s=0)
 
@@ -67,6 +67,25 @@ async def test_a_shutdown_that_is_cancelled_while_bridges_end_has_begun(autojump
             await near.wait_closed()
 
 
+async def test_nobody_comes_in_while_bridges_end(autojump_clock: trio.testing.MockClock) -> None:
+    """It would be shown the door at once; the bridge's own client still may, to finish what is under way."""
+    config = msgspec.structs.replace(NOTHING, listeners=(Listener(port=0),))
+    async with open_broker() as far, open_broker(config, bridges=[bridge_to(far)]) as near, trio.open_nursery() as nursery:
+        await wait_state(near)
+        async with connect(near) as client:
+            _hold_up(near)
+            nursery.start_soon(near.shutdown, 30)
+            await trio.testing.wait_all_tasks_blocked()
+            for where in (near, near.urls[0]):
+                with pytest.raises(ConnectError):
+                    async with connect(where, reconnect=None):
+                        pass
+            await client.publish("a", "1", qos=1)  # who is here is served
+            near.disconnect("bridge:b")
+            await until(lambda: [one.peer is not None for one in near.clients() if one.client_id == "bridge:b"] == [True])
+        await near.shutdown(0)
+
+
 def _hold_up(near: Broker) -> None:
     """A bridge that does not end by itself."""
     (keeper,) = near._bridges._keepers.values()
@@ -101,7 +120,8 @@ async def test_other_topics(autojump_clock: trio.testing.MockClock) -> None:
             assert sorted(await take(there, 3)) == [("new/1", "in"), ("new/1", "out"), ("old/1", "in")]
             await nothing_more(here)
             await nothing_more(there)
-        assert far.statistics()["subscriptions_count"] == near.statistics()["subscriptions_count"] == 1
+        assert far.statistics()["subscriptions_count"] == 1
+        assert near.statistics()["subscriptions_count"] == 2  # and what it knows to stand there
         assert near.bridges[0].dropped == {}
 
 

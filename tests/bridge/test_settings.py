@@ -42,6 +42,13 @@ def test_the_least_that_is_said() -> None:
         ({"version": "3.1"}, "version", 'expected 5.0, 3.1.1, got "3.1"'),
         ({"keepalive_s": -1}, "keepalive_s", "expected 0 to 65,535, got -1"),
         ({"session_expiry_s": -1}, "session_expiry_s", "expected 0 or more"),
+        ({"fallback_urls": ["x://y"]}, "fallback_urls[0]", "a broker's URL begins with mqtt://"),
+        ({"fallback_urls": ["mqtt://ann:t0psecret@y"]}, "fallback_urls[0]", "expected no user, password or ?key=value in it"),
+        ({"fallback_urls": ["mqtt://y", "mqtt://far.example:1883"]}, "fallback_urls", "expected other brokers than url, each once"),
+        ({"fallback_urls": "mqtt://y"}, "fallback_urls", "expected a list"),
+        ({"answer_timeout_s": 0}, "answer_timeout_s", "expected 1 or more, and an end, got 0"),
+        ({"notification_topic": "a/#"}, "notification_topic", "must not contain"),
+        ({"local_address": "here"}, "local_address", "expected an address of this machine, such as 192.0.2.1, got 'here'"),
         ({"password_file": "/nowhere"}, "password_file", "/nowhere cannot be read: no such file or directory"),
         ({"topics": []}, "topics", "expected at least one"),
         ({"topics": [{}]}, "topics[0].filter", "is missing"),
@@ -56,6 +63,11 @@ def test_the_least_that_is_said() -> None:
         ({"version": "3.1.1", "topics": [{"filter": "a", "direction": "both"}]}, "topics[0].direction", '"both" needs version = "5.0"'),
         ({"version": "3.1.1", "topics": [{"filter": "a/#"}, {"filter": "+/b", "direction": "in"}]}, "topics[1].filter", "would come back"),
         ({"tls": {"ca": "x"}}, "tls", "goes with mqtts:// and wss://, and the url says mqtt://"),
+        (
+            {"url": "mqtts://x", "fallback_urls": ["mqtt://y"], "tls": {}},
+            "tls",
+            "goes with mqtts:// and wss://, and one of fallback_urls says mqtt://",
+        ),
         ({"url": "mqtts://x", "tls": {"ca": "/nowhere"}}, "tls.ca", "/nowhere cannot be read: no such file or directory"),
         ({"url": "mqtts://x", "tls": {"key": "/nowhere"}}, "tls.certificate", "is missing; a key alone shows nothing"),
         ({"url": "mqtts://x", "tls": {"certificate": "/nowhere"}}, "tls.certificate", "/nowhere cannot be read"),
@@ -82,12 +94,18 @@ def test_two_that_are_in_each_others_way() -> None:
     ring = "goes out here and comes back in by bridges[1]: messages would go round for ever"
     assert problems_of(GOOD, other) == {"bridges[0].topics[0].filter": ring}
     assert Config.from_dict({"bridges": [GOOD, {**other, "url": "mqtt://elsewhere.example"}]}).bridges
+    elsewhere = {**other, "url": "mqtt://elsewhere.example", "fallback_urls": ["mqtt://far.example"]}
+    assert problems_of(GOOD, elsewhere) == {"bridges[0].topics[0].filter": ring}
+    both = problems_of({**GOOD, "client_id": "x"}, {**GOOD, **elsewhere, "topics": GOOD["topics"], "client_id": "x"})
+    assert "bridges[0] has the same one at mqtt://far.example:1883" in both["bridges[1].client_id"]
     assert Config.from_dict({"bridges": [GOOD, {**other, "topics": [{"filter": "a/b", "direction": "in", "local_prefix": "from/"}]}]}).bridges
 
 
 def test_a_bridge_to_itself() -> None:
     found = problems_of({**GOOD, "url": "mqtt://localhost:1999"}, listeners=[{"port": 1999}])
     assert "is this broker itself" in found["bridges[0].url"]
+    found = problems_of({**GOOD, "fallback_urls": ["mqtt://localhost:1999"]}, listeners=[{"port": 1999}])
+    assert "is this broker itself" in found["bridges[0].fallback_urls[0]"]
     assert Config.from_dict({"bridges": [{**GOOD, "url": "mqtt://localhost:1998"}], "listeners": [{"port": 1999}]}).bridges
 
 

@@ -215,6 +215,7 @@ async def test_each_bridge_is_told_by_its_name() -> None:
         'mqtt_broker_bridge_connected{bridge="cloud"}': 1,
         'mqtt_broker_bridge_messages_total{bridge="cloud",direction="in"}': 0,
         'mqtt_broker_bridge_messages_total{bridge="cloud",direction="out"}': 2,
+        'mqtt_broker_bridge_timeouts_total{bridge="cloud"}': 0,
         'mqtt_broker_bridge_messages_dropped_total{bridge="cloud",reason="too-large"}': 1,
     }
 

@@ -1,0 +1,167 @@
+"""The other end of a bridge: at which of its addresses, as whom, and with what deadline for its answers.
+
+An address is another broker, with another Session, as far as anybody can know; so each is dialled by a client of its own, and the first one in
+the list is gone back to as soon as it is there.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from broker.bridge.pump import UNDER_WAY_COUNT_MAX
+from broker.bridge.settings import Bridge, BridgeTls, address_of, client_context, read_password, target_of
+from broker.client.client import Client
+from broker.client.connect import Attachable, connect
+from broker.client.reconnect import Reconnect
+from broker.client.workings import Workings
+from broker.core.client_state import PACKET_BYTES_MAX
+from broker.core.link import PACKET_BYTES_LARGEST
+from broker.errors import BrokerError, ConnectRefused
+from broker.messages import Will
+from broker.net.transport import strerror
+from broker.reasons import ReasonCode
+
+if TYPE_CHECKING:
+    from broker.core.client_state import Outgoing
+
+RECEIVE_COUNT_MAX: Final = 500
+"""Unacknowledged messages on the way in to a client of ours."""
+GOODBYE_S: Final = 1.0
+BACKOFF: Final = Reconnect(delay_s=1, delay_s_max=30)
+ONCE: Final = Reconnect(delay_s=1, delay_s_max=30, attempts_max=1)
+"""Where there are other addresses: the one that was lost gets one more dial."""
+LOOKS_COUNT: Final = 4
+"""At what is owed, within the deadline for it."""
+_AWAY: Final = frozenset(
+    {
+        ReasonCode.SERVER_UNAVAILABLE,
+        ReasonCode.SERVER_BUSY,
+        ReasonCode.SERVER_SHUTTING_DOWN,
+        ReasonCode.USE_ANOTHER_SERVER,
+        ReasonCode.SERVER_MOVED,
+    }
+)
+
+
+class FarEnd:
+    """Where the bridge is going."""
+
+    def __init__(self, bridge: Bridge) -> None:
+        self._bridge = bridge
+        self._urls = bridge.urls
+        self._index = 0
+        self._password = b""
+
+    @property
+    def address(self) -> str:
+        """For people: the one that is dialled now."""
+        return address_of(self._urls[self._index])
+
+    @property
+    def end(self) -> str | Attachable:
+        """The same, as `Bridge.ends` has it."""
+        return self._bridge.ends[self._index]
+
+    @property
+    def has_others(self) -> bool:
+        return len(self._urls) > 1
+
+    @property
+    def is_first(self) -> bool:
+        """Is it the one that is preferred?"""
+        return self._index == 0
+
+    def first(self) -> None:
+        """Begin at the first again."""
+        self._index = 0
+
+    def next(self) -> bool:
+        """To the next one; have all been tried?"""
+        self._index = (self._index + 1) % len(self._urls)
+        return self._index == 0
+
+    @asynccontextmanager
+    async def dialled(self) -> AsyncIterator[Client]:
+        """This bridge's client there."""
+        bridge = self._bridge
+        topic = bridge.notification_topic
+        is_new = bridge.version == "5.0"
+        async with self._connect(
+            self._index,
+            client_id=bridge.remote_client_id,
+            clean_start=False,
+            session_expiry_s=bridge.session_expiry_s if is_new else 0,
+            reconnect=ONCE if self.has_others else BACKOFF,
+            receive_maximum=RECEIVE_COUNT_MAX,
+            outgoing_count_max=UNDER_WAY_COUNT_MAX,
+            packet_bytes_max=PACKET_BYTES_MAX if is_new else PACKET_BYTES_LARGEST,  # one of 3.1.1 cannot be told, and would send it again
+            will=None if topic is None else Will(topic, b"0", qos=1, retain=True),
+        ) as remote:
+            try:
+                yield remote
+            finally:
+                if topic is not None:
+                    await Workings(remote).end_with_will(GOODBYE_S)
+
+    async def is_first_there(self) -> bool:
+        """Does the first address answer a CONNECT, whatever it says of it, but that it is away? As nobody, with no Session: it leaves nothing."""
+        try:
+            async with self._connect(0, client_id="", clean_start=True, reconnect=None):
+                return True
+        except ConnectRefused as error:
+            return error.reason not in _AWAY
+        except BrokerError:
+            return False
+
+    @asynccontextmanager
+    async def _connect(self, index: int, **options: Any) -> AsyncIterator[Client]:
+        bridge = self._bridge
+        url = self._urls[index]
+        target = target_of(url)
+        tls: ssl.SSLContext | None = client_context(bridge.tls) if isinstance(bridge.tls, BridgeTls) else bridge.tls
+        if bridge.local_address is not None:
+            options["bind_address"] = bridge.local_address
+        async with connect(
+            url,
+            version=bridge.version,
+            keep_alive_s=bridge.keepalive_s,
+            close_grace_s=GOODBYE_S,
+            username=bridge.username if target is None or bridge.username is not None else target.username,
+            password=self._newest_password if bridge.password_file is not None else None if target is None else target.password,
+            tls=tls,
+            **options,
+        ) as client:
+            yield client
+
+    def _newest_password(self) -> bytes:
+        """A file that cannot be read any more, or is empty while it is written anew, counts as unchanged."""
+        assert self._bridge.password_file is not None
+        try:
+            self._password = read_password(self._bridge.password_file)
+        except (OSError, ValueError) as error:
+            if not self._password:
+                cause = strerror(error) if isinstance(error, OSError) else str(error)
+                raise BrokerError(f"the password in {self._bridge.password_file} cannot be had: {cause}") from None
+        return self._password
+
+
+async def watch_answers(remote: Client, oldest: Callable[[], Outgoing | None], timeout_s: float, late: Callable[[], object]) -> None:
+    """For ever: break a connection off on which the other broker answers PINGREQs, and not what it was asked, or the oldest message. late: told."""
+    workings = Workings(remote)
+    owed: tuple[object, ...] | None = None
+    since = trio.current_time()
+    while True:
+        await trio.sleep(timeout_s / LOOKS_COUNT)
+        now = trio.current_time()
+        before, owed = owed, workings.owed(oldest())
+        if owed is None or owed != before:
+            since = now
+        elif now - since >= timeout_s:
+            what = "answered SUBSCRIBE" if owed[1] is None else "acknowledged a message"
+            workings.break_off(f"the broker has not {what} for {timeout_s:g} s")
+            late()
