@@ -8,8 +8,8 @@ that holds it asks for the next, or when the channel closes without an exception
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Final, Self
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from typing import Any, Final, Self
 
 import trio
 
@@ -72,6 +72,7 @@ class MessageChannel:
         self.error: Exception | None = None
         self._buffer: deque[Message] = deque()
         self._hands: list[Hand] = []
+        self._holding = 0  # of the hands
         self._given: dict[int, Message] = {}  # ack="manual": taken, not acknowledged when last looked at
         self._takers = trio.lowlevel.ParkingLot()
         self._received = self._taken = self._dropped = self._refused = 0
@@ -188,6 +189,7 @@ class MessageChannel:
         held += [given for given in self._given.values() if given.receipt is not None and not given.receipt.done]
         for hand in self._hands:
             hand.message = None
+        self._holding = 0
         self._given = {}
         left = list(self._buffer)
         self._buffer.clear()
@@ -209,23 +211,29 @@ class MessageChannel:
         if hand.message is None and hand in self._hands:
             self._hands.remove(hand)
 
-    async def receive(self, hand: Hand) -> Message:
-        """Settle what the hand holds, and give it the next message; a message is never lost to a cancellation.
+    async def receive(self, hand: Hand, iterator: _Iterator | None = None) -> Message:
+        """Settle what the hand holds, and give it the next message; a message is never lost to a cancellation. iterator: whose hand it is; it lives
+        as long as it waits here.
 
         Cancellation is honoured each time. The scheduling point comes when nothing is here, and else as `Pace` says.
         """
-        if hand.message is not None:
+        if self._holding:
             self._settle(hand)
-        if len(self._hands) > 1:
-            self._settle_passing()
-        await hand.pace.checkpoint()
+            if self._holding:
+                self._settle_passing()
+        pace = hand.pace
+        if pace.goes_on():
+            await trio.lowlevel.checkpoint_if_cancelled()
+        else:
+            await trio.lowlevel.checkpoint()
+            pace.rested()
         while not self._buffer:
             if self.error is not None:
                 raise self.error
             if self.closed:
-                raise trio.EndOfChannel
+                raise trio.EndOfChannel if iterator is None else StopAsyncIteration
             await self._takers.park()
-            hand.pace.rested()
+            pace.rested()
         return self._take(hand)
 
     def receive_nowait(self, hand: Hand) -> Message:
@@ -241,19 +249,25 @@ class MessageChannel:
     def _take(self, hand: Hand) -> Message:
         message = self._buffer.popleft()
         self._taken += 1
-        self._settle_placed()
-        receipt = message.receipt
-        if receipt is not None:
-            if self.ack == "manual":
+        ack = self.ack
+        if ack == "on_receipt":
+            self._settle_placed()
+        elif message.receipt is not None:
+            if ack == "manual":
                 self._give(message)
-            elif self.ack == "on_next":
+            else:
                 hand.message = message
                 hand.task = trio.lowlevel.current_task()
+                self._holding += 1
         return message
 
     def _settle(self, hand: Hand) -> None:
-        message, hand.message, hand.task = hand.message, None, None
-        if message is not None and message.receipt is not None:
+        message = hand.message
+        if message is None:
+            return
+        hand.message = hand.task = None
+        self._holding -= 1
+        if message.receipt is not None:
             message.receipt.settle()
 
     def _settle_passing(self) -> None:
@@ -299,11 +313,8 @@ class _Iterator:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Message:
-        try:
-            return await self._channel.receive(self._hand)
-        except trio.EndOfChannel:
-            raise StopAsyncIteration from None
+    def __anext__(self) -> Coroutine[Any, Any, Message]:
+        return self._channel.receive(self._hand, self)
 
     def __del__(self) -> None:
         self._channel.drop_hand(self._hand)

@@ -10,10 +10,10 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
-from typing import Any, Final, Literal, Protocol, TypeAlias, Union
+from typing import Any, Final, Literal, Protocol, Self, TypeAlias, Union
 
 from broker.errors import InvalidTopic, shown
-from broker.wire.packets import NO_PROPERTIES, Properties, WillMessage
+from broker.wire.packets import NO_PROPERTIES, Properties, Publish, WillMessage
 from broker.wire.topics import topic_filter_fault, topic_name_fault
 
 # typing's form, which takes a docstring: see broker/__init__.py.
@@ -47,7 +47,7 @@ class Receipt(Protocol):
 class Message:
     """One Application Message, immutable, shared by all its receivers."""
 
-    __slots__ = ("_dup", "_packet_id", "_payload", "_properties", "_qos", "_receipt", "_received_at", "_retain", "_topic")
+    __slots__ = ("_publish", "_receipt", "_received_at")
 
     def __init__(
         self,
@@ -62,83 +62,87 @@ class Message:
         received_at: float = 0.0,
         receipt: Receipt | None = None,
     ) -> None:
-        self._topic = topic
-        self._payload = payload
-        self._qos = qos
-        self._retain = retain
-        self._dup = dup
-        self._properties = properties
-        self._packet_id = packet_id
+        self._publish = Publish(topic, payload, qos, retain, dup, packet_id, properties)
         self._received_at = received_at
         self._receipt = receipt
 
+    @classmethod
+    def of(cls, publish: Publish, received_at: float, receipt: Receipt | None = None) -> Self:
+        """As it came, or will be sent."""
+        message = cls.__new__(cls)
+        message._publish = publish
+        message._received_at = received_at
+        message._receipt = receipt
+        return message
+
     def __repr__(self) -> str:
-        return f"Message({self._topic!r}, {self._payload[:40]!r}{'...' if len(self._payload) > 40 else ''}, qos={self._qos}, retain={self._retain})"
+        payload = f"{self.payload[:40]!r}{'...' if len(self.payload) > 40 else ''}"
+        return f"Message({self.topic!r}, {payload}, qos={self._publish.qos}, retain={self.retain})"
 
     @property
     def topic(self) -> str:
         """The Topic Name it was published to."""
-        return self._topic
+        return self._publish.topic
 
     @property
     def payload(self) -> bytes:
         """What was published, as it came; see `text` and `json`."""
-        return self._payload
+        return self._publish.payload
 
     @property
     def qos(self) -> QoS:
         """As delivered: min(published, granted)."""
-        return QoS(self._qos)
+        return QoS(self._publish.qos)
 
     @property
     def retain(self) -> bool:
         """True: replayed from the retained store (or retain_as_published)."""
-        return self._retain
+        return self._publish.retain
 
     @property
     def dup(self) -> bool:
         """The broker sent it again, and it may have been here before (QoS 1)."""
-        return self._dup
+        return self._publish.dup
 
     @property
     def content_type(self) -> str | None:
         """The publisher's word for what the payload is, such as "application/json"; None: none was given, as below."""
-        return self._properties.content_type
+        return self._publish.properties.content_type
 
     @property
     def response_topic(self) -> str | None:
         """Where an answer is awaited: this message is a request."""
-        return self._properties.response_topic
+        return self._publish.properties.response_topic
 
     @property
     def correlation_data(self) -> bytes | None:
         """By which the asker knows which request an answer belongs to."""
-        return self._properties.correlation_data
+        return self._publish.properties.correlation_data
 
     @property
     def user_properties(self) -> tuple[tuple[str, str], ...]:
         """(name, value) pairs in the publisher's order; a name may come twice."""
-        return self._properties.user_properties
+        return self._publish.properties.user_properties
 
     @property
     def message_expiry_s(self) -> int | None:
         """Seconds left when it was received; None: it never expires."""
-        return self._properties.message_expiry_interval
+        return self._publish.properties.message_expiry_interval
 
     @property
     def payload_is_text(self) -> bool:
         """The Payload Format Indicator: the publisher says that the payload is UTF-8."""
-        return self._properties.payload_format_indicator == 1
+        return self._publish.properties.payload_format_indicator == 1
 
     @property
     def subscription_identifiers(self) -> tuple[int, ...]:
         """Of the subscriptions that it came for, where they had one."""
-        return self._properties.subscription_identifiers
+        return self._publish.properties.subscription_identifiers
 
     @property
     def packet_id(self) -> int:
         """The Packet Identifier it came with; 0 at QoS 0."""
-        return self._packet_id
+        return self._publish.packet_id
 
     @property
     def received_at(self) -> float:
@@ -148,7 +152,7 @@ class Message:
     @property
     def properties(self) -> Properties:
         """All properties as they came."""
-        return self._properties
+        return self._publish.properties
 
     @property
     def receipt(self) -> Receipt | None:
@@ -158,11 +162,11 @@ class Message:
     @property
     def text(self) -> str:
         """The payload as UTF-8; UnicodeDecodeError if it is not."""
-        return self._payload.decode("utf-8")
+        return self._publish.payload.decode("utf-8")
 
     def json(self) -> Any:
         """The payload as JSON; ValueError if it is not."""
-        return json.loads(self._payload)
+        return json.loads(self._publish.payload)
 
     def ack(self) -> None:
         """For subscriptions with ack="manual": this message is done. Synchronous, idempotent, allowed from any task of this Trio run.

@@ -85,6 +85,7 @@ class Connector:
         self._scope = trio.CancelScope(shield=True)  # ended by close(), see above
         self._tasks: trio.CancelScope | None = None
         self._writer = trio.lowlevel.ParkingLot()
+        self._resting = False  # the writing task waits for bytes
         self._sending = False  # the writing task is in the middle of what data_to_send gave it
         self._send_nowait: Callable[[bytes], int] | None = None
         self._timer = trio.lowlevel.ParkingLot()
@@ -96,15 +97,19 @@ class Connector:
     def connected(self) -> None:
         self.opened = self._connected_now = True
 
+    def wake_writer(self) -> None:
+        """Bytes may wait, and no deadline has come nearer."""
+        core = self._core
+        if core.closing and not self._closing_seen:
+            self._closing_seen = True
+            self._end_within(self._close_grace_s)
+        if self._resting and (core.closing or core.wants_to_send):
+            self._resting = False
+            self._writer.unpark_all()
+
     def wake(self) -> None:
         """Bytes may wait, or a deadline may have come nearer; to be called after every verb of the core."""
-        if self._core.closing:
-            if not self._closing_seen:
-                self._closing_seen = True
-                self._end_within(self._close_grace_s)
-            self._writer.unpark_all()
-        elif self._core.wants_to_send:
-            self._writer.unpark_all()
+        self.wake_writer()
         if self._core.auth.challenge is not None:
             self._challenged.unpark_all()
         if self._next_deadline() < self._timer_deadline:
@@ -238,7 +243,7 @@ class Connector:
             if self._password is not None:
                 self._core.options = structs.replace(self._core.options, password=password_bytes(self._password()))
             self._core.begin_connection(trio.current_time(), connack_deadline)
-            self._sending = False
+            self._sending = self._resting = False
             with direct_sending(stream) as self._send_nowait:
                 try:
                     async with trio.open_nursery() as nursery:
@@ -306,6 +311,7 @@ class Connector:
                 else:
                     self._handle()  # what was refused, or had expired, instead of being sent
                     if not core.wants_to_send and not core.closing:
+                        self._resting = True
                         await self._writer.park()
             ends = stream if core.said_goodbye and self._linger_s > 0 and isinstance(stream, trio.abc.HalfCloseableStream) else None
             if ends is not None:

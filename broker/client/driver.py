@@ -19,7 +19,7 @@ from broker.client.requests import Requester, Requests
 from broker.client.router import Router, settlement
 from broker.client.subscribing import Subscriber
 from broker.core.client import ClientProtocol
-from broker.core.client_state import Connected, Delivery, Event, ExchangeDone, PublishDone, Reauthenticated, Received, Resubscribed
+from broker.core.client_state import Connected, Delivery, Event, ExchangeDone, Outgoing, Reauthenticated, Refused, Resubscribed
 from broker.errors import ConnectionLost, ConnectRefused
 from broker.reasons import ReasonCode
 
@@ -109,27 +109,38 @@ class Driver:
     def _settled(self, delivery: Delivery, taken: bool) -> None:
         self.core.settle(delivery, settlement(taken))
         if self.line.connector is not None:
-            self.line.connector.wake()
+            self.line.connector.wake_writer()
 
     def handle(self) -> None:
         """After every verb of the core: take the core's events, then see to it that its bytes leave."""
-        core = self.core
-        events = core.take_events()
-        while events:
-            for event in events:
-                self._handle_event(event)
-            events = core.take_events()
-        if core.idle:
-            self.line.changed.unpark_all()
+        self.take_events()
         if self.line.connector is not None:
             self.line.connector.wake()
 
+    def handle_publish(self) -> None:
+        """The same after a publish, which changes no deadline and asks nothing of anybody else."""
+        self.take_events()
+        if self.line.connector is not None:
+            self.line.connector.wake_writer()
+
+    def take_events(self) -> None:
+        core = self.core
+        while core.events:
+            received_at = 0.0
+            for event in core.take_events():
+                if isinstance(event, Delivery):
+                    # What came in one read came at one time.
+                    received_at = received_at or time.time()
+                    self._on_received(event, received_at)
+                elif isinstance(event, Outgoing):
+                    self.publisher.on_done(event)
+                else:
+                    self._handle_event(event)
+        if self.line.changed and core.idle:
+            self.line.changed.unpark_all()
+
     def _handle_event(self, event: Event) -> None:
-        if isinstance(event, Received):
-            self._on_received(event.delivery)
-        elif isinstance(event, PublishDone):
-            self.publisher.on_done(event.outgoing)
-        elif isinstance(event, ExchangeDone):
+        if isinstance(event, ExchangeDone):
             self.subscriber.on_done(event.exchange)
         elif isinstance(event, Connected):
             self._counts["connections"] += 1
@@ -144,20 +155,19 @@ class Driver:
             self.line.changed.unpark_all()
         elif isinstance(event, Resubscribed):
             self.tell("connected")
-        elif self.line.connector is not None:
+        elif isinstance(event, Refused) and self.line.connector is not None:
             self.line.connector.refused = ConnectRefused(self.line.address, event.reason, event.explanation, return_code=event.return_code)
 
-    def _on_received(self, delivery: Delivery) -> None:
+    def _on_received(self, delivery: Delivery, received_at: float) -> None:
         self._counts["received"] += 1
         publish = delivery.publish
-        received_at = time.time()
-        if self.requests.topics or publish.properties.correlation_data is not None:
-            answered = self.requests.take(publish, received_at)
-            channels = self.router.channels(delivery)
-            if not channels and (answered or self.requests.is_response_topic(publish.topic)):
-                self.requests.late += not answered
-                self.core.settle(delivery)
-                return
-        else:
-            channels = self.router.channels(delivery)
-        self.router.route(delivery, channels, received_at)
+        if publish.properties.correlation_data is None and publish.topic not in self.requests.topics:
+            self.router.route(delivery, received_at)
+            return
+        answered = self.requests.take(publish, received_at)
+        channels = self.router.channels(publish)
+        if not channels and (answered or self.requests.is_response_topic(publish.topic)):
+            self.requests.late += not answered
+            self.core.settle(delivery)
+            return
+        self.router.offer_to(channels, delivery, received_at)

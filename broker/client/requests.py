@@ -92,16 +92,7 @@ class Requests:
         request = None if data is None else self._waiting.get((publish.topic, data))
         if request is None or request.reply is not None:
             return False
-        request.reply = Message(
-            publish.topic,
-            publish.payload,
-            qos=publish.qos,
-            retain=publish.retain,
-            dup=publish.dup,
-            properties=publish.properties,
-            packet_id=publish.packet_id,
-            received_at=received_at,
-        )
+        request.reply = Message.of(publish, received_at)
         request.changed.unpark_all()
         return True
 

@@ -21,55 +21,65 @@ from broker.errors import SubscribeRefused, SubscriptionExists, shown
 from broker.messages import Message
 from broker.pace import IN_A_ROW_COUNT_MAX
 from broker.reasons import ReasonCode
+from broker.wire.packets import Publish
 from broker.wire.topics import matches, split_shared
 
 logger = logging.getLogger("broker.client")
 
 UNCLAIMED_COUNT_MAX: Final = 1000
 _ENDED_COUNT_MAX: Final = 1000
+_KNOWN_COUNT_MAX: Final = 1000
 
 
-class _Shared:
-    """One delivery, and how many still hold it."""
-
-    __slots__ = ("delivery", "holders", "settle", "taken")
-
-    def __init__(self, delivery: Delivery, holders: int, settle: Callable[[Delivery, bool], None]) -> None:
-        self.delivery = delivery
-        self.holders = holders
-        self.settle = settle
-        self.taken = False
+Settle = Callable[[Delivery, bool], None]
+"""(delivery, was it taken?)"""
 
 
 class DeliveryReceipt:
-    """One holder's part of it. withdraw: it waits to be offered anew, and need not any more if whoever had it acknowledges it after all."""
+    """What one holder owes for a delivery. withdraw: it waits to be offered anew, and need not any more if whoever had it acknowledges it after
+    all."""
 
-    __slots__ = ("_shared", "done", "manual", "withdraw")
+    __slots__ = ("_delivery", "_settle", "done", "manual", "withdraw")
 
-    def __init__(self, shared: _Shared, manual: bool) -> None:
-        self._shared = shared
+    def __init__(self, delivery: Delivery, settle: Settle, manual: bool) -> None:
+        self._delivery = delivery
+        self._settle = settle
         self.manual = manual
         self.done = False
         self.withdraw: Callable[[], object] | None = None
 
     def settle(self) -> None:
-        self._end(True)
+        if not self.done:
+            self._end(True)
 
     def refuse(self) -> None:
-        self._end(False)
+        if not self.done:
+            self._end(False)
 
     def _end(self, taken: bool) -> None:
-        if self.done:
-            return
         self.done = True
         if self.withdraw is not None:
             self.withdraw()
             self.withdraw = None
-        shared = self._shared
-        shared.taken = shared.taken or taken
-        shared.holders -= 1
-        if shared.holders == 0:
-            shared.settle(shared.delivery, shared.taken)
+        self._settle(self._delivery, taken)
+
+
+class _Shared:
+    """One delivery that several hold."""
+
+    __slots__ = ("_holders", "_settle", "_taken")
+
+    def __init__(self, holders: int, settle: Settle) -> None:
+        self._holders = holders
+        self._settle = settle
+        self._taken = False
+
+    def settle(self, delivery: Delivery, taken: bool) -> None:
+        """Of one of them."""
+        self._taken = self._taken or taken
+        self._holders -= 1
+        if self._holders == 0:
+            self._settle(delivery, self._taken)
 
 
 class OpenSubscription:
@@ -105,12 +115,14 @@ class OpenSubscription:
 class Router:
     """settle(delivery, taken): called once for each delivery of QoS 1 or 2 when its last holder is done with it."""
 
-    def __init__(self, settle: Callable[[Delivery, bool], None], clock: Callable[[], float], unclaimed_grace_s: float) -> None:
+    def __init__(self, settle: Settle, clock: Callable[[], float], unclaimed_grace_s: float) -> None:
         self._settle = settle
         self._clock = clock
         self._grace_s = unclaimed_grace_s
         self._open: dict[int, OpenSubscription] = {}
         self._filters: set[str] = set()
+        self._known: dict[tuple[str, tuple[int, ...]], list[OpenSubscription]] = {}
+        """Who takes what, by topic and identifiers, until something of the above or below changes."""
         # Scopes that have ended, by identifier: the filters that stand in the Session, and those that nobody wants any more.
         self._kept: dict[int, set[str]] = {}
         self._given_up: dict[int, set[str]] = {}
@@ -138,6 +150,7 @@ class Router:
                 raise SubscriptionExists(f"this client is subscribed to {shown(filter)} already: use Subscription.clone()")
         if subscription.identifier in self._open:
             raise SubscriptionExists(f"this client uses the subscription identifier {subscription.identifier} already")
+        self._known.clear()
         self._filters.update(subscription.filters)
         self._open[subscription.identifier] = subscription
         self._given_up.pop(subscription.identifier, None)
@@ -152,6 +165,7 @@ class Router:
         """Its scope ends. What it held and may not keep is refused, for nobody is left to take it."""
         if self._open.pop(subscription.identifier, None) is None:
             return
+        self._known.clear()
         self._filters.difference_update(subscription.filters)
         given_up = subscription.left if subscription.keep and subscription.entered else set(subscription.filters)
         _note(self._given_up, subscription.identifier, given_up)
@@ -176,6 +190,7 @@ class Router:
 
     def give_up(self, filters: tuple[str, ...]) -> None:
         """They are unsubscribed from: what still comes for them, or is here and nobody took, needs no grace."""
+        self._known.clear()
         for subscription in self._open.values():
             subscription.left.update(set(filters).intersection(subscription.filters))
         for identifier, kept in list(self._kept.items()):
@@ -217,38 +232,66 @@ class Router:
 
     # ---- messages ----------------------------------------------------------------------------------------------------
 
-    def channels(self, delivery: Delivery) -> list[MessageChannel]:
+    def channels(self, publish: Publish) -> list[MessageChannel]:
         """All channels that this message belongs to."""
-        publish = delivery.publish
+        return [channel for subscription in self._takers(publish) for channel in subscription.channel.siblings if not channel.closed]
+
+    def _takers(self, publish: Publish) -> list[OpenSubscription]:
         identifiers = publish.properties.subscription_identifiers
+        key = publish.topic, identifiers
+        takers = self._known.get(key)
+        if takers is None:
+            takers = self._find_takers(publish, identifiers)
+            if len(self._known) >= _KNOWN_COUNT_MAX:
+                self._known.clear()
+            self._known[key] = takers
+        return takers
+
+    def _find_takers(self, publish: Publish, identifiers: tuple[int, ...]) -> list[OpenSubscription]:
         named = [self._open[identifier] for identifier in dict.fromkeys(identifiers) if identifier in self._open]
         # A resumed Session may still use an identifier that an earlier program gave: the filter has to match too.
         takers = [subscription for subscription in named if subscription.takes(publish.topic)]
         if not takers and not (identifiers and self._is_given_up(publish.topic, identifiers)):
             takers = [subscription for subscription in self._open.values() if subscription.takes(publish.topic)]
-        return [channel for subscription in takers for channel in subscription.channel.siblings if not channel.closed]
+        return takers
 
-    def route(self, delivery: Delivery, channels: list[MessageChannel], received_at: float) -> None:
+    def route(self, delivery: Delivery, received_at: float) -> None:
         """Offer the message to its channels, or let it wait for one."""
+        publish = delivery.publish
+        takers = self._takers(publish)
+        if len(takers) == 1:
+            channel = takers[0].channel
+            if len(channel.siblings) == 1 and not channel.closed:
+                if publish.qos == 0:
+                    channel.offer(Message.of(publish, received_at))
+                    return
+                receipt = DeliveryReceipt(delivery, self._settle, channel.ack == "manual")
+                if not channel.offer(Message.of(publish, received_at, receipt)):
+                    receipt.refuse()
+                return
+        self.offer_to(self.channels(publish), delivery, received_at)
+
+    def offer_to(self, channels: list[MessageChannel], delivery: Delivery, received_at: float) -> None:
+        """The same, whichever and however many they are."""
         if delivery.publish.qos == 0:
-            message = _message(delivery, received_at, None)
+            message = Message.of(delivery.publish, received_at)
             for channel in channels:
                 channel.offer(message)
             if not channels and not self._is_given_up(message.topic, message.properties.subscription_identifiers):
                 self._unclaim(message)
             return
-        shared = _Shared(delivery, len(channels) or 1, self._settle)
+        settle = self._settle if len(channels) < 2 else _Shared(len(channels), self._settle).settle
         for channel in channels:
-            receipt = DeliveryReceipt(shared, channel.ack == "manual")
-            if not channel.offer(_message(delivery, received_at, receipt)):
+            receipt = DeliveryReceipt(delivery, settle, channel.ack == "manual")
+            if not channel.offer(Message.of(delivery.publish, received_at, receipt)):
                 receipt.refuse()
         if not channels:
-            receipt = DeliveryReceipt(shared, False)
+            receipt = DeliveryReceipt(delivery, settle, False)
             if self._is_given_up(delivery.publish.topic, delivery.publish.properties.subscription_identifiers):
                 self.refused += 1
                 receipt.refuse()
             else:
-                self._unclaim(_message(delivery, received_at, receipt))
+                self._unclaim(Message.of(delivery.publish, received_at, receipt))
 
     def _is_given_up(self, topic: str, identifiers: tuple[int, ...]) -> bool:
         """It was sent for subscriptions that the program has left, and for no other."""
@@ -310,18 +353,3 @@ def _take(scopes: dict[int, set[str]], identifier: int, topic: str) -> bool:
 def settlement(taken: bool) -> ReasonCode:
     """What a settled, or refused, message is answered with."""
     return ReasonCode.SUCCESS if taken else ReasonCode.IMPLEMENTATION_SPECIFIC_ERROR
-
-
-def _message(delivery: Delivery, received_at: float, receipt: DeliveryReceipt | None) -> Message:
-    publish = delivery.publish
-    return Message(
-        publish.topic,
-        publish.payload,
-        qos=publish.qos,
-        retain=publish.retain,
-        dup=publish.dup,
-        properties=publish.properties,
-        packet_id=publish.packet_id,
-        received_at=received_at,
-        receipt=receipt,
-    )

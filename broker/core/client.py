@@ -19,6 +19,7 @@ from broker.core.client_goodbye import ClientGoodbye, explanation, fault_of
 from broker.core.client_inbox import ClientInbox
 from broker.core.client_keepalive import ClientKeepAlive
 from broker.core.client_outbox import ClientOutbox
+from broker.core.client_reading import ClientReading
 from broker.core.client_state import (
     Capabilities,
     ClientOptions,
@@ -28,9 +29,7 @@ from broker.core.client_state import (
     Exchange,
     OnPacket,
     Outgoing,
-    PublishDone,
     Reauthenticated,
-    Received,
     Refused,
 )
 from broker.errors import MalformedPacket, PeerError, ProtocolError
@@ -63,6 +62,9 @@ BATCH_BYTES: Final = 65_536
 
 PACKET_COUNT_MAX: Final = 1 << 62
 
+ACKNOWLEDGEMENT_BYTES_MAX: Final = 5
+"""With a reason code, and no properties."""
+
 # CONNACK, AUTH, or the rest of one. What is no MQTT ("HTTP/1.1 400 ...") may look like the beginning of a long packet: do not wait for its end.
 _MAY_BE_FIRST: Final = (b"", b"\x20", b"\xf0")
 
@@ -94,20 +96,22 @@ class ClientProtocol:
         self._connack_awaited = False
         self._in_doubt = False
         """A CONNECT was not answered since the last CONNACK: it may have begun another Session."""
-        self.outbox = ClientOutbox(options.version, self._send, self._publish_done)
+        self.events: list[Event] = []
+        """What the caller has not taken yet."""
+        self.outbox = ClientOutbox(options.version, self._send, self.events.append)
         self.sender = self.outbox.sender
         self.inbox = ClientInbox(options)
         self.auth = ClientAuth(options.connect_properties.authentication_method)
-        self.exchanges = ClientExchanges(options.version, self.sender, self._send, self._tell)
+        self.exchanges = ClientExchanges(options.version, self.sender, self._send, self.events.append)
         # The connection.
         self.connection = 0
-        self._frames = FrameDecoder(options.packet_bytes_max)
+        self.frames = FrameDecoder(options.packet_bytes_max)
+        self._reading = ClientReading(self)
         self._parts: list[bytes] = []
         self._parts_bytes = 0
         self._batch = b""
         self._keep_alive = ClientKeepAlive()
         self._connack_deadline = math.inf
-        self._events: list[Event] = []
         self._limits_problem_information = False
         self._handlers: dict[type[Any], Callable[[Any, float], None]] = {
             Publish: self._on_publish,
@@ -131,7 +135,7 @@ class ClientProtocol:
         self.cause = ""
         self.reason = None
         self.said_goodbye = False
-        self._frames = FrameDecoder(self.options.packet_bytes_max)
+        self.frames = FrameDecoder(self.options.packet_bytes_max)
         self._parts, self._parts_bytes, self._batch = [], 0, b""
         self.inbox.begin(self.connection)
         self._keep_alive.begin(now, self.options.response_timeout_s)
@@ -156,11 +160,15 @@ class ClientProtocol:
         self.outbox.now = now
         if data:
             self._keep_alive.received_at = now
-        frames = self._frames
+        frames = self.frames
         try:
             if data:
                 frames.feed(data)
             while not self.closing:
+                done = self._reading.run(packet_count_max) if self.state == "connected" else 0
+                packet_count_max -= done
+                if done:
+                    continue
                 if packet_count_max == 0:
                     return True
                 packet_count_max -= 1
@@ -205,7 +213,7 @@ class ClientProtocol:
         if self.state == "closing" or self.state == "away":
             return
         try:
-            self._frames.end_of_stream()
+            self.frames.end_of_stream()
         except PeerError as error:
             self.cause = str(error)
         else:
@@ -280,11 +288,10 @@ class ClientProtocol:
             self._keep_alive.ping_sent(now)
             self._send(PingReq())
 
-    def _tell(self, event: Event) -> None:
-        self._events.append(event)
-
     def take_events(self) -> list[Event]:
-        events, self._events = self._events, []
+        """In the order in which they happened."""
+        events = self.events.copy()
+        self.events.clear()
         return events
 
     @property
@@ -333,19 +340,14 @@ class ClientProtocol:
         """Publishes that wait, or whose handshake is not complete."""
         return self.outbox.count
 
-    def _publish_done(self, outgoing: Outgoing) -> None:
-        self._events.append(PublishDone(outgoing))
-
     def _on_puback(self, packet: PubAck, now: float) -> None:
-        self.outbox.on_puback(packet)
+        self.outbox.on_puback(packet.packet_id, packet.reason)
 
     def _on_pubrec(self, packet: PubRec, now: float) -> None:
-        pubrel = self.outbox.on_pubrec(packet)
-        if pubrel is not None:
-            self._send(pubrel)
+        self.send_acknowledgement(self.outbox.on_pubrec(packet.packet_id, packet.reason))
 
     def _on_pubcomp(self, packet: PubComp, now: float) -> None:
-        self.outbox.on_pubcomp(packet)
+        self.outbox.on_pubcomp(packet.packet_id)
 
     # ---- subscribing -------------------------------------------------------------------------------------------------
 
@@ -378,23 +380,26 @@ class ClientProtocol:
 
     def settle(self, delivery: Delivery, reason: ReasonCode = ReasonCode.SUCCESS) -> None:
         """This message is done, or refused. Its PUBACK or PUBREC leaves when all that came before it is settled too."""
-        self.inbox.settle(delivery, reason)
-        self._acknowledge()
-
-    def _acknowledge(self) -> None:
+        if not delivery.settled:
+            delivery.settled = True
+            delivery.reason = reason
         if self.state == "connected":
-            for packet in self.inbox.due():
-                self._send(packet)
+            self.send_acknowledgement(self.inbox.due())
+
+    def acknowledge(self) -> None:
+        """What is settled and may leave now."""
+        if self.state == "connected":
+            self.send_acknowledgement(self.inbox.due())
 
     def _on_publish(self, packet: Publish, now: float) -> None:
         delivery = self.inbox.on_publish(packet)
         if delivery is not None:
-            self._events.append(Received(delivery))
+            self.events.append(delivery)
         else:
-            self._acknowledge()
+            self.acknowledge()
 
     def _on_pubrel(self, packet: PubRel, now: float) -> None:
-        self._send(self.inbox.on_pubrel(packet))
+        self.send_acknowledgement(self.inbox.on_pubrel(packet.packet_id))
 
     # ---- CONNACK and the rest ----------------------------------------------------------------------------------------
 
@@ -410,7 +415,7 @@ class ClientProtocol:
         if packet.reason >= 0x80:
             self.reason = packet.reason
             code = packet.reason if self.version >= MQTT_5 else to_connack_return_code(packet.reason)
-            self._events.append(Refused(packet.reason, int(code or packet.reason), explanation(properties)))
+            self.events.append(Refused(packet.reason, int(code or packet.reason), explanation(properties)))
             self.abandon(f"connection refused: {packet.reason.describe()}")
             return
         if packet.session_present and self._says_clean_start:
@@ -427,7 +432,7 @@ class ClientProtocol:
         self._keep_alive.agreed(self.options.keep_alive_s if properties.server_keep_alive is None else properties.server_keep_alive)
         if properties.session_expiry_interval is not None:
             self.session_expiry_s = properties.session_expiry_interval
-        self._events.append(Connected(packet, packet.session_present))
+        self.events.append(Connected(packet, packet.session_present))
         if packet.session_present:
             if not self.has_session:
                 self.outbox.inherit()
@@ -465,7 +470,7 @@ class ClientProtocol:
 
     def _on_auth(self, packet: Auth, now: float) -> None:
         if self.auth.on_auth(packet, self.state == "connected"):
-            self._tell(Reauthenticated())
+            self.events.append(Reauthenticated())
 
     def _check_problem_information(self, packet: Packet) -> None:
         if isinstance(packet, (PubAck, PubRec, PubRel, PubComp, SubAck, UnsubAck, Auth)):
@@ -490,8 +495,31 @@ class ClientProtocol:
         if self.on_packet is not None:
             self.on_packet("sent", packet, frame)
         if self._parts_bytes > self.options.unsent_bytes_max and not isinstance(packet, (Publish, Connect, Subscribe, Unsubscribe)):
-            self.abandon("the broker does not read, and more answers wait for it than may")
+            self._abandon_deaf()
         return self._parts_bytes
+
+    def send_acknowledgement(self, frames: bytes) -> None:
+        """Whole ones, as many as there are."""
+        if not frames or self.state == "closing":
+            return
+        if self.on_packet is not None or self.capabilities.packet_bytes_max < ACKNOWLEDGEMENT_BYTES_MAX:
+            decoder = FrameDecoder(len(frames))
+            decoder.feed(frames)
+            while (frame := decoder.next_frame()) is not None:
+                self._send(decode(*frame, self.version))
+            return
+        self._parts.append(frames)
+        self._parts_bytes += len(frames)
+        if self._parts_bytes > self.options.unsent_bytes_max:
+            self._abandon_deaf()
+
+    def _abandon_deaf(self) -> None:
+        self.abandon("the broker does not read, and more answers wait for it than may")
+
+    def report_received(self, first_byte: int, body: bytes) -> None:
+        """To `on_packet`."""
+        if self.on_packet is not None:
+            self.on_packet("received", decode(first_byte, body, self.version), bytes((first_byte,)) + encode_varint(len(body)) + body)
 
     def _fail(self, reason: ReasonCode | None, cause: str) -> None:
         """Close for a fault of the broker's, saying which where 5.0 lets us."""

@@ -15,7 +15,8 @@ from broker.core.client_state import ClientOptions, Delivery
 from broker.core.inflight import Receiver
 from broker.errors import ProtocolError
 from broker.reasons import ReasonCode
-from broker.wire.packets import MQTT_5, PubAck, PubComp, Publish, PubRec, PubRel
+from broker.wire.codec import acknowledgement
+from broker.wire.packets import MQTT_5, Publish
 
 
 class ClientInbox:
@@ -61,33 +62,27 @@ class ClientInbox:
         """QoS 2 handshakes of this connection that only wait for the broker: PUBREC has been said, PUBREL has not come."""
         return len(self._releasing)
 
-    def settle(self, delivery: Delivery, reason: ReasonCode) -> None:
-        """This message is done, or refused; the caller then sends what is `due`."""
-        if not delivery.settled:
-            delivery.settled = True
-            delivery.reason = reason
-
-    def due(self) -> list[PubAck | PubRec]:
+    def due(self) -> bytes:
         """The acknowledgements that may leave now; the caller sends them all."""
-        acknowledgements: list[PubAck | PubRec] = []
+        acknowledgements: list[bytes] = []
         queue = self._queue
+        version = self._options.version
         while queue and queue[0].settled:
             delivery = queue.popleft()
             packet_id = delivery.publish.packet_id
-            reason = delivery.reason if self._options.version >= MQTT_5 else ReasonCode.SUCCESS
             if self._unsettled.get(packet_id) is delivery:
                 del self._unsettled[packet_id]
             if delivery.publish.qos == 1:
                 self._receiving.discard(packet_id)
-                acknowledgements.append(PubAck(packet_id, reason))
+                acknowledgements.append(acknowledgement(0x40, packet_id, delivery.reason, version))
                 continue
-            if reason >= 0x80:  # the exchange ends here, and the id is free
+            if delivery.reason >= 0x80 and version >= MQTT_5:  # the exchange ends here, and the id is free
                 self._receiving.discard(packet_id)
                 self._receiver.on_pubrel(packet_id)
             else:
                 self._releasing.add(packet_id)
-            acknowledgements.append(PubRec(packet_id, reason))
-        return acknowledgements
+            acknowledgements.append(acknowledgement(0x50, packet_id, delivery.reason, version))
+        return b"".join(acknowledgements)
 
     def on_publish(self, packet: Publish) -> Delivery | None:
         """The message, if it is new; None for a repetition of one that is held or still in hand."""
@@ -146,9 +141,8 @@ class ClientInbox:
             raise ProtocolError(f"Topic Alias {alias} was never set")
         return structs.replace(packet, topic=topic)
 
-    def on_pubrel(self, packet: PubRel) -> PubComp:
+    def on_pubrel(self, packet_id: int) -> bytes:
         """Release the id; the PUBCOMP to answer."""
-        packet_id = packet.packet_id
         delivery = self._unsettled.get(packet_id)
         if delivery is not None and delivery.publish.qos == 2:
             if delivery.connection == self.connection:
@@ -158,4 +152,4 @@ class ClientInbox:
         self._doubted.discard(packet_id)
         self._receiving.discard(packet_id)
         self._releasing.discard(packet_id)
-        return PubComp(packet_id, ReasonCode.SUCCESS if known else ReasonCode.PACKET_IDENTIFIER_NOT_FOUND)
+        return acknowledgement(0x70, packet_id, ReasonCode.SUCCESS if known else ReasonCode.PACKET_IDENTIFIER_NOT_FOUND, self._options.version)

@@ -21,8 +21,8 @@ from broker.core.client_state import Capabilities, Outcome, Outgoing
 from broker.core.inflight import Sender
 from broker.errors import NotSupported
 from broker.reasons import ReasonCode
-from broker.wire.codec import encode
-from broker.wire.packets import MQTT_5, NO_PROPERTIES, Packet, PubAck, PubComp, Publish, PubRec, PubRel
+from broker.wire.codec import acknowledgement, encode
+from broker.wire.packets import MQTT_5, NO_PROPERTIES, Packet, Publish, PubRel
 
 PAYLOAD_BYTES_MAX = 268_000_000
 
@@ -274,27 +274,27 @@ class ClientOutbox:
 
     # ---- acknowledgements --------------------------------------------------------------------------------------------
 
-    def on_puback(self, packet: PubAck) -> None:
-        outgoing = self.sender.on_puback(packet.packet_id)
+    def on_puback(self, packet_id: int, reason: ReasonCode = ReasonCode.SUCCESS) -> None:
+        outgoing = self.sender.on_puback(packet_id)
         if outgoing is not None:
-            outgoing.reason = packet.reason
-            self._finish(outgoing, "refused" if packet.reason >= 0x80 else "acknowledged")
+            outgoing.reason = reason
+            self._finish(outgoing, "refused" if reason >= 0x80 else "acknowledged")
 
-    def on_pubrec(self, packet: PubRec) -> PubRel | None:
+    def on_pubrec(self, packet_id: int, reason: ReasonCode = ReasonCode.SUCCESS) -> bytes:
         """The PUBREL to answer, if any."""
-        failed = packet.reason >= 0x80
-        outgoing, known = self.sender.on_pubrec(packet.packet_id, failed)
+        failed = reason >= 0x80
+        outgoing, known = self.sender.on_pubrec(packet_id, failed)
         if outgoing is not None:
-            outgoing.reason = packet.reason
+            outgoing.reason = reason
             if failed:
                 self._finish(outgoing, "refused")
             else:
-                self._released[packet.packet_id] = outgoing
+                self._released[packet_id] = outgoing
         if not known:
-            return PubRel(packet.packet_id, ReasonCode.PACKET_IDENTIFIER_NOT_FOUND)
-        return None if failed else PubRel(packet.packet_id)  # [MQTT5-4.3.3-4]
+            return acknowledgement(0x62, packet_id, ReasonCode.PACKET_IDENTIFIER_NOT_FOUND, self._version)
+        return b"" if failed else acknowledgement(0x62, packet_id, ReasonCode.SUCCESS, self._version)  # [MQTT5-4.3.3-4]
 
-    def on_pubcomp(self, packet: PubComp) -> None:
-        if self.sender.on_pubcomp(packet.packet_id):
-            # Whatever this code says, the PUBREC has said that the message is the broker's.
-            self._finish(self._released.pop(packet.packet_id), "acknowledged")
+    def on_pubcomp(self, packet_id: int) -> None:
+        """Whatever its reason code says, the PUBREC has said that the message is the broker's."""
+        if self.sender.on_pubcomp(packet_id):
+            self._finish(self._released.pop(packet_id), "acknowledged")

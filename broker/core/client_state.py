@@ -183,14 +183,6 @@ class Refused(Struct, frozen=True):
     explanation: str | None
 
 
-class Received(Struct, frozen=True):
-    delivery: Delivery
-
-
-class PublishDone(Struct, frozen=True):
-    outgoing: Outgoing
-
-
 class ExchangeDone(Struct, frozen=True):
     exchange: Exchange
 
@@ -203,4 +195,5 @@ class Reauthenticated(Struct, frozen=True):
     pass
 
 
-Event: TypeAlias = Connected | Refused | Received | PublishDone | ExchangeDone | Resubscribed | Reauthenticated
+Event: TypeAlias = Delivery | Outgoing | Connected | Refused | ExchangeDone | Resubscribed | Reauthenticated
+"""A Delivery: it was received. An Outgoing: it is done. These two are what comes by the thousand, so they are no more than themselves."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from broker.core.client import ClientProtocol
-from broker.core.client_state import ClientOptions, Delivery, Outgoing, PublishDone, Received
+from broker.core.client_state import ClientOptions, Delivery, Outgoing
 from broker.reasons import ReasonCode
 from broker.testing.client import SimulatedClient
 from broker.testing.ledger import BrokenPromise, Note, Receipt, View
@@ -229,10 +229,10 @@ class OwnClient(SimulatedClient):
 
     def _take_events(self, core: ClientProtocol) -> None:
         for event in core.take_events():
-            if isinstance(event, Received):
-                self._on_received(event.delivery)
-            elif isinstance(event, PublishDone) and event.outgoing in self._publishing:
-                self._on_done(event.outgoing, self._publishing.pop(event.outgoing))
+            if isinstance(event, Delivery):
+                self._on_received(event)
+            elif isinstance(event, Outgoing) and event in self._publishing:
+                self._on_done(event, self._publishing.pop(event))
 
     def _on_received(self, delivery: Delivery) -> None:
         packet = delivery.publish

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from broker.wire.decoding import decode
-from broker.wire.encoding import encode, encode_within
+from broker.wire.encoding import acknowledgement, encode, encode_within
 from broker.wire.primitives import encode_string, encode_varint
 from broker.wire.properties import encode_properties
 
-__all__ = ["decode", "encode", "encode_properties", "encode_string", "encode_varint", "encode_within"]
+__all__ = ["acknowledgement", "decode", "encode", "encode_properties", "encode_string", "encode_varint", "encode_within"]

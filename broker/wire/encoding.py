@@ -159,6 +159,13 @@ def _encode_puback(packet: PubAck, version: int) -> tuple[int, bytes]:
     return 0x40, _ack_body(packet, version, PUBACK, reasons.PUBACK_CODES)
 
 
+def acknowledgement(first_byte: int, packet_id: int, reason: ReasonCode, version: int) -> bytes:
+    """The frame of a PUBACK, PUBREC, PUBREL or PUBCOMP that says no more than this. The caller knows that it may carry that reason."""
+    if reason == 0 or version < MQTT_5:
+        return bytes((first_byte, 2, packet_id >> 8, packet_id & 0xFF))
+    return bytes((first_byte, 3, packet_id >> 8, packet_id & 0xFF, reason))
+
+
 def _encode_pubrec(packet: PubRec, version: int) -> tuple[int, bytes]:
     return 0x50, _ack_body(packet, version, PUBREC, reasons.PUBACK_CODES)
 

@@ -9,7 +9,7 @@ import struct
 from typing import Any, Final
 
 from broker.core.client import ClientProtocol
-from broker.core.client_state import ClientOptions, Connected, Event, ExchangeDone, Outgoing, PublishDone, Received
+from broker.core.client_state import ClientOptions, Connected, Delivery, Event, ExchangeDone, Outgoing
 from broker.wire.framing import FrameDecoder
 from broker.wire.packets import Publish
 
@@ -64,11 +64,11 @@ class ScriptedBroker:
     @property
     def received(self) -> list[bytes]:
         """Payloads of the messages given to the program."""
-        return [event.delivery.publish.payload for event in self.events if isinstance(event, Received)]
+        return [event.publish.payload for event in self.events if isinstance(event, Delivery)]
 
     @property
     def done(self) -> list[Outgoing]:
-        return [event.outgoing for event in self.events if isinstance(event, PublishDone)]
+        return [event for event in self.events if isinstance(event, Outgoing)]
 
     @property
     def exchanges_done(self) -> int:
@@ -81,8 +81,8 @@ class ScriptedBroker:
     def settle_all(self) -> list[bytes]:
         """The program is done with all that it was given; what the client answers."""
         for event in self.events:
-            if isinstance(event, Received) and not event.delivery.settled:
-                self.client.settle(event.delivery)
+            if isinstance(event, Delivery) and not event.settled:
+                self.client.settle(event)
         return self.sent()
 
     def message(self, packet_id: int, qos: int, payload: bytes = b"m", dup: bool = False, topic: bytes = b"t") -> bytes:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from broker.core.client_state import Received
+from broker.core.client_state import Delivery
 from broker.reasons import ReasonCode
 from broker.wire.packets import Properties, Publish, SubscriptionRequest
 from tests.conformance.scripted import ScriptedBroker
@@ -152,8 +152,8 @@ def test_what_was_acknowledged_counts_no_more_against_the_receive_maximum(reason
         qos = 1 + number % 2
         broker.say(broker.message(number, qos))
         event = broker.events[-1]
-        assert isinstance(event, Received)
-        broker.client.settle(event.delivery, ReasonCode(reason))
+        assert isinstance(event, Delivery)
+        broker.client.settle(event, ReasonCode(reason))
         assert [frame[0] for frame in broker.sent()] == [0x40 if qos == 1 else 0x50]
         if qos == 2 and not reason:
             assert [frame[0] for frame in broker.say(b"\x62\x02\x00" + bytes((number,)))] == [0x70]
@@ -194,8 +194,8 @@ def test_after_a_refusing_pubrec_an_id_is_a_new_message() -> None:
     broker = ScriptedBroker()
     broker.connect()
     broker.say(broker.message(10, 2, b"one"))
-    (event,) = [event for event in broker.events if isinstance(event, Received)]
-    broker.client.settle(event.delivery, ReasonCode.IMPLEMENTATION_SPECIFIC_ERROR)
+    (event,) = [event for event in broker.events if isinstance(event, Delivery)]
+    broker.client.settle(event, ReasonCode.IMPLEMENTATION_SPECIFIC_ERROR)
     assert broker.sent() == [bytes.fromhex("50 03 00 0A 83")]
     broker.say(broker.message(10, 2, b"two"))
     assert broker.settle_all() == [bytes.fromhex("50 02 00 0A")]
@@ -238,7 +238,7 @@ def test_acknowledgements_follow_the_order_of_arrival(version: int, qos: int, ki
     broker.connect()
     for id in (7, 3, 9):
         broker.say(broker.message(id, qos))
-    deliveries = [event.delivery for event in broker.events if isinstance(event, Received)]
+    deliveries = [event for event in broker.events if isinstance(event, Delivery)]
     for delivery in reversed(deliveries):
         broker.client.settle(delivery)
     assert broker.sent() == [bytes((kind, 2, 0, id)) for id in (7, 3, 9)]
@@ -314,8 +314,8 @@ def test_acknowledgements_fit_the_smallest_packet_and_have_listed_codes() -> Non
     for number, reason in enumerate((0x00, 0x80, 0x83, 0x87, 0x90, 0x91, 0x97, 0x99), 1):
         for qos in (1, 2):
             broker.say(broker.message(number, qos))
-            (event,) = [event for event in broker.events if isinstance(event, Received)]
-            broker.client.settle(event.delivery, ReasonCode(reason))
+            (event,) = [event for event in broker.events if isinstance(event, Delivery)]
+            broker.client.settle(event, ReasonCode(reason))
             answers += broker.sent()
             broker.events.clear()
             answers += broker.say(b"\x62\x02" + number.to_bytes(2, "big"))  # 0x92 where it was refused
@@ -333,7 +333,7 @@ def test_an_acknowledgement_that_the_broker_has_no_room_for_is_not_sent(size: in
     broker = ScriptedBroker()
     broker.connect(f"20 08 00 00 05 27 00 00 00 0{size}")
     broker.say(broker.message(1, 1))
-    assert isinstance(broker.events[-1], Received)
-    broker.client.settle(broker.events[-1].delivery, ReasonCode.NOT_AUTHORIZED)
+    assert isinstance(broker.events[-1], Delivery)
+    broker.client.settle(broker.events[-1], ReasonCode.NOT_AUTHORIZED)
     assert broker.sent() == ([bytes.fromhex("40 03 00 01 87")] if size == 5 else [])
     assert broker.client.closing is (size == 4)

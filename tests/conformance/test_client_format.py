@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from broker import Will, connect
+from broker.core.client_state import Delivery
 from broker.errors import ConnectError
 from broker.messages import Version
 from broker.reasons import ReasonCode
@@ -152,7 +153,7 @@ def test_byte_order_mark_is_kept_both_ways(version: int) -> None:
     broker = ready(version)
     assert broker.publish("\ufeffa", b"x")[1] == [publish_frame(b"\xef\xbb\xbfa", b"x", version=version)]
     broker.say(publish_frame(b"\xef\xbb\xbfa", b"x", version=version), publish_frame("a", b"y", version=version))
-    topics = [event.delivery.publish.topic for event in broker.events if hasattr(event, "delivery")]
+    topics = [event.publish.topic for event in broker.events if isinstance(event, Delivery)]
     assert topics == ["\ufeffa", "a"]
 
 

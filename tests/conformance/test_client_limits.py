@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from broker import Client, connect
-from broker.core.client_state import ExchangeDone, PublishDone
+from broker.core.client_state import ExchangeDone, Outgoing
 from broker.errors import NotSupported
 from broker.messages import Version
 from broker.reasons import ReasonCode
@@ -36,7 +36,7 @@ def ready(*parts: bytes, **options: Any) -> ScriptedBroker:
 
 
 def outcomes(broker: ScriptedBroker) -> list[tuple[str, int]]:
-    return [(event.outgoing.outcome, int(event.outgoing.reason)) for event in broker.events if isinstance(event, PublishDone)]
+    return [(event.outcome, int(event.reason)) for event in broker.events if isinstance(event, Outgoing)]
 
 
 # ---- Keep Alive ----

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.core.client import ClientProtocol
-from broker.core.client_state import ClientOptions, Connected, Delivery, Event, ExchangeDone, PublishDone, Received, Refused, Resubscribed
+from broker.core.client_state import ClientOptions, Connected, Delivery, Event, ExchangeDone, Outgoing, Refused, Resubscribed
 from broker.errors import NotSupported
 from broker.reasons import ReasonCode
 from broker.wire.codec import decode, encode
@@ -216,7 +216,7 @@ def test_problem_information_that_was_not_asked_for() -> None:
 def test_settlements_wait_for_older_ones() -> None:
     made = bench()
     made.hear(*(Publish("a", b"", qos, packet_id=number) for number, qos in enumerate((1, 2, 1), 1)))
-    one, two, three = [event.delivery for event in made.events(Received)]
+    one, two, three = made.events(Delivery)
     made.core.settle(three)
     made.core.settle(two, ReasonCode.IMPLEMENTATION_SPECIFIC_ERROR)
     assert made.sent() == []
@@ -224,17 +224,17 @@ def test_settlements_wait_for_older_ones() -> None:
     made.core.settle(one)
     assert made.sent() == [PubAck(1), PubRec(2, ReasonCode.IMPLEMENTATION_SPECIFIC_ERROR), PubAck(3)]
     made.hear(Publish("a", b"new", 2, packet_id=2))  # the refusal has freed the id
-    assert len(made.events(Received)) == 1
+    assert len(made.events(Delivery)) == 1
 
 
 def test_qos_2_is_given_once_and_released() -> None:
     made = bench()
     made.hear(Publish("a", b"", 2, packet_id=5))
-    (event,) = made.events(Received)
-    made.core.settle(event.delivery)
+    (event,) = made.events(Delivery)
+    made.core.settle(event)
     assert made.sent() == [PubRec(5)]
     made.hear(Publish("a", b"", 2, dup=True, packet_id=5))
-    assert made.events(Received) == []
+    assert made.events(Delivery) == []
     assert made.sent() == [PubRec(5)]
     made.hear(PubRel(5), PubRel(5))
     assert made.sent() == [PubComp(5), PubComp(5, ReasonCode.PACKET_IDENTIFIER_NOT_FOUND)]
@@ -243,25 +243,25 @@ def test_qos_2_is_given_once_and_released() -> None:
 def test_settled_while_away_is_acknowledged_when_it_is_repeated() -> None:
     made = bench(clean_start=False)
     made.hear(Publish("a", b"", 1, packet_id=1), Publish("a", b"", 2, packet_id=2))
-    deliveries: list[Delivery] = [event.delivery for event in made.events(Received)]
+    deliveries: list[Delivery] = made.events(Delivery)
     made.core.connection_lost(made.now)
     for delivery in deliveries:
         made.core.settle(delivery)
     assert made.connect(session_present=True) == []
     made.hear(Publish("a", b"", 1, dup=True, packet_id=1), Publish("a", b"", 2, dup=True, packet_id=2))
-    assert made.events(Received) == []
+    assert made.events(Delivery) == []
     assert made.sent() == [PubAck(1), PubRec(2)]
 
 
 def test_a_lost_session_forgets_what_was_unsettled() -> None:
     made = bench(clean_start=False)
     made.hear(Publish("a", b"", 2, packet_id=2))
-    (event,) = made.events(Received)
+    (event,) = made.events(Delivery)
     made.core.connection_lost(made.now)
     made.connect(session_present=False)
-    made.core.settle(event.delivery)
+    made.core.settle(event)
     made.hear(Publish("a", b"", 2, packet_id=2))
-    assert len(made.events(Received)) == 1
+    assert len(made.events(Delivery)) == 1
     assert made.sent() == []
 
 
@@ -334,7 +334,7 @@ def test_what_waited_is_refused_when_the_next_broker_cannot() -> None:
     outgoing = made.core.publish(Publish("a", b"", 2))
     made.connect(Properties(maximum_qos=1))
     assert made.sent() == []
-    assert made.events(PublishDone) == [PublishDone(outgoing)]
+    assert made.events(Outgoing) == [outgoing]
     assert (outgoing.outcome, outgoing.reason) == ("refused", ReasonCode.QOS_NOT_SUPPORTED)
     assert made.core.sender.quota == made.core.sender.quota_max
     assert made.core.idle
@@ -435,13 +435,13 @@ def test_an_id_that_is_held_may_be_another_sessions_where_a_connack_was_lost(in_
                 made.connect(session_present=True)
             made.core.take_events()
         made.hear(_publish(2, 1, dup=False))
-        received = made.events(Received)
+        received = made.events(Delivery)
         assert len(received) == (first or in_doubt)
         for event in received:
-            made.core.settle(event.delivery)
+            made.core.settle(event)
         assert made.sent() == [PubRec(1)]
         made.hear(_publish(2, 1, dup=not first))
-        assert not made.events(Received)
+        assert not made.events(Delivery)
         assert made.sent() == [PubRec(1)]
 
 
@@ -512,8 +512,8 @@ def test_any_input_in_any_state(version: int, script: list[Any]) -> None:
         elif step == "unsubscribe":
             made.core.unsubscribe(("a",))
         elif step == "settle":
-            for event in made.events(Received):
-                made.core.settle(event.delivery)
+            for event in made.events(Delivery):
+                made.core.settle(event)
         elif step == "tick":
             made.now += 60
             made.core.tick(made.now)
@@ -566,7 +566,7 @@ def test_what_expires_before_it_is_sent_never_is(qos: int) -> None:
     assert made.core.next_deadline() == made.now + 5
     made.now += 5
     made.core.tick(made.now)
-    assert made.core.take_events() == [PublishDone(short)]
+    assert made.core.take_events() == [short]
     assert (short.outcome, short.done) == ("expired", True)
     assert made.core.next_deadline() == made.now + 45
     assert len(made.connect()) == 1

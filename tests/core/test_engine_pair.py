@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.core.client import ClientProtocol
-from broker.core.client_state import ClientOptions, Connected, Delivery, ExchangeDone, Outgoing, PublishDone, Received
+from broker.core.client_state import ClientOptions, Connected, Delivery, ExchangeDone, Outgoing
 from broker.core.engine import Engine
 from broker.core.limits import Limits
 from broker.core.link import Link
@@ -87,15 +87,15 @@ class End:
 
     def take_events(self) -> None:
         for event in self.core.take_events():
-            if isinstance(event, Received):
-                self.received.append(event.delivery)
-                if not event.delivery.settled:
-                    self.unsettled.append(event.delivery)
+            if isinstance(event, Delivery):
+                self.received.append(event)
+                if not event.settled:
+                    self.unsettled.append(event)
             elif isinstance(event, ExchangeDone):
                 assert all(reason < 0x80 for reason in event.exchange.reasons)
                 self.granted += 1
             else:
-                assert isinstance(event, (PublishDone, Connected)) or type(event).__name__ == "Resubscribed", event
+                assert isinstance(event, (Outgoing, Connected)) or type(event).__name__ == "Resubscribed", event
 
 
 class House:
