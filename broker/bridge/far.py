@@ -32,9 +32,11 @@ if TYPE_CHECKING:
 RECEIVE_COUNT_MAX: Final = 500
 """Unacknowledged messages on the way in to a client of ours."""
 GOODBYE_S: Final = 1.0
-BACKOFF: Final = Reconnect(delay_s=1, delay_s_max=30)
-ONCE: Final = Reconnect(delay_s=1, delay_s_max=30, attempts_max=1)
-"""Where there are other addresses: the one that was lost gets one more dial."""
+DELAY_S: Final = 1.0
+DELAY_S_MAX: Final = 30.0
+SHORT_S: Final = 30.0
+"""A connection that has not lasted so long was none for the policy of `Backoff`."""
+SHORT_COUNT_MAX: Final = 3
 LOOKS_COUNT: Final = 4
 """At what is owed, within the deadline for it."""
 _AWAY: Final = frozenset(
@@ -48,6 +50,24 @@ _AWAY: Final = frozenset(
 )
 
 
+class Backoff(Reconnect):
+    """That of every bridge; with `attempts_max` 1 where there are other addresses. A broker that accepts each connection and ends it at once is
+    dialled less often too: after up to 8 s, where the policy alone would begin anew with up to 1 s."""
+
+    __slots__ = ("_short_count",)
+
+    def __init__(self, attempts_max: int | None = None) -> None:
+        super().__init__(delay_s=DELAY_S, delay_s_max=DELAY_S_MAX, attempts_max=attempts_max)
+        self._short_count = 0
+
+    def lasted(self, seconds: float) -> None:
+        """A connection is over."""
+        self._short_count = min(SHORT_COUNT_MAX, self._short_count + 1) if seconds < SHORT_S else 0
+
+    def delay(self, attempt: int) -> float:
+        return super().delay(max(attempt, self._short_count))
+
+
 class FarEnd:
     """Where the bridge is going."""
 
@@ -56,6 +76,7 @@ class FarEnd:
         self._urls = bridge.urls
         self._index = 0
         self._password = b""
+        self.backoff = Backoff(1 if len(self._urls) > 1 else None)
 
     @property
     def address(self) -> str:
@@ -96,7 +117,7 @@ class FarEnd:
             client_id=bridge.remote_client_id,
             clean_start=False,
             session_expiry_s=bridge.session_expiry_s if is_new else 0,
-            reconnect=ONCE if self.has_others else BACKOFF,
+            reconnect=self.backoff,
             receive_maximum=RECEIVE_COUNT_MAX,
             outgoing_count_max=UNDER_WAY_COUNT_MAX,
             packet_bytes_max=PACKET_BYTES_MAX if is_new else PACKET_BYTES_LARGEST,  # one of 3.1.1 cannot be told, and would send it again

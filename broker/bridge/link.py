@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from broker.bridge.far import BACKOFF, GOODBYE_S, RECEIVE_COUNT_MAX, FarEnd, watch_answers
+from broker.bridge.far import DELAY_S_MAX, GOODBYE_S, RECEIVE_COUNT_MAX, FarEnd, watch_answers
 from broker.bridge.gate import Gate
 from broker.bridge.mapping import Mapping
 from broker.bridge.pump import UNDER_WAY_COUNT_MAX, Pump, Tally
@@ -165,8 +165,8 @@ class BridgeLink:
                         self._down(f"a fault of the broker: {type(fault).__name__}")
                         logger.error("bridge %r: ended by a fault of the broker, please report it; it begins anew", self._bridge.name, exc_info=fault)
                 ready()
-                attempts = 0 if trio.current_time() - began_at > BACKOFF.delay_s_max else attempts + 1
-                await self._pause(SLOW_S * random.uniform(1, 1.5) if slowly else BACKOFF.delay(attempts))
+                attempts = 0 if trio.current_time() - began_at > DELAY_S_MAX else attempts + 1
+                await self._pause(SLOW_S * random.uniform(1, 1.5) if slowly else self._far.backoff.delay(attempts))
         self._condition.down("it has ended")
         self._tell_state(b"0")
 
@@ -333,16 +333,19 @@ class BridgeLink:
                 gate.shut()
             if self._far.next():
                 attempts += 1
-                await self._pause(SLOW_S * random.uniform(1, 1.5) if slowly else BACKOFF.delay(attempts))
+                await self._pause(SLOW_S * random.uniform(1, 1.5) if slowly else self._far.backoff.delay(attempts))
 
     async def _carry(self, local: Client, remote: Client, outgoing: Subscription | None, gate: Gate) -> None:
         bridge, tally = self._bridge, self._condition.tally
         news = remote.connections()
         pumps: list[Pump] = []
         standing = trio.Event()  # all subscriptions do
+        began_at = 0.0
         async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
 
             def begin() -> None:
+                nonlocal began_at
+                began_at = trio.current_time()
                 self._carried_before, self._judged = tally.carried["out"], False
                 gate.open()
                 if bridge.notification_topic is not None:
@@ -352,6 +355,7 @@ class BridgeLink:
                 async for what in news:
                     if what == "lost":
                         gate.shut()
+                        self._far.backoff.lasted(trio.current_time() - began_at)
                         self._down(remote.core.cause or "the connection broke")
                         if self._judge(remote):
                             raise BeginAnew
@@ -434,6 +438,10 @@ class BridgeLink:
         if self._brought_in:
             await local.unsubscribe(*[BROUGHT_IN + filter for filter in self._brought_in])
             self._brought_in = ()
+        if not remote.core.capabilities.wildcards:  # asked for one, it would have to close the connection
+            for filter in [filter for filter in filters if "+" in filter or "#" in filter]:
+                self._refused(SubscribeRefused(filter, ReasonCode.WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED))
+            filters = {filter: qos for filter, qos in filters.items() if "+" not in filter and "#" not in filter}
         return await stack.enter_async_context(self._subscribed(remote, filters, retain_handling)) if filters else None
 
 

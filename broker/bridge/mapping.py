@@ -26,9 +26,14 @@ class Mapping:
             pass
         if len(self._known) >= TOPICS_COUNT_MAX:
             self._known.clear()
-        found = next((after + topic[len(before) :] for filter, before, after in self._rules if matches(filter, topic)), None)
+        found = next((_renamed(topic, before, after) for filter, before, after in self._rules if matches(filter, topic)), None)
         self._known[topic] = found
         return found
+
+
+def _renamed(topic: str, before: str, after: str) -> str:
+    """ "home/#" fits "home" too, which has no prefix "home/" to lose: there the one parent is the other's name."""
+    return after + topic[len(before) :] if topic.startswith(before) else after.removesuffix("/")
 
 
 def overlap(one: str, other: str) -> bool:

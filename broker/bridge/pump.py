@@ -7,6 +7,8 @@ is asked again, a bounded number of times, and nothing new is taken meanwhile; w
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -137,7 +139,11 @@ class Pump:
         while not self._has_room(len(message.payload)):
             await self._changed.park()
         publish = Publish(topic, message.payload, message.qos, message.retain and self._retain, properties=carried(message.properties))
-        await self._send(Parcel(self, message, publish))
+        parcel = Parcel(self, message, publish)
+        lifetime_s = publish.properties.message_expiry_interval
+        if lifetime_s is not None:  # it counted while the message waited to be taken, too
+            parcel.expires_at = trio.current_time() + lifetime_s - max(0.0, time.time() - message.received_at)
+        await self._send(parcel)
 
     def _has_room(self, size: int) -> bool:
         if self._again or self._sending_again or self._refused_count:
@@ -146,6 +152,10 @@ class Pump:
         return not count or (count < UNDER_WAY_COUNT_MAX and self._under_way_bytes + size <= UNDER_WAY_BYTES_MAX)
 
     async def _send(self, parcel: Parcel) -> None:
+        if parcel.expires_at != math.inf and not self._dated(parcel):
+            self._refused_count -= parcel.attempts > 0
+            self._drop(parcel.message, *_words("expired", ReasonCode.SUCCESS))
+            return
         self._adapt(parcel)
         publish = parcel.publish
         self._under_way[parcel] = None
@@ -165,6 +175,16 @@ class Pump:
             self.ended(parcel)
         else:
             self._publisher.wait_for(outgoing, parcel)
+
+    def _dated(self, parcel: Parcel) -> bool:
+        """With what is left of its Message Expiry Interval; False: nothing. (What may live for 0 s may still go at once.)"""
+        properties = parcel.publish.properties
+        left_s = math.ceil(parcel.expires_at - trio.current_time() - 0.001)
+        if left_s <= 0 and properties.message_expiry_interval != 0:
+            return False
+        if left_s != properties.message_expiry_interval:
+            parcel.publish = structs.replace(parcel.publish, properties=structs.replace(properties, message_expiry_interval=max(0, left_s)))
+        return True
 
     def _adapt(self, parcel: Parcel) -> None:
         """To what the target takes, as far as that is known: the message matters more than how surely it comes, or that it is kept."""
@@ -243,7 +263,7 @@ class Pump:
 class Parcel:
     """One message under way, and in which form."""
 
-    __slots__ = ("adapted", "attempts", "message", "outgoing", "publish", "pump", "wait_s")
+    __slots__ = ("adapted", "attempts", "expires_at", "message", "outgoing", "publish", "pump", "wait_s")
 
     def __init__(self, pump: Pump, message: Message, publish: Publish) -> None:
         self.pump = pump
@@ -253,6 +273,7 @@ class Parcel:
         self.attempts = 0
         self.adapted = False
         self.wait_s = 0.0
+        self.expires_at = math.inf
 
     def set(self) -> None:
         self.pump.ended(self)
