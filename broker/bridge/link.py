@@ -19,7 +19,7 @@ import trio
 
 from broker.bridge.far import DELAY_S_MAX, GOODBYE_S, RECEIVE_COUNT_MAX, FarEnd, watch_answers
 from broker.bridge.gate import Gate
-from broker.bridge.mapping import Mapping
+from broker.bridge.mapping import Mapping, covers
 from broker.bridge.pump import UNDER_WAY_COUNT_MAX, Pump, Tally
 from broker.bridge.settings import Bridge
 from broker.channel import MessageChannel, Subscription
@@ -137,8 +137,8 @@ class BridgeLink:
         self._remote_out_filters = tuple(one.remote_filter for one in bridge.topics if one.goes_out)
         self._brought_in: tuple[str, ...] = ()
         """Filters that may stand in its Session at the other broker, and are not wanted there any more."""
-        self._outward = Mapping([(one.local_filter, one.local_prefix, one.remote_prefix) for one in bridge.topics if one.goes_out])
-        self._inward = Mapping([(one.remote_filter, one.remote_prefix, one.local_prefix) for one in bridge.topics if one.comes_in])
+        self._outward = Mapping([(one.local_filter, one.local_prefix, one.remote_prefix, one.qos) for one in bridge.topics if one.goes_out])
+        self._inward = Mapping([(one.remote_filter, one.remote_prefix, one.local_prefix, one.qos) for one in bridge.topics if one.comes_in])
 
     # ---- its life ----------------------------------------------------------------------------------------------------
 
@@ -446,10 +446,14 @@ class BridgeLink:
 
 
 def _strongest(asked: Iterable[tuple[str, int]]) -> dict[str, int]:
-    """Each filter once, with the most that any entry wants of it."""
+    """Each filter once, with the most that any entry wants of it; without those that another one covers, for which many brokers, Mosquitto too, send
+    a copy of their own."""
     found: dict[str, int] = {}
     for filter, qos in asked:
         found[filter] = max(qos, found.get(filter, 0))
+    for filter in list(found):
+        if any(other != filter and covers(other, filter) and qos >= found[filter] for other, qos in found.items()):
+            del found[filter]
     return found
 
 

@@ -12,21 +12,22 @@ TOPICS_COUNT_MAX: Final = 10_000
 
 
 class Mapping:
-    """rules: (filter at the source, what is taken off, what is put before). The first that fits counts, as Mosquitto has it."""
+    """rules: (filter at the source, what is taken off, what is put before, at which QoS at the most). The first that fits counts, as Mosquitto
+    has it."""
 
-    def __init__(self, rules: Sequence[tuple[str, str, str]]) -> None:
+    def __init__(self, rules: Sequence[tuple[str, str, str, int]]) -> None:
         self._rules = tuple(rules)
-        self._known: dict[str, str | None] = {}
+        self._known: dict[str, tuple[str, int] | None] = {}
 
-    def target(self, topic: str) -> str | None:
-        """Its name at the other broker; None if nothing is said of it."""
+    def target(self, topic: str) -> tuple[str, int] | None:
+        """Its name at the other broker, and the most it may be carried with; None if nothing is said of it."""
         try:
             return self._known[topic]
         except KeyError:
             pass
         if len(self._known) >= TOPICS_COUNT_MAX:
             self._known.clear()
-        found = next((_renamed(topic, before, after) for filter, before, after in self._rules if matches(filter, topic)), None)
+        found = next(((_renamed(topic, before, after), qos) for filter, before, after, qos in self._rules if matches(filter, topic)), None)
         self._known[topic] = found
         return found
 
@@ -34,6 +35,19 @@ class Mapping:
 def _renamed(topic: str, before: str, after: str) -> str:
     """ "home/#" fits "home" too, which has no prefix "home/" to lose: there the one parent is the other's name."""
     return after + topic[len(before) :] if topic.startswith(before) else after.removesuffix("/")
+
+
+def covers(wide: str, narrow: str) -> bool:
+    """Does each topic that the one Topic Filter matches match the other, wide one too?"""
+    if narrow.startswith("$") and wide[:1] in "+#":
+        return False  # [MQTT5-4.7.2-1]
+    ours, theirs = wide.split("/"), narrow.split("/")
+    for index, level in enumerate(ours):
+        if level == "#":
+            return True
+        if index == len(theirs) or theirs[index] == "#" or level not in ("+", theirs[index]):
+            return False
+    return len(ours) == len(theirs)
 
 
 def overlap(one: str, other: str) -> bool:

@@ -124,13 +124,14 @@ class Pump:
             self._tally.fatal = None  # the next one like it may be taken
             self._drop(message, "fatal", "the other broker closes the connection whenever it comes")
             return
-        topic = self._mapping.target(message.topic)
+        found = self._mapping.target(message.topic)
         if message.topic == self._own:
             message.ack()
             return
-        if topic is None:
+        if found is None:
             self._drop(message, "no-mapping", "no entry of its topics fits it (any more)")
             return
+        topic, qos = found
         try:
             check_topic_name(topic)
         except InvalidTopic:
@@ -138,7 +139,7 @@ class Pump:
             return
         while not self._has_room(len(message.payload)):
             await self._changed.park()
-        publish = Publish(topic, message.payload, message.qos, message.retain and self._retain, properties=carried(message.properties))
+        publish = Publish(topic, message.payload, min(qos, message.qos), message.retain and self._retain, properties=carried(message.properties))
         parcel = Parcel(self, message, publish)
         lifetime_s = publish.properties.message_expiry_interval
         if lifetime_s is not None:  # it counted while the message waited to be taken, too

@@ -331,7 +331,7 @@ async def test_a_fault_of_ours_ends_the_bridge_alone(
     faults = iter([RuntimeError("planted")])
     target = Mapping.target
 
-    def faulty(self: Mapping, topic: str) -> str | None:
+    def faulty(self: Mapping, topic: str) -> tuple[str, int] | None:
         for fault in faults:
             raise fault
         return target(self, topic)

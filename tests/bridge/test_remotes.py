@@ -322,7 +322,26 @@ async def test_two_bridges_that_overlap_at_two_brokers(autojump_clock: trio.test
     ],
 )
 def test_the_other_name(filter: str, before: str, after: str, topic: str, expected: str | None) -> None:
-    assert Mapping([(filter, before, after)]).target(topic) == expected
+    assert Mapping([(filter, before, after, 1)]).target(topic) == (None if expected is None else (expected, 1))
+
+
+async def test_overlapping_entries_are_asked_for_once(autojump_clock: trio.testing.MockClock) -> None:
+    """Of what one of them covers there would be two copies; and each message is carried with the QoS of the first entry that fits."""
+    scripted = ScriptedBroker()
+    topics = [BridgeTopic(filter=filter, direction="in", qos=qos) for filter, qos in (("a/+", 1), ("#", 1), ("b", 2), ("b", 0), ("$x/1", 0))]
+    async with open_broker(bridges=[bridge_to(scripted, *topics)]) as near:
+        peer = await scripted.next()
+        await peer.accept()
+        asked = await peer.grant()
+        assert [(one.filter, one.qos) for one in asked.subscriptions] == [("#", 1), ("b", 2), ("$x/1", 0)]
+        await wait_state(near)
+        await peer.cut()
+    out = [BridgeTopic(filter="a/+", qos=0), BridgeTopic(filter="#", qos=2)]
+    async with open_broker() as far, open_broker(bridges=[bridge_to(far, *out)]) as near, listening(far) as there, connect(near) as client:
+        await wait_state(near)
+        for topic in ("a/1", "b"):
+            await client.publish(topic, "x", qos=2)
+        assert {message.topic: message.qos for message in [await there.receive(), await there.receive()]} == {"a/1": 0, "b": 2}
 
 
 async def test_a_parent_has_the_parents_name_and_none_where_there_is_none(

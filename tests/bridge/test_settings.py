@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker import Bridge, BridgeTls, BridgeTopic, Config, ConfigError, open_broker
-from broker.bridge.mapping import TOPICS_COUNT_MAX, Mapping, overlap
+from broker.bridge.mapping import TOPICS_COUNT_MAX, Mapping, covers, overlap
 from broker.bridge.settings import check_bridges
 from broker.wire.topics import matches
 
@@ -139,10 +139,10 @@ async def test_a_program_is_told_too() -> None:
 
 
 def test_names_are_remembered_and_not_without_end() -> None:
-    mapping = Mapping([("a/#", "a/", "b/"), ("a/x", "a/", "never/")])
+    mapping = Mapping([("a/#", "a/", "b/", 1), ("a/x", "a/", "never/", 1)])
     for number in range(TOPICS_COUNT_MAX + 10):
-        assert mapping.target(f"a/{number}") == f"b/{number}"
-    assert mapping.target("a/x") == "b/x"
+        assert mapping.target(f"a/{number}") == (f"b/{number}", 1)
+    assert mapping.target("a/x") == ("b/x", 1)
     assert mapping.target("c") is None
     assert len(mapping._known) < 100
 
@@ -156,6 +156,9 @@ def test_filters_with_a_topic_in_common_overlap(one: str, other: str, topic: str
     assert overlap(one, other) == overlap(other, one)
     if matches(one, topic) and matches(other, topic):
         assert overlap(one, other)
+    if covers(one, other) and matches(other, topic):
+        assert matches(one, topic)
+    assert covers(one, one)
 
 
 @pytest.mark.parametrize(
@@ -172,3 +175,23 @@ def test_filters_with_a_topic_in_common_overlap(one: str, other: str, topic: str
 )
 def test_overlap(one: str, other: str, expected: bool) -> None:
     assert overlap(one, other) is expected
+
+
+@pytest.mark.parametrize(
+    ("wide", "narrow", "expected"),
+    [
+        ("#", "a/b", True),
+        ("#", "+/#", True),
+        ("+/#", "#", False),
+        ("a/#", "a", True),
+        ("a/+", "a/b", True),
+        ("a/b", "a/+", False),
+        ("a/+", "a/#", False),
+        ("a", "a/b", False),
+        ("a/b", "a", False),
+        ("#", "$x", False),
+        ("$x/#", "$x/+", True),
+    ],
+)
+def test_covers(wide: str, narrow: str, expected: bool) -> None:
+    assert covers(wide, narrow) is expected
