@@ -1,17 +1,19 @@
 """Two brokers with stores and a bridge between them in virtual time, both killed at random moments, with a network that breaks and clients that come
-back: whatever was acknowledged to a publisher comes to the lasting Sessions at both, each topic in its order."""
+back, with reloads, and sometimes two ways to the one broker: whatever was acknowledged to a publisher comes to the lasting Sessions at both, each
+topic in its order."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any, Final
 
+import msgspec
 import pytest
 import trio
 import trio.testing
 
-from broker import Broker, DeliveryUnknown, PublishRefused, Reconnect, connect, open_broker
+from broker import Bridge, Broker, Config, DeliveryUnknown, PublishRefused, Reconnect, connect, open_broker
 from broker.core.saved import Changes, Saved
 from broker.testing.network import Network, Road
 from broker.testing.shelf import Shelf
@@ -58,11 +60,12 @@ class AtOnce:
 class House:
     """Where a broker is, or is not because it was killed; what it had on disk stays."""
 
-    def __init__(self, network: Network, random: Random, **options: Any) -> None:
-        self.network = network
+    def __init__(self, network: Network, random: Random, bridges: Sequence[Bridge] = ()) -> None:
+        self.networks = [network]
         self.broker: Broker | None = None
+        self.bridges = tuple(bridges)
+        """As they stand in its config now."""
         self._random = random
-        self._options = options
         self._shelf = Shelf()
         self._store: ShelfStore | None = None
         self._scope = trio.CancelScope()
@@ -71,14 +74,19 @@ class House:
         if self.broker is None:
             await trio.aclose_forcefully(stream)
         else:
-            await Road(self.network, self.broker).attach(stream, peer=peer)
+            await Road(self.networks[0], self.broker).attach(stream, peer=peer)
+
+    @property
+    def config(self) -> Config:
+        return Config(listeners=(), sys_interval_s=0, bridges=self.bridges)
 
     def kill(self) -> None:
         """Between two steps of the program: nothing more is written, nothing more is said."""
         if self._store is not None:
             self._store.killed = True
         self.broker = None
-        self.network.cut()
+        for network in self.networks:
+            network.cut()
         self._scope.cancel()
 
     async def live(self, stores: list[ShelfStore]) -> None:
@@ -87,25 +95,44 @@ class House:
             self._store = ShelfStore(self._shelf)
             stores.append(self._store)  # `open_broker` takes it at once
             with trio.CancelScope() as self._scope:
-                async with open_broker(store="a shelf", **self._options) as self.broker:
+                async with open_broker(self.config, store="a shelf") as self.broker:
                     await trio.sleep_forever()
             self.broker = None
             await trio.sleep(self._random.uniform(0, 20))
 
 
-async def break_things(near: House, far: House, random: Random) -> None:
+class SecondWay:
+    """Another address of the same broker."""
+
+    def __init__(self, house: House, network: Network) -> None:
+        self._network = network
+        self._house = house
+        house.networks.append(network)
+
+    async def attach(self, stream: trio.abc.Stream, *, peer: str = "in-process") -> None:
+        if self._house.broker is None:
+            await trio.aclose_forcefully(stream)
+        else:
+            await Road(self._network, self._house.broker).attach(stream, peer=peer)
+
+
+async def break_things(near: House, far: House, networks: Sequence[Network], random: Random) -> None:
     while True:
         await trio.sleep(random.uniform(0, 8))
-        what = random.choice(["near", "far", "cut", "silence", "cut"])
-        house = random.choice([near, far])
+        what = random.choice(["near", "far", "reload", "cut", "silence", "cut"])
+        network = random.choice(networks)
         if what in ("near", "far"):
             (near if what == "near" else far).kill()
+        elif what == "reload":
+            near.bridges = tuple(msgspec.structs.replace(one, keepalive_s=random.choice([10, 60])) for one in near.bridges)
+            if near.broker is not None:
+                near.broker.reload(near.config)
         elif what == "cut":
-            house.network.cut()
+            network.cut()
         else:
-            house.network.silence()
+            network.silence()
             await trio.sleep(random.choice([0.5, 5, 100]))
-            house.network.silence(False)
+            network.silence(False)
 
 
 async def publish(house: House, name: str, random: Random) -> None:
@@ -123,13 +150,17 @@ async def publish(house: House, name: str, random: Random) -> None:
 
 async def run(seed: int) -> None:
     random = Random(seed)
-    near_network, far_network = Network(seed), Network(seed + 1)
-    for network in (near_network, far_network):
+    networks = near_network, far_network, other_network = [Network(seed + number) for number in range(3)]
+    for network in networks:
         network.delay_s = random.choice([0, 0.01, 0.1])
         network.split_bytes = random.choice([0, 0, 3, 50])
     far = House(far_network, random)
-    bridge = bridge_to(far, answer_timeout_s=random.choice([1, 5, 60]))
-    near = House(near_network, random, bridges=[bridge])
+    options: dict[str, Any] = {"answer_timeout_s": random.choice([1, 5, 60])}
+    if random.random() < 0.5:
+        options["fallback_urls"] = (SecondWay(far, other_network),)
+    if random.random() < 0.5:
+        options["notification_topic"] = "x/told"
+    near = House(near_network, random, [bridge_to(far, **options)])
     stores: list[ShelfStore] = []
 
     async def opened(path: Any) -> ShelfStore:
@@ -155,13 +186,13 @@ async def run(seed: int) -> None:
             ):
                 await until(lambda: near.broker is not None and near.broker.bridges[0].connected)
                 async with trio.open_nursery() as faults:
-                    faults.start_soon(break_things, near, far, random)
+                    faults.start_soon(break_things, near, far, networks, random)
                     async with trio.open_nursery() as publishers:
                         publishers.start_soon(publish, near, "near", random)
                         publishers.start_soon(publish, far, "far", random)
                     faults.cancel_scope.cancel()
-                for house in (near, far):
-                    house.network.silence(False)
+                for network in networks:
+                    network.silence(False)
                 for subscription in (here, there):
                     found = await take_all(subscription, 300)
                     for name in ("near", "far"):

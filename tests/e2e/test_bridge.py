@@ -98,6 +98,29 @@ def test_retained_and_both_ways(tmp_path: Path) -> None:
             assert states.wait("message")["payload"] == "1"
 
 
+@pytest.mark.parametrize("version", ["5.0", "3.1.1"])
+@pytest.mark.parametrize("topic", ["bridges/house", "$SYS/broker/connection/house/state"])
+def test_mosquitto_is_told_and_has_a_second_address(tmp_path: Path, topic: str, version: str) -> None:
+    """The Will, retained, is published when this broker is killed and when it ends; the first address has nobody."""
+    topics = '{ filter = "out/#" }, { filter = "bridges/#", direction = "in" }'
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        nobody = probe.getsockname()[1]
+    with mosquitto(tmp_path) as far:
+        more = (f'notification_topic = "{topic}"', f'version = "{version}"', f'fallback_urls = ["mqtt://127.0.0.1:{far}"]')
+        for signal_number in (signal.SIGKILL, signal.SIGTERM):
+            with house(tmp_path, nobody, *more, topics=topics) as near:
+                near.wait("up")
+                with subscriber(far, topic) as told:
+                    payload = told.wait("message")["payload"]
+                    while payload != "1":  # the 0 of before
+                        payload = told.wait("message")["payload"]
+                    near.process.send_signal(signal_number)
+                    assert told.wait("message")["payload"] == "0"
+        with subscriber(far, topic) as told:
+            message = told.wait("message")
+            assert (message["payload"], message["retain"]) == ("0", True)
+
+
 @pytest.mark.parametrize("qos", [1, 2])
 def test_the_other_one_goes_and_comes_back(tmp_path: Path, qos: int) -> None:
     """Away at the start, and again and again: what was acknowledged here meanwhile arrives, once and in order."""
