@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from broker.auth.scram import METHOD as SCRAM
 from broker.bridge.pump import UNDER_WAY_COUNT_MAX
 from broker.bridge.settings import Bridge, BridgeTls, address_of, client_context, read_password, target_of
+from broker.client.authentication import Exchange, ScramSHA256, Token
 from broker.client.client import Client
 from broker.client.connect import Attachable, connect
 from broker.client.reconnect import Reconnect
@@ -147,13 +149,16 @@ class FarEnd:
         tls: ssl.SSLContext | None = client_context(bridge.tls) if isinstance(bridge.tls, BridgeTls) else bridge.tls
         if bridge.local_address is not None:
             options["bind_address"] = bridge.local_address
+        if bridge.auth_method is not None:
+            options["auth"] = Proof(bridge.auth_method, bridge.username or "", self._newest_password)
+        else:
+            options["username"] = bridge.username if target is None or bridge.username is not None else target.username
+            options["password"] = self._newest_password if bridge.password_file is not None else None if target is None else target.password
         async with connect(
             url,
             version=bridge.version,
             keep_alive_s=bridge.keepalive_s,
             close_grace_s=GOODBYE_S,
-            username=bridge.username if target is None or bridge.username is not None else target.username,
-            password=self._newest_password if bridge.password_file is not None else None if target is None else target.password,
             tls=tls,
             **options,
         ) as client:
@@ -169,6 +174,22 @@ class FarEnd:
                 cause = strerror(error) if isinstance(error, OSError) else str(error)
                 raise BrokerError(f"the password in {self._bridge.password_file} cannot be had: {cause}") from None
         return self._password
+
+
+class Proof:
+    """An `Authentication` with the newest password, or token, for each connection."""
+
+    def __init__(self, method: str, username: str, newest: Callable[[], bytes]) -> None:
+        self.method = method
+        self._username = username
+        self._newest = newest
+
+    def begin(self) -> Exchange:
+        try:
+            secret = self._newest().decode("utf-8")
+            return (ScramSHA256(self._username, secret) if self.method == SCRAM else Token(secret, self.method)).begin()
+        except ValueError:  # UnicodeDecodeError too, whose words repeat it
+            raise BrokerError(f"the user name or what is in password_file cannot be used with {self.method}") from None
 
 
 async def watch_answers(remote: Client, oldest: Callable[[], Outgoing | None], timeout_s: float, late: Callable[[], object]) -> None:

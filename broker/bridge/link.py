@@ -397,12 +397,19 @@ class BridgeLink:
 
     async def _wait_end(self) -> bool:
         """Until `stop`; or True: the first of the addresses is there again, and this is another one."""
-        while not self._stopping.is_set():
-            with trio.move_on_after(math.inf if self._far.is_first else SLOW_S * random.uniform(1, 1.5)):
-                await self._stopping.wait()
-            if not self._stopping.is_set() and await self._far.is_first_there():
-                return True
-        return False
+        async with trio.open_nursery() as nursery:
+
+            async def seek() -> None:
+                while not self._far.is_first:
+                    await trio.sleep(SLOW_S * random.uniform(1, 1.5))
+                    if await self._far.is_first_there():
+                        nursery.cancel_scope.cancel()
+                        return
+
+            nursery.start_soon(seek)
+            await self._stopping.wait()
+            nursery.cancel_scope.cancel()
+        return not self._stopping.is_set()
 
     async def _announce(self, remote: Client, topic: str) -> None:
         """Tell the other broker's clients; that it is over its Will tells."""

@@ -12,6 +12,7 @@ from typing import Final, Literal
 
 from msgspec import Struct
 
+from broker.auth.scram import METHOD as SCRAM
 from broker.bridge.mapping import overlap
 from broker.client.connect import Attachable, url_keywords
 from broker.errors import ConfigError
@@ -91,7 +92,8 @@ class Bridge(Struct, frozen=True, kw_only=True):
     them get what the bridge carries, user, password and tls included, and each keeps a Session of its own. answer_timeout_s: how long the other
     broker may take for SUBACK and to acknowledge a message, before the connection is made anew. notification_topic: where the other broker
     retains 1 while the bridge is connected, and 0 (by its Will) while it is not. outgoing_retain: False: what goes out is not retained there.
-    local_address: of this machine, to dial from.
+    local_address: of this machine, to dial from. auth_method: how it shows who it is instead of user name and password in CONNECT (5.0):
+    "SCRAM-SHA-256" proves the password of the file; any other Authentication Method sends the file's first line as a token.
     """
 
     name: str
@@ -109,6 +111,7 @@ class Bridge(Struct, frozen=True, kw_only=True):
     notification_topic: str | None = None
     outgoing_retain: bool = True
     local_address: str | None = None
+    auth_method: str | None = None
 
     def __repr__(self) -> str:
         return f"Bridge(name={self.name!r}, url={self.address!r})"
@@ -243,10 +246,24 @@ def _faults(bridge: Bridge) -> Iterator[Fault]:
             yield "password_file", fault
         if bridge.username is None and any(one is None or one.username is None for one in targets) and bridge.version != "5.0":
             yield "username", "is missing; MQTT 3.1.1 has no password without one"
+    yield from _auth_faults(bridge)
     yield from _tls_faults(bridge, targets)
     if not bridge.topics:
         yield "topics", "expected at least one"
     yield from _topic_faults(bridge)
+
+
+def _auth_faults(bridge: Bridge) -> Iterator[Fault]:
+    if bridge.auth_method is None:
+        return
+    if not bridge.auth_method:
+        yield "auth_method", 'expected an Authentication Method, such as "SCRAM-SHA-256", got ""'
+    if bridge.version != "5.0":
+        yield "auth_method", 'needs version = "5.0"'
+    if bridge.password_file is None:
+        yield "password_file", "is missing; auth_method shows what is in it"
+    if bridge.auth_method == SCRAM and not bridge.username:
+        yield "username", f"is missing; {SCRAM} proves who that is"
 
 
 def _is_address(text: str) -> bool:

@@ -67,6 +67,7 @@ class BridgeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     notification_topic: str | None = None
     outgoing_retain: bool = True
     local_address: str | None = None
+    auth_method: str | None = None
     tls: dict[str, Any] | None = None
     """`bridge.settings.BridgeTls`."""
     topics: list[Any] | None = None

@@ -83,6 +83,25 @@ async def test_one_that_says_that_it_is_away_is_not_gone_back_to(autojump_clock:
         await peer.cut()
 
 
+async def test_an_end_does_not_wait_for_the_first_one(autojump_clock: trio.testing.MockClock) -> None:
+    """It is being asked, and says nothing: what is under way at the other one has its grace all the same."""
+    scripted, second = ScriptedBroker(), Place()
+    async with open_broker() as far, open_broker(bridges=[bridge_to(scripted, fallback_urls=[second])]) as near, connect(near) as client:
+        second.broker = far
+        peer = await scripted.next()
+        await peer.cut()
+        await wait_state(near)
+        asked = await scripted.next()
+        await asked.expect(Connect)
+        async with listening(far) as there:
+            await client.publish("a", "1", qos=1)
+            began_at = trio.current_time()
+            await near.shutdown(60)
+            assert trio.current_time() - began_at < 5
+            assert await take(there, 1) == [("a", "1")]
+        assert near.bridges == []
+
+
 @pytest.mark.parametrize("seed", range(5))
 async def test_two_that_come_and_go(seed: int, autojump_clock: trio.testing.MockClock) -> None:
     """Whatever was acknowledged here arrives at one of them."""

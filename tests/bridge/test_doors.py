@@ -12,6 +12,7 @@ import trio
 import trustme
 
 from broker import Bridge, BridgeTls, BridgeTopic, Config, Listener, TlsFiles, connect, open_broker
+from broker.auth.hashes import hash_password
 from tests.bridge.houses import listening, take, wait_cause, wait_state
 
 TOPICS = (BridgeTopic(filter="#", direction="both", qos=1),)
@@ -54,6 +55,35 @@ async def test_over(scheme: str, certificates: Certificates, tmp_path: Path) -> 
             await other.publish("b", "in", qos=1)
             assert await take(there, 1) == await take(here, 1) == [("b", "in")]
         assert [client.username for client in far.clients() if client.client_id == "near"] == ["house" if secure else None]
+
+
+async def test_a_password_is_proven_and_a_new_one_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """SCRAM: the newest password of the file for each connection, and no word of it in any log."""
+    users, secret = tmp_path / "users", tmp_path / "secret"
+
+    def write(password: str, known: str) -> None:
+        users.write_text(f"house:{hash_password(known.encode(), 'scram-sha-256', 4096).text}\n")
+        secret.write_text(f"{password}\n")
+
+    caplog.set_level(logging.DEBUG)
+    write("first-secret", "first-secret")
+    config = Config.from_dict({"password_file": str(users), "listeners": [{"port": 0}]})
+    async with open_broker(config) as far:
+        one = Bridge(
+            name="b", url=far.urls[0], client_id="near", topics=TOPICS, username="house", password_file=str(secret), auth_method="SCRAM-SHA-256"
+        )
+        async with open_broker(bridges=[one]) as near:
+            await wait_state(near)
+            assert [client.username for client in far.clients() if client.client_id == "near"] == ["house"]
+            write("other-secret", "other-secret")
+            far.reload(config)
+            far.drop_clients()
+            await wait_state(near, b"0")
+            await wait_state(near)
+            write("caf\u00e9\u0007", "other-secret")  # a control character, which SASLprep forbids
+            far.drop_clients()
+            await wait_cause(near, "password_file cannot be used with SCRAM-SHA-256")
+    assert "-secret" not in caplog.text
 
 
 async def test_whom_it_does_not_trust_it_does_not_talk_to(certificates: Certificates, tmp_path: Path) -> None:

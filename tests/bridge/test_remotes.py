@@ -476,3 +476,17 @@ async def _next(peer: Peer, kind: type[Any]) -> Any:
         if isinstance(packet, PingReq):
             await peer.send(PingResp())
     return packet
+
+
+async def test_a_token_is_shown_over_auth_the_newest_each_time(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+    scripted, secret = ScriptedBroker(), tmp_path / "token"
+    secret.write_text("first\n")
+    async with open_broker(bridges=[bridge_to(scripted, BOTH, auth_method="JWT", password_file=str(secret))]):
+        for expected in (b"first", b"second"):
+            peer = await scripted.next()
+            asked = await peer.expect(Connect)
+            assert (asked.properties.authentication_method, asked.properties.authentication_data) == ("JWT", expected)
+            assert (asked.username, asked.password) == (None, None)
+            await peer.send(ConnAck(False, ReasonCode.SUCCESS, Properties(authentication_method="JWT")))
+            secret.write_text("second\n")
+            await peer.cut()
