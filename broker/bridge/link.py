@@ -21,7 +21,7 @@ from broker.bridge.far import DELAY_S_MAX, GOODBYE_S, RECEIVE_COUNT_MAX, FarEnd,
 from broker.bridge.gate import Gate
 from broker.bridge.mapping import Mapping, covers
 from broker.bridge.pump import UNDER_WAY_COUNT_MAX, Pump, Tally
-from broker.bridge.settings import Bridge
+from broker.bridge.settings import Bridge, comes_back
 from broker.channel import MessageChannel, Subscription
 from broker.client.client import Client
 from broker.client.connect import Attachable, connect
@@ -243,7 +243,7 @@ class BridgeLink:
         return True
 
     def _tell_state(self, state: bytes) -> None:
-        self._server.engine.publish(ApplicationMessage(self._bridge.state_topic, state, 0, True), trio.current_time())
+        self._server.engine.publish(ApplicationMessage(self._bridge.state_topic, state, 1, True), trio.current_time())
         self._server.flush()
 
     def _refused(self, error: SubscribeRefused) -> None:
@@ -376,10 +376,15 @@ class BridgeLink:
                 if self._is_new:
                     self._ask_for_retained(local)
             await local.wait_connected()
+            given: dict[str, bytes] = {}
+            if self._is_new and self._out is not None and outgoing is not None:
+                given = await self._give_first(local, self._out, outgoing)
             incoming = await self._listen(stack, local, remote, _SEND if self._is_new else _IF_NEW)
             if incoming is not None:
                 pumps.append(Pump(bridge, "in", self._inward, local, self._seldom, tally))
+                pumps[-1].echoes = given
                 nursery.start_soon(pumps[-1].run, incoming)
+                nursery.start_soon(_forget, given, bridge.answer_timeout_s)
             standing.set()
             self._is_new = False
             await self._wait_up(local, remote)
@@ -434,6 +439,22 @@ class BridgeLink:
         """The same SUBSCRIBE once more, answered with what is retained."""
         Workings(local).ask(_requests(local, self._out_filters, _SEND), IDENTIFIER)
 
+    async def _give_first(self, local: Client, pump: Pump, outgoing: Subscription) -> dict[str, bytes]:
+        """Where both brokers have retained something of a topic that is carried both ways, ours goes there before theirs is asked for; else they
+        would exchange them, and differ from then on. The retained state comes last of what is; but nobody waits for it for long. Gives what will
+        come back with theirs."""
+        topic, topics = self._bridge.state_topic, self._bridge.topics
+        if topic in self._out_filters or not any(comes_back(one, other) for one in topics for other in topics):
+            return {}
+        given = pump.given = {}
+        with trio.move_on_after(self._bridge.answer_timeout_s):
+            async with local.subscribe(topic, qos=1) as marks:
+                await marks.receive()
+            came = outgoing.statistics()
+            await pump.wait_settled(came["received"] - came["dropped"])
+        pump.given = None
+        return given
+
     async def _listen(self, stack: AsyncExitStack, local: Client, remote: Client, retain_handling: int) -> Subscription | None:
         """Subscribed at the other broker; None if nothing is to come from there."""
         filters = self._in_filters
@@ -450,6 +471,12 @@ class BridgeLink:
                 self._refused(SubscribeRefused(filter, ReasonCode.WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED))
             filters = {filter: qos for filter, qos in filters.items() if "+" not in filter and "#" not in filter}
         return await stack.enter_async_context(self._subscribed(remote, filters, retain_handling)) if filters else None
+
+
+async def _forget(given: dict[str, bytes], seconds: float) -> None:
+    """What has not come back by then does not, and the same from somebody else is news."""
+    await trio.sleep(seconds)
+    given.clear()
 
 
 def _strongest(asked: Iterable[tuple[str, int]]) -> dict[str, int]:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 UNDER_WAY_COUNT_MAX: Final = 1000
 UNDER_WAY_BYTES_MAX: Final = 8_388_608
+GIVEN_COUNT_MAX: Final = 10_000
 
 ATTEMPTS: Final = {
     ReasonCode.QUOTA_EXCEEDED: 8,
@@ -86,6 +87,11 @@ class Pump:
         """Of what is under way."""
         self._asked = trio.lowlevel.ParkingLot()
         """Unparked when something is to be sent again, and not for each acknowledgement."""
+        self._settled_count = 0
+        self.given: dict[str, bytes] | None = None
+        """What this one has carried to be retained, while that is kept: the newest payload by topic there."""
+        self.echoes: dict[str, bytes] = {}
+        """What comes back to this one of it, once each: for retained messages No Local says nothing."""
         self._taking = trio.CancelScope()
         self.finished = trio.Event()
         """Nothing is under way any more, after `stop`."""
@@ -115,6 +121,15 @@ class Pump:
         """What the other side has to acknowledge first; what is to be sent again is none of it."""
         return next((parcel.outgoing for parcel in self._under_way if parcel.outgoing is not None and not parcel.outgoing.done), None)
 
+    async def wait_settled(self, count: int) -> None:
+        """Until it is done with so many messages."""
+        while self._settled_count < count:
+            await self._changed.park()
+
+    def _settle(self, message: Message) -> None:
+        self._settled_count += 1
+        message.ack()
+
     async def _wait_done(self) -> None:
         while self._under_way or self._sending_again:
             await self._changed.park()
@@ -126,7 +141,11 @@ class Pump:
             return
         found = self._mapping.target(message.topic)
         if message.topic == self._own:
-            message.ack()
+            self._settle(message)
+            return
+        if message.retain and self.echoes and self.echoes.get(message.topic) == message.payload:
+            del self.echoes[message.topic]
+            self._settle(message)
             return
         if found is None:
             self._drop(message, "no-mapping", "no entry of its topics fits it (any more)")
@@ -140,6 +159,8 @@ class Pump:
         while not self._has_room(len(message.payload)):
             await self._changed.park()
         publish = Publish(topic, message.payload, min(qos, message.qos), message.retain and self._retain, properties=carried(message.properties))
+        if publish.retain and self.given is not None and len(self.given) < GIVEN_COUNT_MAX:
+            self.given[topic] = message.payload
         parcel = Parcel(self, message, publish)
         lifetime_s = publish.properties.message_expiry_interval
         if lifetime_s is not None:  # it counted while the message waited to be taken, too
@@ -212,7 +233,7 @@ class Pump:
         outcome, reason = outgoing.outcome, outgoing.reason
         if outcome == "acknowledged":
             self._tally.carried[self._direction] += 1
-            parcel.message.ack()
+            self._settle(parcel.message)
         elif outcome == "unknown":
             # At QoS 2, when the target lost its Session. Twice is the lesser evil: what is acknowledged here is not to be lost.
             self._ask_again(parcel)
@@ -258,7 +279,8 @@ class Pump:
         self._tally.dropped[reason] += 1
         if reason != "away":
             self._seldom.warn(reason, "bridge %r: a message on %s is not carried: %s", self._name, shown(message.topic), why)
-        message.ack()
+        self._settle(message)
+        self._changed.unpark_all()
 
 
 class Parcel:

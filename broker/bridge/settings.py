@@ -330,11 +330,12 @@ def _rings(bridges: Sequence[tuple[str, Bridge]]) -> Iterator[Fault]:
             if place == other_place or not set(bridge.ends).intersection(other.ends):
                 continue
             for index, topic in enumerate(bridge.topics):
-                if any(_comes_back(topic, back) for back in other.topics):
+                if any(comes_back(topic, back) for back in other.topics):
                     yield f"{place}.topics[{index}].filter", f"goes out here and comes back in by {other_place}: messages would go round for ever"
 
 
-def _comes_back(out: BridgeTopic, back: BridgeTopic) -> bool:
+def comes_back(out: BridgeTopic, back: BridgeTopic) -> bool:
+    """Does what the one carries out fit what the other brings in, at both brokers?"""
     return (
         out.goes_out
         and back.comes_in

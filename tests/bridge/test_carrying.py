@@ -119,6 +119,29 @@ async def test_what_is_retained_comes_first_and_once(qos: int, autojump_clock: t
             assert near.retained("#") == far.retained("#") == []
 
 
+@pytest.mark.parametrize("qos", [0, 1])
+async def test_both_have_retained_something_of_one_topic(qos: int, autojump_clock: trio.testing.MockClock) -> None:
+    """At the first contact: what is retained here counts, at both; else the two would be exchanged. What comes back of it is nothing new here."""
+    async with open_broker() as far:
+        for name in ("t", "far"):
+            await far.publish(name, "far", qos=qos, retain=True)
+        async with open_broker(bridges=[bridge_to(far)]) as near, listening(near) as here, listening(far, retained="never") as there:
+            for name in ("t", "near"):
+                await near.publish(name, "near", qos=qos, retain=True)
+            await wait_state(near)
+            await trio.sleep(100)
+            expected = [("far", "far"), ("near", "near"), ("t", "near")]
+            assert sorted((one.topic, one.text) for one in near.retained("#")) == expected
+            assert sorted((one.topic, one.text) for one in far.retained("#")) == expected
+            assert sorted(await take(here, 3)) == expected
+            await nothing_more(here)
+            received = there.statistics()["received"]
+            async with connect(far) as app:
+                await app.publish("near", "near", qos=qos, retain=True)  # the same again is carried
+                assert await take(here, 1) == [("near", "near")]
+            assert there.statistics()["received"] == received + 1
+
+
 def came(near: Broker, count: int) -> bool:
     return near.bridges[0].in_count == count
 
