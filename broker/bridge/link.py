@@ -11,7 +11,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -388,17 +388,20 @@ class BridgeLink:
             standing.set()
             self._is_new = False
             await self._wait_up(local, remote)
-            better = await self._wait_end()
-            for pump in pumps:
-                pump.stop()
-            with trio.move_on_after(FINISH_S if better else math.inf):  # else `stop` has set a deadline
-                for pump in pumps:
-                    await pump.finished.wait()
-            if better and not self._stopping.is_set():
-                self._down(f"{bridge.address} is there again")
-                self._far.first()
-                raise BeginAnew
+            await self._finish(pumps, better=await self._wait_end())
             nursery.cancel_scope.cancel()
+
+    async def _finish(self, pumps: Sequence[Pump], *, better: bool) -> None:
+        """Take nothing more, and wait for what is under way. better: then go to the first address."""
+        for pump in pumps:
+            pump.stop()
+        with trio.move_on_after(FINISH_S if better else math.inf):  # else `stop` has set a deadline
+            for pump in pumps:
+                await pump.finished.wait()
+        if better and not self._stopping.is_set():
+            self._down(f"{self._bridge.address} is there again")
+            self._far.first()
+            raise BeginAnew
 
     async def _wait_end(self) -> bool:
         """Until `stop`; or True: the first of the addresses is there again, and this is another one."""
