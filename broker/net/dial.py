@@ -193,6 +193,6 @@ def _tls_cause(error: BaseException) -> str:
     cause = cause_of(error)
     if isinstance(cause, ssl.SSLCertVerificationError):
         return f"the broker's certificate was not accepted: {verify_fault(cause)}"
-    if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError):
+    if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError):  # Python 3.11.2 raises the latter
         return reason_of(cause)
     return "the other end broke off the handshake; does it speak TLS?"

@@ -281,6 +281,8 @@ def reason_of(error: ssl.SSLError) -> str:
     """OpenSSL's reason, for people."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the certificate was not accepted: {verify_fault(error)}"
+    if isinstance(error, ssl.SSLZeroReturnError):
+        return "the other end closed it"
     reason = error.reason or str(error)
     return _REASONS.get(reason) or reason.lower().replace("_", " ")
 

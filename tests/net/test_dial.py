@@ -125,6 +125,21 @@ async def test_tls() -> None:
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("kind", [ssl.SSLEOFError, ssl.SSLZeroReturnError])
+async def test_an_end_during_the_handshake_by_whatever_name(kind: type[ssl.SSLError], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.11.2, Debian 12's, raises the second where later ones raise the first."""
+
+    async def do_handshake(stream: trio.SSLStream[trio.SocketStream]) -> None:
+        raise trio.BrokenResourceError from kind(8, "TLS/SSL connection has been closed (EOF) (_ssl.c:992)")
+
+    monkeypatch.setattr(trio.SSLStream, "do_handshake", do_handshake)
+    async with trio.open_nursery() as nursery:
+        port = await served(nursery)
+        with pytest.raises(ConnectError, match="TLS failed: the other end broke off the handshake; does it speak TLS"):
+            await dial(Target("mqtts", "127.0.0.1", port))
+        nursery.cancel_scope.cancel()
+
+
 async def test_failures_in_one_line() -> None:
     listening = socket.create_server(("127.0.0.1", 0))
     port = listening.getsockname()[1]
