@@ -66,6 +66,7 @@ lint: $(LINT)/.stamp
 	$(LINT)/bin/ruff check
 	$(LINT)/bin/ruff format --check
 	$(LINT)/bin/mypy --strict
+	$(foreach system,win32 darwin,$(LINT)/bin/mypy --strict --platform $(system) --cache-dir .mypy_cache/$(system) --no-warn-unreachable --package broker && ) :
 
 format: $(LINT)/.stamp
 	$(LINT)/bin/ruff check --fix

@@ -31,6 +31,7 @@ from broker.auth.hashes import (
 )  # fmt: skip
 from broker.auth.saslprep import saslprep
 from broker.errors import ConfigError
+from broker.words import strerror
 
 FILE_BYTES_MAX: Final = 64 * 1024 * 1024
 NAME_BYTES_MAX: Final = 65_535
@@ -129,7 +130,7 @@ def read_text(path: str | Path) -> str:
     try:
         data = read_bounded(path, FILE_BYTES_MAX)
     except OSError as error:
-        raise ConfigError([("", f"cannot be read: {os.strerror(error.errno).lower() if error.errno else error}")], source) from None
+        raise ConfigError([("", f"cannot be read: {strerror(error)}")], source) from None
     except ValueError as error:
         raise ConfigError([("", str(error))], source) from None
     try:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from msgspec import Struct
@@ -18,6 +17,7 @@ from broker.auth.acl import READ, WRITE, AccessRules, Rule
 from broker.auth.files import read_bounded
 from broker.errors import ConfigError
 from broker.wire.topics import topic_filter_fault
+from broker.words import strerror
 
 if TYPE_CHECKING:
     from jwt.types import Options
@@ -265,7 +265,7 @@ def _read(path: str) -> bytes:
     try:
         return read_bounded(path, KEY_BYTES_MAX)
     except OSError as error:
-        raise ValueError(f"cannot be read: {os.strerror(error.errno).lower() if error.errno else error}") from None
+        raise ValueError(f"cannot be read: {strerror(error)}") from None
 
 
 def _read_pem_or_secret(path: str) -> list[Key]:

@@ -18,8 +18,8 @@ from broker.client.connect import Attachable, url_keywords
 from broker.errors import ConfigError
 from broker.messages import Version
 from broker.net.dial import Target, parse_url
-from broker.net.transport import strerror
 from broker.wire.topics import topic_filter_fault, topic_name_fault
+from broker.words import strerror
 
 Direction = Literal["out", "in", "both"]
 Fault = tuple[str, str]

@@ -33,14 +33,13 @@ def bench(connection: Connection, plan: Plan, *, as_json: bool) -> int:
 
 def _allow_descriptors(count: int) -> None:
     """As many as are needed, if the hard limit lets us; else opening the sockets will say what is missing."""
-    if sys.platform == "win32":  # no such limit there
-        return
-    import resource
+    if sys.platform != "win32":  # no such limit there
+        import resource
 
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < count:
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (min(count, hard) if hard != resource.RLIM_INFINITY else count, hard))
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != resource.RLIM_INFINITY and soft < count:
+            with contextlib.suppress(ValueError, OSError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (min(count, hard) if hard != resource.RLIM_INFINITY else count, hard))
 
 
 class _Run:

@@ -2,6 +2,7 @@
 
 A pipe whose reader has paused would stop a plain write inside the loop, and with it the pings, the acknowledgements and Ctrl-C. So it is
 asked first whether the pipe has room, and waited for as for a socket; at most PIPE_BUF bytes go at once, which a pipe with room always takes.
+Windows has nothing to ask: there a thread writes to what may block.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from typing import Final
 
 import trio
 
-from broker.cli.running import Failure, OutputClosed, os_error_line
+from broker.cli.running import PIPE_BROKEN, Failure, OutputClosed, os_error_line
 
 _PIECE: Final = getattr(select, "PIPE_BUF", 512)
-_READER_GONE: Final = (errno.EPIPE, errno.ECONNRESET, errno.EIO, errno.EBADF)
+_READER_GONE: Final = (*PIPE_BROKEN, errno.ECONNRESET, errno.EIO, errno.EBADF)
 """EIO is a terminal that was closed."""
-_ROOM_ASKED: Final = hasattr(select, "poll")
+_ROOM_ASKED: Final = hasattr(select, "poll") or sys.platform == "win32"
 
 
 class Output:
@@ -40,7 +41,9 @@ class Output:
         self._whole = trio.Lock()
         # A regular file and /dev/null always take everything, and cannot be waited for.
         self._may_block = _ROOM_ASKED and _is_pipe_or_terminal(self._descriptor)
-        if self._may_block:
+        # Python's own file is one that tells a Windows console UTF-8; the C library's descriptor is not.
+        self._file = open(descriptor, "wb", buffering=0, closefd=False) if sys.platform == "win32" else None  # noqa: SIM115
+        if sys.platform != "win32" and self._may_block:
             self._poll = select.poll()
             self._poll.register(self._descriptor, select.POLLOUT)
 
@@ -59,12 +62,23 @@ class Output:
             self._whole.release()
 
     async def _write_all(self, data: bytes) -> None:
+        if sys.platform == "win32":
+            if self._may_block:
+                await trio.to_thread.run_sync(self._write_blocking, data, abandon_on_cancel=True)
+            else:
+                self._write_blocking(data)
+            return
         position = 0
         while position < len(data):
             if self._may_block and not self._poll.poll(0):
                 await trio.lowlevel.wait_writable(self._descriptor)
             piece = data[position : position + _PIECE] if self._may_block else data[position:]
             position += os.write(self._descriptor, piece)
+
+    def _write_blocking(self, data: bytes) -> None:
+        assert self._file is not None
+        while data:
+            data = data[self._file.write(data) :]
 
 
 def _is_pipe_or_terminal(descriptor: int) -> bool:

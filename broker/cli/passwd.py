@@ -12,6 +12,7 @@ from broker.auth import hashes, passwords
 from broker.cli import values
 from broker.cli.running import DONE, FAILED, Failure, say, show
 from broker.errors import ConfigError
+from broker.words import strerror
 
 
 @click.command(
@@ -76,7 +77,7 @@ def command(
     except ValueError as error:
         raise Failure(f"{error}; nothing was changed") from None
     except OSError as error:
-        raise Failure(f"{file}: cannot be written: {os.strerror(error.errno or 0).lower()}") from None
+        raise Failure(f"{file}: cannot be written: {strerror(error)}") from None
     return DONE
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from functools import partial
 from typing import Any, Final
@@ -75,15 +75,22 @@ async def _publish_lines(client: Client, publication: Publication, window_count:
             meter.count(len(line))
 
 
+def _reader(descriptor: int) -> Callable[[int], bytes]:
+    if sys.platform == "win32":  # what is typed at a console comes as UTF-8 from a file of Python's only
+        return open(descriptor, "rb", buffering=0, closefd=False).read
+    return partial(os.read, descriptor)
+
+
 async def _lines() -> AsyncGenerator[bytes]:
     """stdin, line by line as it comes, without line ends; what stands after the last one is a line too."""
-    descriptor = sys.stdin.fileno()
+    read = _reader(sys.stdin.fileno())
     held: list[bytes] = []
     held_bytes = 0
-    while chunk := await trio.to_thread.run_sync(os.read, descriptor, _CHUNK_BYTES, abandon_on_cancel=True):
+    while chunk := await trio.to_thread.run_sync(read, _CHUNK_BYTES, abandon_on_cancel=True):
         *whole, rest = chunk.split(b"\n")
         for line in whole:
-            yield b"".join([*held, line]) if held else line
+            whole_line = b"".join([*held, line]) if held else line
+            yield whole_line.removesuffix(b"\r") if sys.platform == "win32" else whole_line
             held.clear()
             held_bytes = 0
         if rest:

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import os
 import re
@@ -31,6 +32,14 @@ WRONG_USAGE: Final = 2
 TIMED_OUT: Final = 27
 INTERRUPTED: Final = 130
 LINE_LENGTH_MAX: Final = 4_000
+
+PIPE_BROKEN: Final = (errno.EPIPE,) if sys.platform != "win32" else (errno.EPIPE, errno.EINVAL)
+"""What writing to a pipe says whose reader has gone."""
+
+ENDINGS: Final = [signal.SIGINT, signal.SIGTERM]
+"""The signals that ask for an end."""
+if sys.platform == "win32":
+    ENDINGS.append(signal.SIGBREAK)  # the only one that a program can send to another; what kills it there, SIGTERM included, asks nobody
 
 
 class Failure(Exception):
@@ -58,9 +67,9 @@ def show(line: str) -> None:
     """One line on stdout. Failure where that cannot be written."""
     try:
         print(line, flush=True)
-    except BrokenPipeError:
-        raise
     except OSError as error:
+        if error.errno in PIPE_BROKEN:
+            raise OutputClosed from error
         raise Failure(f"stdout: {os_error_line(error)}") from error
 
 
@@ -78,7 +87,7 @@ def run_command_line(words: Sequence[str]) -> int:
     """Run one command line; returns the exit code and never raises."""
     try:
         return _dispatch(list(words))
-    except (OSError, Failure) as error:  # of stdout
+    except (OSError, Failure, OutputClosed) as error:  # of stdout
         return report(error)
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -265,7 +274,7 @@ def interrupted_by(ending: BaseException) -> int:
 
 
 def run_tool(work: Callable[[], Awaitable[int]], *, quiet: bool = False, cut_short: Callable[[int], Awaitable[int]] | None = None) -> int:
-    """Run `work` under Trio until it returns its exit code. SIGINT or SIGTERM ends it with a goodbye and 0; a second SIGINT ends at once.
+    """Run `work` under Trio until it returns its exit code. One of ENDINGS ends it with a goodbye and 0; a second SIGINT ends at once.
 
     cut_short: given the signal's number after it has ended `work`, says what remains to be said; returns the exit code in place of that 0.
     """
@@ -280,7 +289,7 @@ def run_tool(work: Callable[[], Awaitable[int]], *, quiet: bool = False, cut_sho
         async def watch(task_status: trio.TaskStatus[None]) -> None:
             nonlocal interrupted
             # After the first signal the handlers are what they were, so a second one does not wait for anything.
-            with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            with trio.open_signal_receiver(*ENDINGS) as signals:
                 task_status.started()
                 async for number in signals:
                     interrupted = number

@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import signal
+import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from types import FrameType
@@ -17,7 +18,7 @@ import trio
 from broker import Broker, Config, ConfigError, Listener, ListenError, StoreError, open_broker
 from broker.cli import logs, systemd
 from broker.cli.check import problem_lines, refuse_open
-from broker.cli.running import DONE, FAILED, INTERRUPTED, interrupted_by, only_cause, report, say
+from broker.cli.running import DONE, ENDINGS, FAILED, INTERRUPTED, interrupted_by, only_cause, report, say
 from broker.cli.serve import Order
 from broker.config import DEFAULT_LISTENERS, ENV_PREFIX
 from broker.net.server import tune_collector
@@ -103,16 +104,15 @@ def listeners_of(order: Order) -> list[Listener] | None:
 
 def raise_file_limit() -> None:
     """Each client is a file descriptor, and the usual limit of 1,024 is there for programs that use select()."""
-    try:
+    if sys.platform != "win32":  # which has no such limit
         import resource
-    except ImportError:  # Windows has no such limit
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == hard:
-        return
-    # Some systems (macOS) say that there is no hard limit, and then refuse more than the kernel's own.
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard != resource.RLIM_INFINITY else 65_536, hard))
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft == hard:
+            return
+        # Some systems (macOS) say that there is no hard limit, and then refuse more than the kernel's own.
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard != resource.RLIM_INFINITY else 65_536, hard))
 
 
 async def _serve(order: Order, config: Config, sockets: Mapping[str, Sequence[int]], notifier: systemd.Notifier) -> int:
@@ -121,8 +121,8 @@ async def _serve(order: Order, config: Config, sockets: Mapping[str, Sequence[in
         nursery.start_soon(logs.write_each_turn)
         # Signals first: whoever reads the address may send one at once.
         with trio.open_signal_receiver(*_endings(order)) as signals:
-            if order.config is not None and hasattr(signal, "SIGHUP"):
-                await nursery.start(_reload_on_hangup, broker, order, sockets, notifier)
+            if sys.platform != "win32" and order.config is not None:
+                await nursery.start(_reload_on_hangup, signal.SIGHUP, broker, order, sockets, notifier)
             tune_collector()
             with contextlib.suppress(OSError):  # whoever started us may have stopped reading; the clients have not
                 print("\n".join(f"listening on {url}" for url in broker.urls), flush=True)
@@ -137,8 +137,8 @@ async def _serve(order: Order, config: Config, sockets: Mapping[str, Sequence[in
 
 def _endings(order: Order) -> list[signal.Signals]:
     """The signals that end it. SIGHUP, where there is no file to read again: the terminal is gone; unless `nohup` said that this is no end."""
-    endings = [signal.SIGINT, signal.SIGTERM]
-    if hasattr(signal, "SIGHUP"):
+    endings = list(ENDINGS)
+    if sys.platform != "win32":
         # What the receivers put back when they close: a terminal and its shell may both send one, and the goodbye is under way.
         before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
         if order.config is None and before != signal.SIG_IGN:
@@ -160,18 +160,19 @@ def _end_at_once_on_the_next(config: Config) -> None:
                     os.unlink(listener.unix)
         os._exit(INTERRUPTED)
 
-    signal.signal(signal.SIGINT, end)
-    signal.signal(signal.SIGTERM, end)
+    for ending in ENDINGS:
+        signal.signal(ending, end)
 
 
 async def _reload_on_hangup(
+    hangup: signal.Signals,
     broker: Broker,
     order: Order,
     sockets: Mapping[str, Sequence[int]],
     notifier: systemd.Notifier,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    with trio.open_signal_receiver(signal.SIGHUP) as signals:
+    with trio.open_signal_receiver(hangup) as signals:
         task_status.started()
         async for _ in signals:
             await notifier.reloading()

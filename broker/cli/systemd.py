@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Mapping, MutableMapping, Sequence
 from contextlib import asynccontextmanager
@@ -20,6 +21,8 @@ import trio
 from broker.errors import ConfigError
 from broker.net.listen import at_descriptor
 from broker.net.listener import Listener
+from broker.net.unix import AF_UNIX
+from broker.words import strerror
 
 FIRST_DESCRIPTOR: Final = 3
 NOTIFY_TIMEOUT_S: Final = 1.0
@@ -85,7 +88,8 @@ class Notifier:
 
     def __init__(self, env: MutableMapping[str, str], pid: int) -> None:
         """Takes its variables out of the environment."""
-        self._address = env.pop("NOTIFY_SOCKET", "")
+        address = env.pop("NOTIFY_SOCKET", "")
+        self._address = address if sys.platform != "win32" else ""
         interval, wanted = env.pop("WATCHDOG_USEC", ""), env.pop("WATCHDOG_PID", str(pid))
         self.watchdog_s = int(interval) / 1e6 if interval.isdigit() and wanted == str(pid) and self._address else 0.0
         """How long systemd waits for a sign of life; 0: it does not."""
@@ -98,7 +102,7 @@ class Notifier:
 
     async def reloading(self) -> None:
         """Before a reload, whatever comes of it; `ready` ends it."""
-        await self._tell(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+        await self._tell(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     async def stopping(self, status: str) -> None:
         await self._tell(f"STOPPING=1\nSTATUS={_line(status)}")
@@ -124,7 +128,7 @@ class Notifier:
         if not self._address:
             return
         address = "\0" + self._address[1:] if self._address[0] == "@" else self._address
-        with trio.socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | getattr(socket, "SOCK_CLOEXEC", 0)) as sender:
+        with trio.socket.socket(AF_UNIX, socket.SOCK_DGRAM | getattr(socket, "SOCK_CLOEXEC", 0)) as sender:
             try:
                 with trio.move_on_after(NOTIFY_TIMEOUT_S) as scope:
                     await sender.connect(address)  # only a connected one tells when there is room again
@@ -132,7 +136,7 @@ class Notifier:
                 if scope.cancelled_caught:
                     logger.warning("systemd does not take what it is told (%s)", text.partition("\n")[0])
             except OSError as error:
-                logger.warning("systemd cannot be told %s: %s", text.partition("\n")[0], os.strerror(error.errno or 0).lower())
+                logger.warning("systemd cannot be told %s: %s", text.partition("\n")[0], strerror(error))
 
 
 def _line(text: str) -> str:

@@ -28,6 +28,7 @@ from broker.core.limits import Limits
 from broker.errors import ConfigError
 from broker.net.listener import Listener
 from broker.net.settings import limit_faults
+from broker.words import strerror
 
 DEFAULT_LISTENERS: Final = (Listener(host="localhost"),)
 """127.0.0.1:1883, and [::1]:1883 where the machine has IPv6."""
@@ -68,7 +69,7 @@ class Config(Struct, frozen=True, kw_only=True):
         try:
             text = read_bounded(path, FILE_BYTES_MAX).decode("utf-8-sig")  # Windows' editors put a byte order mark first
         except OSError as error:
-            raise ConfigError([("", f"cannot be read: {os.strerror(error.errno).lower() if error.errno else error}")], source) from None
+            raise ConfigError([("", f"cannot be read: {strerror(error)}")], source) from None
         except UnicodeDecodeError as error:
             raise ConfigError([("", f"is not UTF-8 at byte {error.start}")], source) from None
         except ValueError as error:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import platform
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -39,8 +40,10 @@ class _Process(ProcessCollector):
     """config/broker.service shows the broker nothing of /proc but its own processes (ProcSubset=pid): so not when the machine was started, either."""
 
     def _boot_time(self) -> float:
-        boot = getattr(time, "CLOCK_BOOTTIME", None)  # Linux
-        return 0.0 if boot is None else time.time() - time.clock_gettime(boot)
+        if sys.platform == "linux":
+            return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+        else:
+            return 0.0
 
 
 class BridgeFigures(Protocol):

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from broker.net.transport import BROKEN, SocketTransport, Transport, strerror
+from broker.net.transport import BROKEN, SocketTransport, Transport
+from broker.words import strerror
 
 if TYPE_CHECKING:
     from broker.core.engine import Engine

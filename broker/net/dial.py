@@ -7,7 +7,6 @@ itself (TCP's simultaneous open): that counts as refused, else the dialler would
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import ssl
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from msgspec import Struct
 from broker.errors import ConnectError, NotSupported
 from broker.net.tls import cause_of, reason_of, verify_fault
 from broker.net.websocket_path import PATH
+from broker.words import strerror
 
 PORTS: Final = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
 
@@ -183,7 +183,7 @@ def _cause(error: BaseException, bind_address: str | None) -> str:
     if isinstance(error, OSError) and error.errno is not None:
         if error.errno == errno.ECONNREFUSED:
             return "connection refused"
-        return os.strerror(error.errno).lower()
+        return strerror(error)
     if bind_address is not None and "local_address" in str(error):  # Trio's words for its own argument, and no number
         return f"cannot connect from {bind_address}: an address of this machine is wanted, of the broker's kind (IPv4 or IPv6)"
     return str(error) or type(error).__name__

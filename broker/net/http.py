@@ -21,7 +21,8 @@ import trio
 from broker.core.strangers import other_than_a_request
 from broker.net.tls import fault_of
 from broker.net.tls_transport import TlsTransport
-from broker.net.transport import BROKEN, Transport, receive, strerror
+from broker.net.transport import BROKEN, Transport, receive
+from broker.words import strerror
 
 HEAD_BYTES_MAX: Final = 8_192
 HEAD_TIMEOUT_S: Final = 10.0

@@ -19,8 +19,8 @@ from msgspec import structs
 from broker.errors import ConfigError, ListenError
 from broker.net.bound_socket import BoundSocket
 from broker.net.listener import DEFAULT, Listener, check, is_loopback, url_host
-from broker.net.transport import strerror
-from broker.net.unix import HAS_UNIX, bind_unix, parse_mode, shown_name
+from broker.net.unix import AF_UNIX, bind_unix, parse_mode, shown_name
+from broker.words import strerror
 
 PORT_ZERO_ATTEMPTS_MAX: Final = 50
 
@@ -66,7 +66,7 @@ def _adopt(given: trio.SocketListener) -> BoundSocket:
     listening = socket.socket(fileno=given.socket.detach())
     listening.setblocking(False)
     name = listening.getsockname()
-    if HAS_UNIX and listening.family == socket.AF_UNIX:
+    if listening.family == AF_UNIX:
         path = shown_name(name)
         return BoundSocket(listening, Listener(unix=path), f"unix://{path}")
     return BoundSocket(listening, Listener(host=name[0], port=name[1]), f"mqtt://{url_host(name[0])}:{name[1]}")
@@ -199,7 +199,7 @@ def _bind_unix(listener: Listener) -> BoundSocket:
     path = listener.unix
     assert path is not None
     try:
-        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listening = socket.socket(AF_UNIX, socket.SOCK_STREAM)
         try:
             listening.setblocking(False)
             _set_buffers(listening, listener)
@@ -230,6 +230,11 @@ def _advice(error: OSError, host: str, port: int) -> str:
     if code in (errno.EACCES, errno.EPERM):
         if unix:
             return f"permission denied; {os.path.dirname(host) or '.'} must be writable for this user, or choose another path"
+        if sys.platform == "win32":
+            return (
+                "permission denied; another program has it for itself, or Windows keeps it back "
+                "(netsh interface ipv4 show excludedportrange protocol=tcp): choose another port"
+            )
         return "permission denied; ports below 1024 belong to root: choose another port, such as 1883"
     if code == errno.EADDRNOTAVAIL:
         return f'this machine has no address {host}; use one of its own, or "*" for all of them'

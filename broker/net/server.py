@@ -31,10 +31,11 @@ from broker.net.proxy_protocol import is_trusted
 from broker.net.seldom import Seldom
 from broker.net.tally import Tally
 from broker.net.tls_transport import TlsTransport
-from broker.net.transport import Commons, SocketTransport, StreamTransport, Transport, peer_name, set_options, strerror
+from broker.net.transport import Commons, SocketTransport, StreamTransport, Transport, peer_name, set_options
 from broker.net.transport_stream import TransportStream
 from broker.net.vigil import Vigil
 from broker.reasons import ReasonCode
+from broker.words import strerror
 
 if TYPE_CHECKING:
     from broker.core.access import Access

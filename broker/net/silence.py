@@ -11,13 +11,15 @@ Only where there is epoll; elsewhere everybody waits with Trio.
 from __future__ import annotations
 
 import select
-from typing import Final
+from typing import Any, Final
 
 import trio
 
 TALKS_COUNT: Final = 2
 """Who was read so often in a row, each time within TALKS_GAP_S of the last, is about to say more."""
 TALKS_GAP_S: Final = 10.0
+
+_EPOLLIN: Final[int] = getattr(select, "EPOLLIN", 1)
 
 
 class Silence:
@@ -26,16 +28,18 @@ class Silence:
     __slots__ = ("_epoll", "_sleepers")
 
     def __init__(self) -> None:
-        self._epoll: select.epoll | None = None
+        self._epoll: Any = None
+        """A `select.epoll`, a name that macOS and Windows do not have."""
         self._sleepers: dict[int, trio.lowlevel.Task] = {}
         """By file descriptor."""
 
     async def keep(self) -> None:
         """To the end of the last client."""
-        if not hasattr(select, "epoll"):
+        make: Any = getattr(select, "epoll", None)
+        if make is None:
             return
         try:
-            epoll = select.epoll()
+            epoll = make()
         except OSError:  # no descriptor is left, or too many watch already: it is only dearer without
             return
         with epoll:
@@ -53,7 +57,7 @@ class Silence:
         if self._epoll is None:
             return False
         try:
-            self._epoll.register(descriptor, select.EPOLLIN)
+            self._epoll.register(descriptor, _EPOLLIN)
         except OSError:
             return False
         self._sleepers[descriptor] = trio.lowlevel.current_task()

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal
 from msgspec import Struct
 
 from broker.errors import ConfigError
-from broker.net.transport import strerror
+from broker.words import strerror
 
 Identity = Literal["none", "cn", "san"]
 TlsVersion = Literal["tlsv1.2", "tlsv1.3"]

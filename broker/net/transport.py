@@ -8,7 +8,6 @@ the cost of sparse traffic (over TLS: `tls_transport`). A stream that can only b
 from __future__ import annotations
 
 import contextlib
-import os
 import select
 import socket
 import sys
@@ -285,19 +284,18 @@ class StreamTransport:
 
 def bytes_underway(connected: socket.socket) -> int:
     """What lies in the kernel and the peer's has not acknowledged. Linux tells; elsewhere it counts as arrived."""
-    if sys.platform != "linux" or connected.fileno() < 0:
-        return 0
-    import fcntl
-    import termios
+    if sys.platform == "linux" and connected.fileno() >= 0:
+        import fcntl
+        import termios
 
-    with contextlib.suppress(OSError):  # a kind of socket that does not know
-        return int.from_bytes(fcntl.ioctl(connected.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        with contextlib.suppress(OSError):  # a kind of socket that does not know
+            return int.from_bytes(fcntl.ioctl(connected.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
     return 0
 
 
 def is_gone(connected: socket.socket) -> bool:
     """Was the connection reset, or found dead by TCP's own keepalive? An orderly end is not told before all is read."""
-    if not hasattr(select, "poll") or connected.fileno() < 0:
+    if sys.platform == "win32" or not hasattr(select, "poll") or connected.fileno() < 0:
         return False
     poll = select.poll()
     poll.register(connected, 0)  # POLLHUP and POLLERR come unasked
@@ -332,10 +330,3 @@ def set_options(on: socket.socket, *, nodelay: bool, tcp_keepalive_s: float) -> 
                 on.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, seconds // 3))
     except OSError:
         pass  # a peer that is gone already answers EINVAL on some systems; reading it will tell
-
-
-def strerror(error: OSError) -> str:
-    """The system's own words for an error, without number and path."""
-    if error.errno is not None and error.errno > 0:
-        return os.strerror(error.errno).lower()
-    return str(error)

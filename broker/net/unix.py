@@ -11,13 +11,16 @@ import errno
 import os
 import socket
 import stat
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
 from broker.errors import ListenError
 
-HAS_UNIX: Final = hasattr(socket, "AF_UNIX")
+AF_UNIX: Final[int] = getattr(socket, "AF_UNIX", -1)
+"""No family has that number: of Windows' sockets Python knows none with a path."""
+HAS_UNIX: Final = AF_UNIX >= 0
 
 
 def parse_mode(text: str) -> int:
@@ -30,7 +33,9 @@ def parse_mode(text: str) -> int:
 
 def parse_owner(text: str) -> tuple[int, int]:
     """ "user", "user:group" or ":group", names or numbers, as (user id, group id); -1 leaves it. ValueError for what this machine has not."""
-    import grp  # late: Windows has neither
+    if sys.platform == "win32":
+        raise ValueError("Windows has no such owners")
+    import grp
     import pwd
 
     user, colon, group = text.partition(":")
@@ -62,8 +67,9 @@ def shown_name(name: str | bytes) -> str:
 def bind_unix(listening: socket.socket, path: str, mode: int, owner: str | None) -> tuple[int, int]:
     """Bind, and say whose it is; not listening yet. Returns device and inode of the path. OSError, and ListenError where more can be said."""
     remove_stale(path)
-    with suppress(OSError):  # where a socket has no mode of its own
-        os.fchmod(listening.fileno(), 0)
+    if sys.platform != "win32":
+        with suppress(OSError):  # where a socket has no mode of its own
+            os.fchmod(listening.fileno(), 0)
     listening.bind(path)
     try:
         return _give(path, mode, owner)
@@ -78,7 +84,7 @@ def _give(path: str, mode: int, owner: str | None) -> tuple[int, int]:
     flags = getattr(os, "O_PATH", 0)
     if not flags or not os.path.isdir("/proc/self/fd"):
         return _give_at(path, path, mode, owner)
-    descriptor = os.open(path, flags | os.O_NOFOLLOW)
+    descriptor = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0))
     try:
         return _give_at(f"/proc/self/fd/{descriptor}", path, mode, owner)
     finally:
@@ -89,7 +95,7 @@ def _give_at(place: str, path: str, mode: int, owner: str | None) -> tuple[int, 
     found = os.stat(place)
     if not stat.S_ISSOCK(found.st_mode):
         raise ListenError(f"unix://{path}", "something else was put there meanwhile; choose a directory where nobody else may write")
-    if owner is not None:
+    if sys.platform != "win32" and owner is not None:
         try:
             os.chown(place, *parse_owner(owner))
         except PermissionError:
@@ -110,7 +116,7 @@ def remove_stale(path: str) -> None:
             raise ListenError(f"unix://{path}", "a file that is not a socket is there; remove it, or choose another path", errno.EEXIST)
     except FileNotFoundError:
         return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+    with socket.socket(AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)  # a full backlog answers EAGAIN: somebody is there
         try:
             probe.connect(path)

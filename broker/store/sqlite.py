@@ -20,6 +20,7 @@ from typing import Final, NamedTuple, TypeVar
 
 from broker.core.saved import WAITING, Changes, SavedIds, SavedMessage, SavedRetained, SavedRun, SavedSession, SavedSubscription, SavedWill
 from broker.errors import StoreError
+from broker.words import strerror
 
 APPLICATION_ID: Final = int.from_bytes(b"TMQB", "big")
 VERSION: Final = 2
@@ -139,7 +140,7 @@ class SqliteStore:
                 with contextlib.suppress(FileNotFoundError):
                     os.rename(self._file + suffix, target + suffix)
         except OSError as error:
-            raise StoreError(self.path, f"is damaged, and cannot be set aside: {_reason(error)}; move it away", damaged=True) from None
+            raise StoreError(self.path, f"is damaged, and cannot be set aside: {strerror(error)}; move it away", damaged=True) from None
         self._open()
         self.set_aside = target
 
@@ -195,7 +196,7 @@ class SqliteStore:
                 _in_use.add(identity)
                 self._identity = identity
         except OSError as error:
-            raise StoreError(self.path, f"cannot be opened: {_reason(error)}{self._advice(error)}") from None
+            raise StoreError(self.path, f"cannot be opened: {strerror(error)}{self._advice(error)}") from None
         return new
 
     def _advice(self, error: OSError) -> str:
@@ -340,7 +341,3 @@ def _number(connection: sqlite3.Connection, pragma: str) -> int:
     value = connection.execute(f"PRAGMA {pragma}").fetchone()[0]
     assert isinstance(value, int)
     return value
-
-
-def _reason(error: OSError) -> str:
-    return os.strerror(error.errno).lower() if error.errno else str(error)

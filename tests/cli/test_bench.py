@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import pty
 import signal
 import socket
 import subprocess
@@ -229,6 +228,7 @@ async def no_dial(_: trio.Nursery) -> trio.abc.Stream:
 
 
 def test_it_is_shown_on_a_terminal_and_gone_after_it(port: str) -> None:
+    pty = pytest.importorskip("pty", reason="Windows has no pseudo-terminals")
     shown, ours = pty.openpty()
     with subprocess.Popen(
         [*BROKER, "bench", "-p", port, "--time", "0.8", "--warm-up", "0"], cwd=ROOT, stdout=subprocess.PIPE, stderr=ours

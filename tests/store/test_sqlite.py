@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import signal
 import sqlite3
 import stat
@@ -286,6 +285,7 @@ def test_a_disk_that_fails_likewise(store: SqliteStore, tmp_path: Path, rows: in
     second = Changes(2)
     second.ended = [1]
     second.messages = [message(2, key, frame=bytes(200_000)) for key in range(rows)]
+    resource = pytest.importorskip("resource", reason="Windows bounds no file")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "broker.db-wal").stat().st_size + 10_000, limits[1]))
