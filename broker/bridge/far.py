@@ -25,8 +25,8 @@ from broker.core.client_state import PACKET_BYTES_MAX
 from broker.core.link import PACKET_BYTES_LARGEST
 from broker.errors import BrokerError, ConnectRefused
 from broker.messages import Will
-from broker.net.transport import strerror
 from broker.reasons import ReasonCode
+from broker.words import strerror
 
 if TYPE_CHECKING:
     from broker.core.client_state import Outgoing

@@ -33,7 +33,6 @@ from broker.errors import BrokerError, ConnectError, ConnectionLost, ConnectRefu
 from broker.net.seldom import Seldom
 from broker.reasons import ReasonCode
 from broker.wire.packets import MQTT_5, Properties, SubscriptionRequest
-from broker.words import strerror
 
 if TYPE_CHECKING:
     from broker.core.client_state import Outgoing
