@@ -129,11 +129,11 @@ class Keeper:
         """From now on this one; None: none."""
         unchanged = bridge is not None and bridge == self._wanted and signatures(bridge) == self._seen
         self._wanted = bridge
-        if self._link is not None and unchanged:
+        if self._link is not None and unchanged and not self._link.is_refused:
             self._link.hurry()  # what kept it from the other broker may have been mended, such as a password
         elif self._link is not None:
             moved = bridge is None or bridge.remote_client_id != self._bridge.remote_client_id or self._link.end not in bridge.ends
-            logger.info("bridge %r: %s", self._bridge.name, "it ends" if bridge is None else "it begins anew, with what has changed")
+            logger.info("bridge %r: %s", self._bridge.name, "it ends" if bridge is None else "it begins anew, with what has changed or was refused")
             self._link.stop(CHANGE_GRACE_S, for_good=moved)
 
     def end(self, grace_s: float) -> None:

@@ -204,6 +204,6 @@ async def watch_answers(remote: Client, oldest: Callable[[], Outgoing | None], t
         if owed is None or owed != before:
             since = now
         elif now - since >= timeout_s:
-            what = "answered SUBSCRIBE" if owed[1] is None else "acknowledged a message"
+            what = "answered SUBSCRIBE or UNSUBSCRIBE" if owed[1] is None else "acknowledged a message"
             workings.break_off(f"the broker has not {what} for {timeout_s:g} s")
             late()

@@ -130,6 +130,8 @@ class BridgeLink:
         self._judged = True
         self._is_new = False
         """The Session here is, and what is retained has not been asked for on both sides."""
+        self.is_refused = False
+        """A filter was, at the other broker: what it is about does not come in."""
         self._announcing = False
         """The other broker has not acknowledged that it is told that we are here."""
         self._out_filters = _strongest((one.local_filter, one.qos) for one in bridge.topics if one.goes_out)
@@ -247,7 +249,8 @@ class BridgeLink:
         self._server.flush()
 
     def _refused(self, error: SubscribeRefused) -> None:
-        logger.error("bridge %r: %s; the rest of it goes on", self._bridge.name, error)
+        self.is_refused = True
+        logger.error("bridge %r: %s; the rest of it goes on, and a reload asks again", self._bridge.name, error)
 
     # ---- the client here ---------------------------------------------------------------------------------------------
 

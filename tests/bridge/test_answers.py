@@ -11,7 +11,22 @@ import trio.testing
 
 from broker import BridgeTopic, connect, open_broker
 from broker.reasons import ReasonCode
-from broker.wire.packets import Disconnect, Packet, PingReq, PingResp, Properties, PubAck, PubComp, Publish, PubRec, PubRel, SubAck, Subscribe
+from broker.wire.packets import (
+    Disconnect,
+    Packet,
+    PingReq,
+    PingResp,
+    Properties,
+    PubAck,
+    PubComp,
+    Publish,
+    PubRec,
+    PubRel,
+    SubAck,
+    Subscribe,
+    UnsubAck,
+    Unsubscribe,
+)
 from tests.bridge.houses import bridge_to, houses, until, wait_cause, wait_state
 from tests.client.scripted import Peer, ScriptedBroker
 
@@ -34,6 +49,8 @@ async def play(peer: Peer, silent: type[Packet] | None, seen: list[Packet]) -> N
             await peer.send(PingResp())
         elif isinstance(packet, Subscribe):
             await peer.send(SubAck(packet.packet_id, tuple(ReasonCode(one.qos) for one in packet.subscriptions)))
+        elif isinstance(packet, Unsubscribe):
+            await peer.send(UnsubAck(packet.packet_id, (ReasonCode.SUCCESS,) * len(packet.filters)))
         elif isinstance(packet, Publish) and packet.qos:
             await peer.send(PubAck(packet.packet_id) if packet.qos == 1 else PubRec(packet.packet_id))
         elif isinstance(packet, PubRel):
@@ -86,7 +103,7 @@ async def test_a_subscription_that_is_made_again_is_granted_in_time_too(autojump
                 await wait_state(near)
                 await peer.cut()
             else:
-                await wait_cause(near, "has not answered SUBSCRIBE for 30 s")
+                await wait_cause(near, "has not answered SUBSCRIBE or UNSUBSCRIBE for 30 s")
                 assert near.bridges[0].timeouts_count == 1
         nursery.cancel_scope.cancel()
 

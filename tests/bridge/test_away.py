@@ -290,7 +290,7 @@ async def test_one_that_says_nothing_is_given_up(autojump_clock: trio.testing.Mo
                         await peer.send(PingResp())
 
             nursery.start_soon(play)
-            await wait_cause(near, "has not answered SUBSCRIBE for 60 s")
+            await wait_cause(near, "has not answered SUBSCRIBE or UNSUBSCRIBE for 60 s")
             nursery.cancel_scope.cancel()
 
 

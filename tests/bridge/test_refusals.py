@@ -171,7 +171,7 @@ async def test_a_filter_that_is_refused_there_leaves_the_others(autojump_clock: 
         await far.publish("news/1", "y", qos=1)
         assert await take(here, 1) == [("news/1", "y")]
         await nothing_more(here)
-    assert "bridge 'b': subscription to 'secret/#' refused: not authorized (0x87); the rest of it goes on" in caplog.text
+    assert "bridge 'b': subscription to 'secret/#' refused: not authorized (0x87); the rest of it goes on, and a reload asks again" in caplog.text
 
 
 async def test_what_no_entry_fits_any_more_is_dropped(autojump_clock: trio.testing.MockClock) -> None:

@@ -144,6 +144,28 @@ async def test_a_reload_tries_again_at_once(tmp_path: Path, autojump_clock: trio
             assert trio.current_time() - began_at < 1
 
 
+async def test_a_reload_asks_again_for_a_filter_that_was_refused(autojump_clock: trio.testing.MockClock) -> None:
+    """The other broker's rules were wrong, and nothing has changed here."""
+    allowed: set[str] = set()
+    topics = [BridgeTopic(filter=filter, direction="in") for filter in ("a/#", "b/#")]
+    async with open_broker(authorize=lambda *asked: asked[2] != "subscribe" or asked[3] in allowed | {"b/#"}) as far:
+        config = with_bridges(bridge_to(far, *topics))
+        async with open_broker(config) as near, listening(near) as here:
+            await wait_state(near)
+            assert far.statistics()["subscriptions_count"] == 1
+            allowed.add("a/#")
+            far.forget_permissions()
+            near.reload(config)
+            await wait_state(near, b"0")
+            await wait_state(near)
+            await far.publish("a/1", "x", qos=1)
+            assert await take(here, 1) == [("a/1", "x")]
+            since_s = near.bridges[0].since_s
+            near.reload(config)  # and not a second time
+            await trio.sleep(10)
+            assert near.bridges[0].since_s == since_s
+
+
 async def test_another_broker(autojump_clock: trio.testing.MockClock) -> None:
     """What waited goes to the new one; the old one keeps nothing for it."""
     async with open_broker() as first, open_broker() as second, open_broker(with_bridges(bridge_to(first))) as near, listening(second, "a") as there:
