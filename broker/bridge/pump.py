@@ -273,7 +273,8 @@ class Pump:
     def _leave(self, parcel: Parcel) -> None:
         del self._under_way[parcel]
         self._under_way_bytes -= len(parcel.publish.payload)
-        self._changed.unpark_all()
+        if self._changed:  # to wake nobody costs ten times as much as to look
+            self._changed.unpark_all()
 
     def _drop(self, message: Message, reason: str, why: str) -> None:
         self._tally.dropped[reason] += 1
