@@ -20,12 +20,14 @@ IN_A_ROW_S_MAX: Final = 0.001
 class Pace:
     """One task's; or one hand's, which a task holds."""
 
-    __slots__ = ("_left", "_now", "_until")
+    __slots__ = ("_clock", "_left", "_until", "now")
 
     def __init__(self) -> None:
         self._left = 0
         self._until = 0.0
-        self._now: Callable[[], float] = trio.current_time
+        self.now = 0.0
+        """When it was asked last."""
+        self._clock: Callable[[], float] = trio.current_time
 
     async def checkpoint(self) -> None:
         """Cancellation is honoured each time; the others get their turn after 256 times in a row, or a millisecond."""
@@ -38,11 +40,13 @@ class Pace:
     def goes_on(self) -> bool:
         """One more in this row? Then the caller owes a `checkpoint_if_cancelled`, else a checkpoint, and `rested`."""
         self._left -= 1
-        return self._left > 0 and self._now() < self._until
+        now = self.now = self._clock()
+        return self._left > 0 and now < self._until
 
     def rested(self) -> None:
         """This task has just had a scheduling point."""
         # Trio's own `current_time` is three calls around this one.
-        self._now = trio.lowlevel.current_clock().current_time
+        self._clock = trio.lowlevel.current_clock().current_time
         self._left = IN_A_ROW_COUNT_MAX
-        self._until = self._now() + IN_A_ROW_S_MAX
+        self.now = self._clock()
+        self._until = self.now + IN_A_ROW_S_MAX

@@ -121,6 +121,15 @@ class Connector:
             self._exchange = self.auth.begin()
             self._core.auth.prepare(self._exchange.first(), self._exchange.accepts)
 
+    def give_to_kernel(self, frame: bytes) -> int:
+        """How many of these bytes it took, which nothing stands before; 0 where that is the writing task's to do, and to fail at."""
+        if self._send_nowait is None or self._sending:
+            return 0
+        try:
+            return self._send_nowait(frame)
+        except BROKEN:
+            return 0
+
     def send_now(self) -> None:
         """Give the kernel what waits as far as it takes it at once. What it does not take, or fails at, is the writing task's."""
         core = self._core

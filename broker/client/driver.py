@@ -28,7 +28,7 @@ class Driver:
     def __init__(self, core: ClientProtocol, address: str, *, outgoing_count_max: int, unclaimed_grace_s: float) -> None:
         self.core = core
         self.router = Router(self._settled, trio.current_time, unclaimed_grace_s)
-        self.line = Line(core, address, self.handle)
+        self.line = Line(core, address, self.handle, self.handle_publish)
         self.publisher = Publisher(self.line, outgoing_count_max)
         self.requests = Requests()
         self.subscriber = Subscriber(self.line, self.router, self.requests.forget_topics, self.requests.is_response_topic)

@@ -19,12 +19,14 @@ class Waiter(Protocol):
 
 
 class Line:
-    """handle: takes the core's events, then sees to it that its bytes leave; to be called after every verb of the core."""
+    """handle: takes the core's events, then sees to it that its bytes leave; to be called after every verb of the core.
+    handle_publish: the same, and less, after a publish that expires at no time."""
 
-    def __init__(self, core: ClientProtocol, address: str, handle: Callable[[], None]) -> None:
+    def __init__(self, core: ClientProtocol, address: str, handle: Callable[[], None], handle_publish: Callable[[], None]) -> None:
         self.core = core
         self.address = address
         self.handle = handle
+        self.handle_publish = handle_publish
         self.connector: Connector | None = None
         self.lost: BaseException | None = None
         """Why there is no connection, and will be none."""

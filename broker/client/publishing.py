@@ -6,7 +6,7 @@ and two turns would cost five times as much. Whoever has many does not wait for 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import trio
 
@@ -18,18 +18,36 @@ from broker.pace import Pace
 from broker.reasons import ReasonCode
 from broker.wire.packets import NO_PROPERTIES, Properties, Publish
 
+_NOT_GIVEN: Final = Outgoing(Publish(""), 0)
+"""It has to go the general way."""
+
 
 class Publisher:
     def __init__(self, line: Line, outgoing_count_max: int) -> None:
         self._line = line
-        self._window = trio.Semaphore(outgoing_count_max)
+        self._places = outgoing_count_max
+        """So many more of QoS 1 and 2 may be under way."""
+        self._placeless = trio.lowlevel.ParkingLot()
         self._pace = Pace()
         self.counts = dict.fromkeys(("published", "refused", "unknown", "expired", "dropped_offline"), 0)
 
     async def publish(self, publish: Publish, offline: str, topic_alias: int | None) -> ReasonCode:
         """Wait for the end of its handshake."""
         line = self._line
-        line.check_open()
+        if line.lost is not None:
+            line.check_open()
+        if publish.qos == 0 and publish.properties is NO_PROPERTIES and topic_alias is None:
+            if self._pace.goes_on():
+                await trio.lowlevel.checkpoint_if_cancelled()
+            else:
+                await trio.lowlevel.checkpoint()
+                self._pace.rested()
+            outgoing = self._give_to_kernel(publish, offline)
+            if outgoing is None:
+                return ReasonCode.SUCCESS
+            if outgoing is not _NOT_GIVEN:
+                await self._wait_done(outgoing)
+                return self.outcome(outgoing)
         if publish.qos == 0 and offline != "wait" and not line.connected:
             await trio.lowlevel.checkpoint()
             if offline == "raise":
@@ -37,8 +55,26 @@ class Publisher:
             self.counts["dropped_offline"] += 1
             return ReasonCode.SUCCESS
         outgoing = await self.begin(publish, offline=offline, topic_alias=topic_alias)
-        if outgoing.done:
-            return self.outcome(outgoing)
+        if not outgoing.done:
+            await self._wait_done(outgoing)
+        return self.outcome(outgoing)
+
+    def _give_to_kernel(self, publish: Publish, offline: str) -> Outgoing | None:
+        """A message of QoS 0 without properties, as whole as nothing stands before it and the socket takes it. None: it is done."""
+        line = self._line
+        core, connector = line.core, line.connector
+        frame = core.frame_at_once(publish) if connector is not None else None
+        count = connector.give_to_kernel(frame) if connector is not None and frame is not None else 0
+        if frame is None or not count:
+            return _NOT_GIVEN
+        outgoing = core.sent_at_once(frame, count, publish, offline, self._pace.now)
+        if outgoing is None:
+            self.counts["published"] += 1
+        else:
+            line.handle_publish()
+        return outgoing
+
+    async def _wait_done(self, outgoing: Outgoing) -> None:
         done = trio.Event()
         self.wait_for(outgoing, done)
         try:
@@ -46,29 +82,42 @@ class Publisher:
         except trio.Cancelled:
             self.give_up(outgoing)
             raise
-        return self.outcome(outgoing)
 
     async def begin(self, publish: Publish, *, offline: str = "wait", topic_alias: int | None = None, at_once: bool = True) -> Outgoing:
         """Take a place in the window and put it on its way. Cancelled: nothing happened. The caller sets its owner, or looks at `done`."""
         line = self._line
-        await self._pace.checkpoint()
+        if self._pace.goes_on():
+            await trio.lowlevel.checkpoint_if_cancelled()
+        else:
+            await trio.lowlevel.checkpoint()
+            self._pace.rested()
         if publish.qos:
-            try:
-                self._window.acquire_nowait()
-            except trio.WouldBlock:
-                await self._window.acquire()
+            if self._places:
+                self._places -= 1
+            else:
+                await self._placeless.park()  # whoever leaves the window hands its place over
         try:
-            line.check_open()
+            if line.lost is not None:
+                line.check_open()
             outgoing = line.core.publish(publish, offline=offline, topic_alias=topic_alias, now=trio.current_time())
         except BaseException:
             if publish.qos:
-                self._window.release()
+                self._leave_window()
             raise
         # Others' publishes of QoS 1 and 2 wait for answers anyway: the writing task sends all of a turn's at once.
         if at_once and (publish.qos == 0 or line.core.outgoing_count == 1):
             line.send_now()
-        line.handle()
+        if publish.properties.message_expiry_interval is None:
+            line.handle_publish()
+        else:
+            line.handle()
         return outgoing
+
+    def _leave_window(self) -> None:
+        if self._placeless:
+            self._placeless.unpark()
+        else:
+            self._places += 1
 
     def wait_for(self, outgoing: Outgoing, owner: Waiter) -> None:
         """`owner` is told when it has ended, or when no connection will come any more."""
@@ -77,10 +126,11 @@ class Publisher:
 
     def give_up(self, outgoing: Outgoing) -> None:
         """Nobody waits for it any more: take it back, or let it end in the background."""
-        if outgoing.owner is not None:
+        if not isinstance(outgoing.owner, Pipeline):
             self._line.waiters.discard(outgoing.owner)
+        outgoing.owner = None
         if self._line.core.cancel_publish(outgoing) and outgoing.qos:
-            self._window.release()
+            self._leave_window()
 
     def on_done(self, outgoing: Outgoing) -> None:
         """The core says that it has ended."""
@@ -92,9 +142,11 @@ class Publisher:
         else:
             self.counts[outcome if outcome in self.counts else "refused"] += 1
         if outgoing.qos:
-            self._window.release()
+            self._leave_window()
         owner = outgoing.owner
-        if owner is not None:
+        if isinstance(owner, Pipeline):
+            owner.ended(outgoing)
+        elif owner is not None:
             self._line.waiters.discard(owner)
             owner.set()
 
@@ -119,7 +171,9 @@ class Publisher:
 def new_publish(topic: str, payload: Payload, qos: int, retain: bool, fields: dict[str, Any]) -> Publish:
     """fields: of `Properties`. Raises InvalidTopic, ValueError, TypeError."""
     check_topic_name(topic)
-    return Publish(topic, payload_bytes(payload), check_qos(qos), bool(retain), properties=Properties(**fields) if fields else NO_PROPERTIES)
+    data = payload if isinstance(payload, bytes) else payload_bytes(payload)
+    properties = Properties(**fields) if fields else NO_PROPERTIES
+    return Publish(topic, data, check_qos(qos), bool(retain), False, 0, properties)
 
 
 class Pipeline:
@@ -138,9 +192,10 @@ class Pipeline:
         self._bytes_max = bytes_max
         self._bytes = 0
         self._entering = 0  # there is a place for them, and they are not in it yet
-        self._places: set[_Place] = set()
+        self._under_way: set[Outgoing] = set()
         self._failed: Outgoing | None = None
         self._changed = trio.lowlevel.ParkingLot()
+        line.waiters.add(self)
 
     async def publish(
         self,
@@ -160,23 +215,24 @@ class Pipeline:
         """Takes what `Client.publish` takes. Waits for a place; cancelled, nothing happened. What is away at QoS 0 waits for the connection."""
         fields = message_properties(content_type, response_topic, correlation_data, user_properties, message_expiry_s, payload_is_text)
         publish = new_publish(topic, payload, qos, retain, fields)
-        await self._wait_until(self._count_max - 1, self._bytes_max - len(publish.payload))
+        size = len(publish.payload)
+        if self._failed is not None or len(self._under_way) + self._entering >= self._count_max or self._bytes + size > self._bytes_max:
+            await self._wait_until(self._count_max - 1, self._bytes_max - size)
         self._entering += 1
-        self._bytes += len(publish.payload)
+        self._bytes += size
         try:
             outgoing = await self._publisher.begin(publish, topic_alias=topic_alias, at_once=False)
         except BaseException:
-            self._free(publish)
+            self._bytes -= size
+            self._changed.unpark_all()
             raise
         finally:
             self._entering -= 1
+        self._under_way.add(outgoing)
         if outgoing.done:
-            self._free(publish)
-            self._ended(outgoing)
-            return
-        place = _Place(self, outgoing)
-        self._places.add(place)
-        self._publisher.wait_for(outgoing, place)
+            self.ended(outgoing)
+        else:
+            outgoing.owner = self
 
     async def wait_done(self) -> None:
         """Until all handshakes are complete. Raises what the first one that failed would have raised."""
@@ -187,7 +243,7 @@ class Pipeline:
     async def _wait_until(self, count: int, size: int) -> None:
         while True:
             self._check()
-            under_way = len(self._places) + self._entering
+            under_way = len(self._under_way) + self._entering
             if not under_way or (under_way <= count and self._bytes <= size):
                 return
             await self._changed.park()
@@ -196,34 +252,23 @@ class Pipeline:
         if self._failed is not None:
             self._publisher.outcome(self._failed)
 
-    def ended(self, place: _Place) -> None:
-        self._places.discard(place)
-        self._free(place.outgoing.publish)
-        self._ended(place.outgoing)
-
-    def _free(self, publish: Publish) -> None:
-        self._bytes -= len(publish.payload)
-        self._changed.unpark_all()
-
-    def _ended(self, outgoing: Outgoing) -> None:
+    def ended(self, outgoing: Outgoing) -> None:
+        """One has, or no connection will come any more."""
+        self._under_way.discard(outgoing)
+        self._bytes -= len(outgoing.publish.payload)
         if outgoing.outcome != "acknowledged" and self._failed is None:
             self._failed = outgoing
+        if self._changed:
+            self._changed.unpark_all()
+
+    def set(self) -> None:
+        """No connection will come any more."""
+        for outgoing in list(self._under_way):
+            self.ended(outgoing)
 
     def abandon(self) -> None:
         """Nobody waits any more: what has not left is taken back."""
-        for place in list(self._places):
-            self._publisher.give_up(place.outgoing)
-        self._places.clear()
-
-
-class _Place:
-    """One message under way in a pipeline."""
-
-    __slots__ = ("outgoing", "pipeline")
-
-    def __init__(self, pipeline: Pipeline, outgoing: Outgoing) -> None:
-        self.pipeline = pipeline
-        self.outgoing = outgoing
-
-    def set(self) -> None:
-        self.pipeline.ended(self)
+        self._line.waiters.discard(self)
+        for outgoing in self._under_way:
+            self._publisher.give_up(outgoing)
+        self._under_way.clear()

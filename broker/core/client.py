@@ -34,7 +34,7 @@ from broker.core.client_state import (
 )
 from broker.errors import MalformedPacket, PeerError, ProtocolError
 from broker.reasons import ReasonCode, to_connack_return_code
-from broker.wire.codec import decode, encode, encode_varint
+from broker.wire.codec import decode, decode_frame, encode, encode_varint
 from broker.wire.framing import FrameDecoder
 from broker.wire.packets import (
     MQTT_5,
@@ -98,7 +98,7 @@ class ClientProtocol:
         """A CONNECT was not answered since the last CONNACK: it may have begun another Session."""
         self.events: list[Event] = []
         """What the caller has not taken yet."""
-        self.outbox = ClientOutbox(options.version, self._send, self.events.append)
+        self.outbox = ClientOutbox(options.version, self._send, self._send_publish, self.events.append)
         self.sender = self.outbox.sender
         self.inbox = ClientInbox(options)
         self.auth = ClientAuth(options.connect_properties.authentication_method)
@@ -331,6 +331,21 @@ class ClientProtocol:
             self.outbox.lose(outgoing)
         return outgoing
 
+    def frame_at_once(self, publish: Publish) -> bytes | None:
+        """A message of QoS 0 without properties, on a good topic, that may be given to the kernel now because nothing waits before it; None if it may
+        not, and `publish` has to be called. The caller then says how much of it went, with `sent_at_once`, before anything else is done."""
+        if self.state != "connected" or self._batch or self._parts or self.on_packet is not None:
+            return None
+        return self.outbox.frame_at_once(publish)
+
+    def sent_at_once(self, frame: bytes, count: int, publish: Publish, offline: str, now: float) -> Outgoing | None:
+        """The kernel has taken so many bytes of that frame, one at least. None: all, and the message is done; else `data_to_send` has the rest."""
+        self._keep_alive.sent_at = self.outbox.now = now
+        if count == len(frame):
+            return None
+        self._batch = frame[count:]
+        return self.outbox.began_at_once(publish, offline)
+
     def cancel_publish(self, outgoing: Outgoing) -> bool:
         """True: its PUBLISH had not left, and nothing has happened. False: the handshake goes on, `PublishDone` will come."""
         return self.outbox.cancel(outgoing)
@@ -498,15 +513,25 @@ class ClientProtocol:
             self._abandon_deaf()
         return self._parts_bytes
 
+    def _send_publish(self, frame: bytes) -> int:
+        """A new PUBLISH, within what the broker takes. How many bytes wait to be sent now."""
+        if self.state != "closing":
+            if self.on_packet is not None:
+                return self._send(decode_frame(frame, self.version), frame)
+            self._parts.append(frame)
+            self._parts_bytes += len(frame)
+        return self._parts_bytes
+
     def send_acknowledgement(self, frames: bytes) -> None:
         """Whole ones, as many as there are."""
         if not frames or self.state == "closing":
             return
         if self.on_packet is not None or self.capabilities.packet_bytes_max < ACKNOWLEDGEMENT_BYTES_MAX:
-            decoder = FrameDecoder(len(frames))
-            decoder.feed(frames)
-            while (frame := decoder.next_frame()) is not None:
-                self._send(decode(*frame, self.version))
+            position = 0
+            while position < len(frames):
+                end = position + 2 + frames[position + 1]
+                self._send(decode_frame(frames[position:end], self.version))
+                position = end
             return
         self._parts.append(frames)
         self._parts_bytes += len(frames)

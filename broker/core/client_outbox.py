@@ -14,6 +14,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
+from typing import Final
 
 from msgspec import structs
 
@@ -21,14 +22,18 @@ from broker.core.client_state import Capabilities, Outcome, Outgoing
 from broker.core.inflight import Sender
 from broker.errors import NotSupported
 from broker.reasons import ReasonCode
-from broker.wire.codec import acknowledgement, encode
+from broker.wire.codec import acknowledgement, encode, encode_string, publish_frame
 from broker.wire.packets import MQTT_5, NO_PROPERTIES, Packet, Publish, PubRel
+from broker.wire.topics import topic_name_fault
 
-PAYLOAD_BYTES_MAX = 268_000_000
+PAYLOAD_BYTES_MAX: Final = 268_000_000
+_HEADS_COUNT_MAX: Final = 1000
+_HEAD_BYTES_MAX: Final = 256
 
 
 class ClientOutbox:
-    """send: takes a packet with its frame, and answers how many bytes wait to be sent. done: told of each that has ended."""
+    """send: takes a packet with its frame, and answers how many bytes wait to be sent. send_frame: the same of a PUBLISH, without the packet.
+    done: told of each that has ended."""
 
     __slots__ = (
         "_aliases",
@@ -37,8 +42,10 @@ class ClientOutbox:
         "_done",
         "_expiring",
         "_free_ids",
+        "_heads",
         "_released",
         "_send",
+        "_send_frame",
         "_sequence",
         "_version",
         "_waiting",
@@ -46,16 +53,20 @@ class ClientOutbox:
         "sender",
     )
 
-    def __init__(self, version: int, send: Callable[[Packet, bytes], int], done: Callable[[Outgoing], None]) -> None:
+    def __init__(
+        self, version: int, send: Callable[[Packet, bytes], int], send_frame: Callable[[bytes], int], done: Callable[[Outgoing], None]
+    ) -> None:
         self.sender: Sender[Outgoing] = Sender()
         self._version = version
         self._send = send
+        self._send_frame = send_frame
         self._done = done
         self._capabilities = Capabilities(None, version)
         self._waiting: tuple[deque[Outgoing], deque[Outgoing]] = (deque(), deque())  # QoS 0; QoS 1 and 2
         self._released: dict[int, Outgoing] = {}
         self._batch: list[Outgoing] = []  # QoS 0 in the bytes that are being sent
         self._aliases: dict[int, str] = {}
+        self._heads: dict[str, bytes] = {}  # topics as they are sent
         self._sequence = 0
         self._free_ids: bytearray | None = None
         """One bit an id: this run has released it, or the Session is of this run and it needs no releasing (None)."""
@@ -67,6 +78,13 @@ class ClientOutbox:
 
     def check(self, publish: Publish, topic_alias: int | None, *, connected: bool) -> None:
         """NotSupported for what this connection's broker said it has not, ValueError for what cannot be expressed."""
+        if publish.properties is NO_PROPERTIES and topic_alias is None:
+            refusal = self.refusal(publish, None) if connected else None
+            if refusal is not None:
+                raise NotSupported(refusal[1])
+            if len(publish.payload) > PAYLOAD_BYTES_MAX:
+                raise ValueError(f"a payload of {len(publish.payload):,} bytes does not fit into a packet")
+            return
         if self._version < MQTT_5 and (publish.properties is not NO_PROPERTIES or topic_alias is not None):
             raise NotSupported("properties of a message need MQTT 5.0")
         if topic_alias is not None and not isinstance(topic_alias, int):
@@ -84,13 +102,44 @@ class ClientOutbox:
     def add(self, publish: Publish, offline: str, topic_alias: int | None) -> Outgoing:
         """Put a message at the end of what waits."""
         self._sequence += 1
-        outgoing = Outgoing(publish, self._sequence, offline=offline, topic_alias=topic_alias)
+        outgoing = Outgoing(publish, self._sequence, offline, topic_alias)
         self._waiting[1 if publish.qos else 0].append(outgoing)
         if publish.properties.message_expiry_interval is not None:
             outgoing.expires_at = self.now + publish.properties.message_expiry_interval
             heappush(self._expiring, (outgoing.expires_at, outgoing.sequence, outgoing))
             self._forget_expiries()
         return outgoing
+
+    # ---- a message of QoS 0 that nothing stands before ----
+
+    def frame_at_once(self, publish: Publish) -> bytes | None:
+        """The frame of such a message, without properties; None where it has to go the general way, or where that has to say why it may not."""
+        able = self._capabilities
+        if self._waiting[0] or self._waiting[1] or (publish.retain and not able.retain) or len(publish.payload) > PAYLOAD_BYTES_MAX:
+            return None
+        frame = publish_frame(0x30 | publish.retain, self._head(publish.topic, b""), publish.payload)
+        return frame if len(frame) <= able.packet_bytes_max else None
+
+    def began_at_once(self, publish: Publish, offline: str) -> Outgoing:
+        """A part of that frame has left; `batch_sent` follows with the rest."""
+        self._sequence += 1
+        outgoing = Outgoing(publish, self._sequence, offline)
+        outgoing.left = True
+        self._batch.append(outgoing)
+        return outgoing
+
+    def _head(self, topic: str, packet_id: bytes) -> bytes:
+        """What stands before the payload of a message without properties. ValueError for what is no Topic Name."""
+        head = self._heads.get(topic)
+        if head is None:
+            if topic_name_fault(topic) is not None:
+                raise ValueError(f"{topic!r} is no Topic Name")
+            head = encode_string(topic)
+            if len(head) <= _HEAD_BYTES_MAX:
+                if len(self._heads) >= _HEADS_COUNT_MAX:
+                    self._heads.clear()
+                self._heads[topic] = head
+        return head + packet_id + b"\0" if self._version >= MQTT_5 else head + packet_id
 
     # ---- expiry ------------------------------------------------------------------------------------------------------
 
@@ -225,7 +274,11 @@ class ClientOutbox:
             may_count = bool(counted) and sender.quota > 0 and not sender.resend
             if free and not (may_count and counted[0].sequence < free[0].sequence):
                 outgoing = free.popleft()
-                waiting_bytes = self._send_publish(outgoing, outgoing.publish, outgoing.topic_alias, waiting_bytes)
+                publish = outgoing.publish
+                if publish.properties is NO_PROPERTIES and outgoing.topic_alias is None:
+                    waiting_bytes = self._send_plain(outgoing, 0, waiting_bytes)
+                else:
+                    waiting_bytes = self._send_publish(outgoing, publish, outgoing.topic_alias, waiting_bytes)
                 if outgoing.left:
                     self._batch.append(outgoing)
             elif may_count:
@@ -233,10 +286,25 @@ class ClientOutbox:
                 outgoing.packet_id = sender.send(outgoing)
                 if self._free_ids is not None and outgoing.qos == 2:
                     self._release(outgoing.packet_id, self._free_ids)
-                publish = structs.replace(outgoing.publish, packet_id=outgoing.packet_id)
+                publish = outgoing.publish
+                if publish.properties is NO_PROPERTIES and outgoing.topic_alias is None:
+                    waiting_bytes = self._send_plain(outgoing, outgoing.packet_id, waiting_bytes)
+                    continue
+                publish = structs.replace(publish, packet_id=outgoing.packet_id)
                 waiting_bytes = self._send_publish(outgoing, publish, outgoing.topic_alias, waiting_bytes)
             else:
                 break
+
+    def _send_plain(self, outgoing: Outgoing, packet_id: int, waiting_bytes: int) -> int:
+        """A new message without properties. How many bytes wait after it."""
+        publish = outgoing.publish
+        if publish.qos <= self._capabilities.maximum_qos and not (publish.retain and not self._capabilities.retain):
+            head = self._head(publish.topic, packet_id.to_bytes(2, "big") if packet_id else b"")
+            frame = publish_frame(0x30 | publish.qos << 1 | publish.retain, head, publish.payload)
+            if len(frame) <= self._capabilities.packet_bytes_max:
+                outgoing.left = True
+                return self._send_frame(frame)
+        return self._send_publish(outgoing, structs.replace(publish, packet_id=packet_id), None, waiting_bytes)  # says why not
 
     def _send_publish(self, outgoing: Outgoing, publish: Publish, alias: int | None, waiting_bytes: int) -> int:
         """How many bytes wait after it."""

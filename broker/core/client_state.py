@@ -68,7 +68,7 @@ class Outgoing:
         "topic_alias",
     )
 
-    def __init__(self, publish: Publish, sequence: int, *, offline: str = "wait", topic_alias: int | None = None) -> None:
+    def __init__(self, publish: Publish, sequence: int, offline: str = "wait", topic_alias: int | None = None) -> None:
         self.publish = publish
         self.qos: int = publish.qos
         self.sequence = sequence

@@ -80,6 +80,14 @@ def decode(first_byte: int, body: bytes, version: int) -> Packet:
     return _DECODERS[first_byte](first_byte, body, version)
 
 
+def decode_frame(frame: bytes, version: int) -> Packet:
+    """The packet of one whole frame that we made ourselves."""
+    start = 1
+    while frame[start] & 0x80:
+        start += 1
+    return decode(frame[0], frame[start + 1 :], version)
+
+
 def _decode_connect(first_byte: int, body: bytes, version: int) -> Connect:
     if len(body) >= _CONNECT_HEAD_BYTES and body[:7] in _HEADS:
         version = body[6]

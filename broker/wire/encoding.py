@@ -159,6 +159,15 @@ def _encode_puback(packet: PubAck, version: int) -> tuple[int, bytes]:
     return 0x40, _ack_body(packet, version, PUBACK, reasons.PUBACK_CODES)
 
 
+def publish_frame(first_byte: int, head: bytes, payload: bytes) -> bytes:
+    """The frame of a PUBLISH whose topic, packet id and properties stand in `head`, as they are sent. The caller knows that they may be, and bounds
+    the payload."""
+    size = len(head) + len(payload)
+    if size < 128:
+        return _SHORT_HEADERS[first_byte][size] + head + payload
+    return b"".join((bytes((first_byte,)), encode_varint(size), head, payload))
+
+
 def acknowledgement(first_byte: int, packet_id: int, reason: ReasonCode, version: int) -> bytes:
     """The frame of a PUBACK, PUBREC, PUBREL or PUBCOMP that says no more than this. The caller knows that it may carry that reason."""
     if reason == 0 or version < MQTT_5:
