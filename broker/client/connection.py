@@ -21,6 +21,7 @@ from broker.client.reconnect import Reconnect, is_final
 from broker.core.client import ClientProtocol
 from broker.errors import BrokerError, ConnectError, ConnectionLost, ConnectRefused, PeerError
 from broker.net.tls import reason_of
+from broker.net.transport import SocketTransport, receive
 from broker.reasons import ReasonCode
 
 READ_BYTES: Final = 65_536
@@ -87,7 +88,7 @@ class Connector:
         self._writer = trio.lowlevel.ParkingLot()
         self._resting = False  # the writing task waits for bytes
         self._sending = False  # the writing task is in the middle of what data_to_send gave it
-        self._send_nowait: Callable[[bytes], int] | None = None
+        self._direct: SocketTransport | None = None  # past Trio's stream, where that is a socket
         self._timer = trio.lowlevel.ParkingLot()
         self._timer_deadline = math.inf
         self._closing_seen = False
@@ -123,26 +124,22 @@ class Connector:
 
     def give_to_kernel(self, frame: bytes) -> int:
         """How many of these bytes it took, which nothing stands before; 0 where that is the writing task's to do, and to fail at."""
-        if self._send_nowait is None or self._sending:
+        if self._direct is None or self._sending:
             return 0
         try:
-            return self._send_nowait(frame)
+            return self._direct.send_nowait(frame)
         except BROKEN:
             return 0
 
     def send_now(self) -> None:
         """Give the kernel what waits as far as it takes it at once. What it does not take, or fails at, is the writing task's."""
         core = self._core
-        if self._send_nowait is None or self._sending or core.closing:
+        if self._direct is None or self._sending or core.closing:
             return
         data = core.data_to_send()
-        if data:
-            try:
-                count = self._send_nowait(data)
-            except BROKEN:
-                return
-            if count:
-                core.bytes_sent(count, trio.current_time())
+        count = self.give_to_kernel(data) if data else 0
+        if count:
+            core.bytes_sent(count, trio.current_time())
 
     def close(self, reason: ReasonCode, *, linger: bool = True) -> None:
         """Say goodbye and end all tasks within a deadline. linger: wait (close_grace_s at most) for the broker to close its side.
@@ -253,7 +250,7 @@ class Connector:
                 self._core.options = structs.replace(self._core.options, password=password_bytes(self._password()))
             self._core.begin_connection(trio.current_time(), connack_deadline)
             self._sending = self._resting = False
-            with direct_sending(stream) as self._send_nowait:
+            with past_trio(stream) as self._direct:
                 try:
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(self._write, stream)
@@ -263,14 +260,14 @@ class Connector:
                         await self._read(stream)
                         nursery.cancel_scope.cancel()
                 finally:
-                    self._send_nowait = None
+                    self._direct = None
 
     async def _read(self, stream: trio.abc.Stream) -> None:
         """To the end of the stream, whatever else waits; what comes after our goodbye is thrown away."""
-        core = self._core
+        core, direct = self._core, self._direct
         while True:
             try:
-                data = await stream.receive_some(READ_BYTES)
+                data = await (stream.receive_some(READ_BYTES) if direct is None else receive(direct))
             except BROKEN as error:
                 if not core.closing:
                     core.abandon(f"the connection broke: {_words(error)}")
@@ -310,11 +307,16 @@ class Connector:
             while True:
                 data = core.data_to_send()
                 if data:
-                    self._sending = True
-                    await stream.send_all(data)
-                    self._sending = False
-                    core.bytes_sent(len(data), trio.current_time())
+                    count = 0 if self._direct is None else self._direct.send_nowait(data)
+                    if not count:
+                        self._sending = True
+                        await stream.send_all(data)
+                        self._sending = False
+                        count = len(data)
+                    core.bytes_sent(count, trio.current_time())
                     self._handle()
+                    if core.wants_to_send:
+                        await trio.lowlevel.checkpoint()
                 elif core.closing:
                     break
                 else:
@@ -352,23 +354,15 @@ class Connector:
 
 
 @contextmanager
-def direct_sending(stream: trio.abc.Stream) -> Iterator[Callable[[bytes], int] | None]:
-    """What takes as many bytes as it can without waiting, 0 if none; None for a stream that can only be awaited."""
+def past_trio(stream: trio.abc.Stream) -> Iterator[SocketTransport | None]:
+    """What sends without waiting, and waits without trying to read first, which most often is in vain; None for a stream that can only be awaited."""
     if not isinstance(stream, trio.SocketStream):
         yield None
         return
     # A second object for the same descriptor, to be let go of before that is closed: Trio's own has no send that does not wait.
     direct = socket.socket(fileno=stream.socket.fileno())
-    direct.setblocking(False)
-
-    def send_nowait(data: bytes) -> int:
-        try:
-            return direct.send(data)
-        except (BlockingIOError, InterruptedError):
-            return 0
-
     try:
-        yield send_nowait
+        yield SocketTransport(direct)
     finally:
         direct.detach()
 
