@@ -31,7 +31,6 @@ from broker.messages import (
     Version,
     check_qos,
     check_topic_filter,
-    message_properties,
     user_property_pairs,
     whole_seconds,
 )
@@ -120,10 +119,12 @@ class Client:
         Each call honours cancellation; other tasks get their turn when there is something to wait for, after 256 calls, or a millisecond.
         Raises PublishRefused, Offline, DeliveryUnknown, MessageExpired, InvalidTopic, NotSupported, ConnectionLost.
         """
-        fields = message_properties(content_type, response_topic, correlation_data, user_properties, message_expiry_s, payload_is_text)
+        publish = new_publish(
+            topic, payload, qos, retain, content_type, response_topic, correlation_data, user_properties, message_expiry_s, payload_is_text
+        )
         if offline not in ("wait", "raise", "drop"):
             raise ValueError(f"offline must be wait, raise or drop, not {offline!r}")
-        return await self._driver.publisher.publish(new_publish(topic, payload, qos, retain, fields), offline, topic_alias)
+        return await self._driver.publisher.publish(publish, offline, topic_alias)
 
     @asynccontextmanager
     async def pipeline(self, *, count_max: int = 1000, bytes_max: int = 8_388_608) -> AsyncIterator[Pipeline]:
@@ -224,8 +225,9 @@ class Client:
         if response_topic is None:
             response_topic = f"{self.core.capabilities.response_information or 'reply'}/{self.client_id}"
         request = new_request(response_topic)
-        fields = message_properties(content_type, response_topic, request.correlation_data, user_properties, message_expiry_s, None)
-        return await self._driver.requester.ask(new_publish(topic, payload, qos, False, fields), request, own=own)
+        data = request.correlation_data
+        publish = new_publish(topic, payload, qos, False, content_type, response_topic, data, user_properties, message_expiry_s, None)
+        return await self._driver.requester.ask(publish, request, own=own)
 
     async def reply(
         self, request: Message, payload: Payload = b"", *, qos: int = 1, content_type: str | None = None, user_properties: UserProperties = ()

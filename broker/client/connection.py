@@ -86,7 +86,7 @@ class Connector:
         self._scope = trio.CancelScope(shield=True)  # ended by close(), see above
         self._tasks: trio.CancelScope | None = None
         self._writer = trio.lowlevel.ParkingLot()
-        self._resting = False  # the writing task waits for bytes
+        self.resting = False  # the writing task waits for bytes
         self._sending = False  # the writing task is in the middle of what data_to_send gave it
         self._direct: SocketTransport | None = None  # past Trio's stream, where that is a socket
         self._timer = trio.lowlevel.ParkingLot()
@@ -104,8 +104,8 @@ class Connector:
         if core.closing and not self._closing_seen:
             self._closing_seen = True
             self._end_within(self._close_grace_s)
-        if self._resting and (core.closing or core.wants_to_send):
-            self._resting = False
+        if self.resting and (core.closing or core.wants_to_send):
+            self.resting = False
             self._writer.unpark_all()
 
     def wake(self) -> None:
@@ -249,7 +249,7 @@ class Connector:
             if self._password is not None:
                 self._core.options = structs.replace(self._core.options, password=password_bytes(self._password()))
             self._core.begin_connection(trio.current_time(), connack_deadline)
-            self._sending = self._resting = False
+            self._sending = self.resting = False
             with past_trio(stream) as self._direct:
                 try:
                     async with trio.open_nursery() as nursery:
@@ -322,7 +322,7 @@ class Connector:
                 else:
                     self._handle()  # what was refused, or had expired, instead of being sent
                     if not core.wants_to_send and not core.closing:
-                        self._resting = True
+                        self.resting = True
                         await self._writer.park()
             ends = stream if core.said_goodbye and self._linger_s > 0 and isinstance(stream, trio.abc.HalfCloseableStream) else None
             if ends is not None:

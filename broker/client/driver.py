@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from typing import Final
 from weakref import WeakSet
 
 import trio
@@ -16,12 +17,14 @@ from broker.client.line import Line
 from broker.client.news import News, NewsIterator
 from broker.client.publishing import Publisher
 from broker.client.requests import Requester, Requests
-from broker.client.router import Router, settlement
+from broker.client.router import Router
 from broker.client.subscribing import Subscriber
 from broker.core.client import ClientProtocol
 from broker.core.client_state import Connected, Delivery, Event, ExchangeDone, Outgoing, Reauthenticated, Refused, Resubscribed
 from broker.errors import ConnectionLost, ConnectRefused
 from broker.reasons import ReasonCode
+
+_SUCCESS: Final = ReasonCode.SUCCESS
 
 
 class Driver:
@@ -107,9 +110,10 @@ class Driver:
             news.tell(what)
 
     def _settled(self, delivery: Delivery, taken: bool) -> None:
-        self.core.settle(delivery, settlement(taken))
-        if self.line.connector is not None:
-            self.line.connector.wake_writer()
+        core, connector = self.core, self.line.connector
+        core.settle(delivery, _SUCCESS if taken else ReasonCode.IMPLEMENTATION_SPECIFIC_ERROR)
+        if connector is not None and (connector.resting or core.state == "closing"):
+            connector.wake_writer()
 
     def handle(self) -> None:
         """After every verb of the core: take the core's events, then see to it that its bytes leave."""

@@ -6,7 +6,7 @@ and two turns would cost five times as much. Whoever has many does not wait for 
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import trio
 
@@ -57,6 +57,8 @@ class Publisher:
         outgoing = await self.begin(publish, offline=offline, topic_alias=topic_alias)
         if not outgoing.done:
             await self._wait_done(outgoing)
+        else:
+            await trio.lowlevel.cancel_shielded_checkpoint()
         return self.outcome(outgoing)
 
     def _give_to_kernel(self, publish: Publish, offline: str) -> Outgoing | None:
@@ -84,9 +86,12 @@ class Publisher:
             raise
 
     async def begin(self, publish: Publish, *, offline: str = "wait", topic_alias: int | None = None, at_once: bool = True) -> Outgoing:
-        """Take a place in the window and put it on its way. Cancelled: nothing happened. The caller sets its owner, or looks at `done`."""
+        """Take a place in the window and put it on its way. Cancelled: nothing happened. The caller sets its owner, or looks at `done`.
+
+        at_once: for a message that is waited for by itself; of QoS 1 and 2 its caller has to wait for the end, which is a scheduling point.
+        """
         line = self._line
-        if self._pace.goes_on():
+        if (publish.qos and at_once) or self._pace.goes_on():
             await trio.lowlevel.checkpoint_if_cancelled()
         else:
             await trio.lowlevel.checkpoint()
@@ -168,11 +173,32 @@ class Publisher:
         raise PublishRefused(topic, outgoing.reason)
 
 
-def new_publish(topic: str, payload: Payload, qos: int, retain: bool, fields: dict[str, Any]) -> Publish:
-    """fields: of `Properties`. Raises InvalidTopic, ValueError, TypeError."""
+def new_publish(
+    topic: str,
+    payload: Payload,
+    qos: int,
+    retain: bool,
+    content_type: str | None = None,
+    response_topic: str | None = None,
+    correlation_data: bytes | None = None,
+    user_properties: UserProperties = (),
+    message_expiry_s: int | None = None,
+    payload_is_text: bool | None = None,
+) -> Publish:
+    """Raises InvalidTopic, ValueError, TypeError."""
     check_topic_name(topic)
     data = payload if isinstance(payload, bytes) else payload_bytes(payload)
-    properties = Properties(**fields) if fields else NO_PROPERTIES
+    properties = NO_PROPERTIES
+    if (
+        content_type is not None
+        or response_topic is not None
+        or correlation_data is not None
+        or user_properties
+        or message_expiry_s is not None
+        or payload_is_text is not None
+    ):
+        fields = message_properties(content_type, response_topic, correlation_data, user_properties, message_expiry_s, payload_is_text)
+        properties = Properties(**fields)
     return Publish(topic, data, check_qos(qos), bool(retain), False, 0, properties)
 
 
@@ -213,8 +239,9 @@ class Pipeline:
         topic_alias: int | None = None,
     ) -> None:
         """Takes what `Client.publish` takes. Waits for a place; cancelled, nothing happened. What is away at QoS 0 waits for the connection."""
-        fields = message_properties(content_type, response_topic, correlation_data, user_properties, message_expiry_s, payload_is_text)
-        publish = new_publish(topic, payload, qos, retain, fields)
+        publish = new_publish(
+            topic, payload, qos, retain, content_type, response_topic, correlation_data, user_properties, message_expiry_s, payload_is_text
+        )
         size = len(publish.payload)
         if self._failed is not None or len(self._under_way) + self._entering >= self._count_max or self._bytes + size > self._bytes_max:
             await self._wait_until(self._count_max - 1, self._bytes_max - size)

@@ -20,7 +20,6 @@ from broker.core.client_state import Delivery
 from broker.errors import SubscribeRefused, SubscriptionExists, shown
 from broker.messages import Message
 from broker.pace import IN_A_ROW_COUNT_MAX
-from broker.reasons import ReasonCode
 from broker.wire.packets import Publish
 from broker.wire.topics import matches, split_shared
 
@@ -348,8 +347,3 @@ def _note(scopes: dict[int, set[str]], identifier: int, filters: set[str]) -> No
 
 def _take(scopes: dict[int, set[str]], identifier: int, topic: str) -> bool:
     return any(matches(split_shared(filter)[1], topic) for filter in scopes.get(identifier, ()))
-
-
-def settlement(taken: bool) -> ReasonCode:
-    """What a settled, or refused, message is answered with."""
-    return ReasonCode.SUCCESS if taken else ReasonCode.IMPLEMENTATION_SPECIFIC_ERROR

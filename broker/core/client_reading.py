@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from broker.core.client_state import Delivery
 from broker.reasons import PUBACK_CODES, PUBREL_CODES, ReasonCode
 from broker.wire.packets import MQTT_5, NO_PROPERTIES, PUBLISH, Properties, Publish
 from broker.wire.primitives import read_string
@@ -53,6 +54,9 @@ class ClientReading:
         is_new = client.version >= MQTT_5
         inbox, outbox, events, topics = client.inbox, client.outbox, client.events, self._topics
         count = 0
+        head, head_first_byte = b"", -1  # of the last message of QoS 0, up to its payload: mostly the next one's too
+        topic: str | None = None
+        properties = NO_PROPERTIES
         while count < count_max and position + 4 <= size:
             first_byte = data[position]
             length = data[position + 1]
@@ -66,7 +70,14 @@ class ClientReading:
             end = start + length
             if end > size or end - position > packet_bytes_max:
                 break
-            if first_byte in _PUBLISH:
+            if first_byte == head_first_byte and data.startswith(head, start, end):
+                assert topic is not None
+                publish = Publish(topic, data[start + len(head) : end], 0, first_byte == 0x31, False, 0, properties)
+                if client.on_packet is not None:
+                    client.on_packet("received", publish, data[position:end])
+                frames.position = end
+                events.append(Delivery(publish, inbox.connection))
+            elif first_byte in _PUBLISH:
                 after = start + 2 + (data[start] << 8 | data[start + 1])
                 if after > end:
                     break
@@ -96,6 +107,9 @@ class ClientReading:
                         if properties.topic_alias is not None:
                             break
                     after += 1 + length
+                head_first_byte = -1
+                if not packet_id:
+                    head, head_first_byte = data[start:after], first_byte
                 publish = Publish(topic, data[after:end], first_byte >> 1 & 3, first_byte & 1 != 0, False, packet_id, properties)
                 frames.position = end
                 if client.on_packet is not None:

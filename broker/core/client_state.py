@@ -46,6 +46,9 @@ class ClientOptions(Struct, frozen=True, kw_only=True):
     """Answers that wait because the broker does not read; beyond it the connection ends."""
 
 
+_NEVER: Final = math.inf
+_SUCCESS: Final = ReasonCode.SUCCESS
+
 Outcome: TypeAlias = Literal["", "acknowledged", "refused", "unknown", "offline", "dropped", "expired"]
 
 
@@ -74,13 +77,13 @@ class Outgoing:
         self.sequence = sequence
         self.offline = offline
         self.topic_alias = topic_alias
-        self.expires_at = math.inf
+        self.expires_at = _NEVER
         self.packet_id = 0
         self.left = False
         """Its PUBLISH may be on the wire: from here on it can no longer be taken back."""
         self.done = False
         self.outcome: Outcome = ""
-        self.reason = ReasonCode.SUCCESS
+        self.reason = _SUCCESS
         self.abandoned = False
         """Nobody waits for it any more."""
         self.owner: Any = None
@@ -97,7 +100,7 @@ class Delivery:
         self.connection = connection
         """Number of the connection on which its acknowledgement is owed."""
         self.settled = publish.qos == 0
-        self.reason = ReasonCode.SUCCESS
+        self.reason = _SUCCESS
 
 
 class Exchange:

@@ -1,5 +1,6 @@
 """The fifteen Control Packets as frozen structs, their fields in wire order, and the 27 properties as one struct.
 
+What comes by the thousand is not looked at by the collector (gc=False): nothing in it can be part of a cycle.
 One set of packets serves every version: a 3.1.1 packet is one whose `properties` are `NO_PROPERTIES` and whose reason
 codes say what its return codes mean. What a version cannot express is left out when it is encoded.
 """
@@ -34,7 +35,7 @@ DISCONNECT: Final = 14
 AUTH: Final = 15
 
 
-class Properties(Struct, frozen=True, repr_omit_defaults=True):
+class Properties(Struct, frozen=True, repr_omit_defaults=True, gc=False):
     """All properties of MQTT 5.0, 2.2.2.2. None (or an empty tuple) means absent; which packet may carry which is `wire.properties`' table."""
 
     payload_format_indicator: int | None = None
@@ -104,7 +105,7 @@ class ConnAck(Struct, frozen=True, repr_omit_defaults=True):
     properties: Properties = NO_PROPERTIES
 
 
-class Publish(Struct, frozen=True, repr_omit_defaults=True):
+class Publish(Struct, frozen=True, repr_omit_defaults=True, gc=False):
     topic: str  # empty only with a Topic Alias
     payload: bytes = b""
     qos: int = 0

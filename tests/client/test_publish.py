@@ -209,7 +209,7 @@ async def test_what_was_to_be_dropped_is_counted_so_where_the_connection_breaks_
 async def test_nothing_waits_that_is_not_to_when_the_connection_goes_while_it_has_its_turn(autojump_clock: trio.testing.MockClock) -> None:
     """`publish` looked whether there is a connection, then gave others their turn, and never looked again."""
     async with connected(reconnect=Reconnect(delay_s=5)) as (client, _, _):
-        publish = new_publish("a", b"", 0, False, {})
+        publish = new_publish("a", b"", 0, False)
         client.core.connection_lost(trio.current_time())
         publisher = client._driver.publisher
         raised = await publisher.begin(publish, offline="raise")
