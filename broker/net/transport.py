@@ -295,7 +295,15 @@ def bytes_underway(connected: socket.socket) -> int:
 
 def is_gone(connected: socket.socket) -> bool:
     """Was the connection reset, or found dead by TCP's own keepalive? An orderly end is not told before all is read."""
-    if sys.platform == "win32" or not hasattr(select, "poll") or connected.fileno() < 0:
+    if connected.fileno() < 0:
+        return False
+    if not hasattr(select, "poll"):  # Windows, where a reset takes with it what has not been read
+        try:
+            connected.recv(1, socket.MSG_PEEK)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError:
+            return True
         return False
     poll = select.poll()
     poll.register(connected, 0)  # POLLHUP and POLLERR come unasked

@@ -16,9 +16,9 @@ import pytest
 
 from broker.cli.running import run_command_line
 from tests.e2e.tools import BROKER as BROKER
-from tests.e2e.tools import ROOT, Program
+from tests.e2e.tools import KILL, ROOT, Program
+from tests.e2e.tools import SECONDS_MAX as SECONDS_MAX
 
-SECONDS_MAX = 20.0
 Start = Callable[..., Program]
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
 
@@ -64,7 +64,7 @@ def start() -> Iterator[Start]:
 
         def start_one(*words: str) -> Program:
             program = Program([*BROKER, *words], line_event)
-            stack.callback(program.stop, signal.SIGKILL)
+            stack.callback(program.stop, KILL)
             return program
 
         yield start_one

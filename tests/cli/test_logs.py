@@ -14,6 +14,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from broker.cli import logs
 from broker.cli.running import Failure
+from tests.systems import files_can_be_moved, zones_are_signed
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +30,7 @@ def _as_before() -> Iterator[None]:
     logger.setLevel(before[2])
 
 
+@zones_are_signed
 def test_a_line_of_text(tmp_path: Path) -> None:
     logs.configure("info", "text", str(tmp_path / "log"))
     logging.getLogger("broker.clients").info("connected %r from %s", "a\nb", "x\ny\x1b[0m é")
@@ -52,6 +54,7 @@ def test_a_full_disk_does_not_keep_a_file_from_being_opened_anew(tmp_path: Path,
     assert path.read_text().endswith("info: kept\n")
 
 
+@files_can_be_moved
 def test_lines_that_are_lost_are_told_seldom(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Each was two tracebacks on stderr."""
     path = tmp_path / "log"
@@ -116,6 +119,7 @@ def test_the_second_of_a_line_is_its_own() -> None:
     assert second[17:23] == "41.250"
 
 
+@files_can_be_moved
 def test_a_file_that_was_moved_away_is_opened_anew(tmp_path: Path) -> None:
     logs.configure("info", "text", str(tmp_path / "log"))
     logs.logger.info("first")

@@ -33,6 +33,7 @@ from broker.wire.packets import (
     WillMessage,
 )
 from tests.net.mqtt import Client
+from tests.systems import resets_are_told
 
 
 class Disk:
@@ -132,6 +133,7 @@ async def test_one_that_is_thrown_out_has_its_time_to_close(disk: Disk, tmp_path
         await over.wait()
 
 
+@resets_are_told
 async def test_one_that_goes_while_it_is_held_up_is_noticed(disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with a_broker(disk, tmp_path) as hub:
         held = await one_that_is_held_up(hub, disk, monkeypatch)

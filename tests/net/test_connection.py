@@ -15,6 +15,7 @@ from broker.net.listener import Listener
 from broker.net.memory import MemoryStream, memory_stream_pair
 from broker.net.transport import SocketTransport, StreamTransport
 from tests.net.relay import RelayEngine, attach, dial, receive_all, receive_exactly, running, wait_until_gone
+from tests.systems import quick_system_calls, resets_are_told
 
 MEGABYTES = b"0123456789abcdef" * 65_536 * 4
 
@@ -31,6 +32,7 @@ async def test_what_one_sends_all_receive() -> None:
             assert await receive_exactly(stream, 5) == b"hello"
 
 
+@quick_system_calls
 async def test_partial_writes_arrive_whole_and_in_order() -> None:
     engine = RelayEngine()
     async with running(engine, Listener(port=0, send_buffer_bytes=4096)) as server:
@@ -243,6 +245,7 @@ def reset(stream: trio.SocketStream) -> None:
     stream.socket.close()
 
 
+@resets_are_told
 async def test_a_paused_link_that_breaks_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("broker.net.pausing.PAUSED_LOOK_S", 0.01)
     engine = RelayEngine()
@@ -302,6 +305,7 @@ async def test_what_came_before_the_end_of_a_paused_unix_socket_is_not_lost(monk
         assert engine.received == b"later"
 
 
+@resets_are_told
 async def test_the_transport_knows_what_the_peer_has_not_taken() -> None:
     ours, theirs = socket.socketpair()
     with theirs:

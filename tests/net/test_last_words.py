@@ -20,6 +20,7 @@ from broker.reasons import ReasonCode
 from broker.wire.codec import encode
 from broker.wire.packets import ConnAck, Connect, Disconnect, Packet, PubAck, Publish, WillMessage
 from tests.net import mqtt
+from tests.systems import unix_only
 
 WORDS: list[Packet] = [Connect("sensor", 5, True, username="sensor"), Publish("t/0", b"1"), Publish("t/1", b"2", qos=1, packet_id=1)]
 GOODBYE = Disconnect(ReasonCode.SUCCESS)
@@ -72,7 +73,7 @@ def gate() -> Gate:
     return Gate()
 
 
-@pytest.fixture(params=["mqtt", "unix", "mqtts", "ws", "wss"])
+@pytest.fixture(params=["mqtt", pytest.param("unix", marks=unix_only), "mqtts", "ws", "wss"])
 def listener(request: pytest.FixtureRequest, tmp_path: Path) -> Listener:
     context = None
     if request.param in ("mqtts", "wss"):
@@ -108,7 +109,7 @@ async def test_who_leaves_before_it_is_let_in_is_heard(gate: Gate, listener: Lis
             assert [(await messages.receive()).payload for _ in range(2)] == [b"1", b"2"]
 
 
-@pytest.mark.parametrize("listener", ["mqtt", "unix"], indirect=True)
+@pytest.mark.parametrize("listener", ["mqtt", pytest.param("unix", marks=unix_only)], indirect=True)
 async def test_who_goes_on_reading_is_answered_too(gate: Gate, listener: Listener, tmp_path: Path) -> None:
     async with served(gate, listener) as (hub, listening, nursery), listening.subscribe("t/+") as messages:
         stream = await dialled(hub, nursery, tmp_path)

@@ -24,8 +24,10 @@ from broker.net import websocket
 from broker.net.listen import bind_all
 from broker.net.listener import Listener
 from broker.net.proxy_protocol import V1_BYTES_MAX, V2_BYTES_MAX, Header, ProxyFault, is_trusted, parse, receive, trust_fault
+from broker.net.unix import AF_UNIX
 from broker.reasons import ReasonCode
 from tests.net.mqtt import Client
+from tests.systems import unix_only
 
 SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 FROM_4 = b"PROXY TCP4 192.0.2.7 192.0.2.1 50123 1883\r\n"
@@ -167,8 +169,8 @@ def test_trust() -> None:
     assert v6("2001:db8::1")
     assert v6("::ffff:10.1.2.3")  # a socket for both families
     assert not v6("fe80::1%eth0")
-    assert is_trusted(trusted, "", socket.AF_UNIX)
-    assert not is_trusted(("10.0.0.0/8",), "", socket.AF_UNIX)
+    assert is_trusted(trusted, "", AF_UNIX)
+    assert not is_trusted(("10.0.0.0/8",), "", AF_UNIX)
     assert not is_trusted((), ("127.0.0.1", 1), socket.AF_INET)
 
 
@@ -347,6 +349,7 @@ async def test_in_front_of_websocket() -> None:
         await trio.aclose_forcefully(upgraded)
 
 
+@unix_only
 async def test_over_a_unix_socket(tmp_path: Path) -> None:
     path = str(tmp_path / "s")
     async with open_broker(config_of(Listener(unix=path, proxy_protocol_from=("unix",)))) as hub:

@@ -13,6 +13,7 @@ from broker import Broker, ConnectionLost, PublishRefused, connect, open_broker
 from broker.core.session import Session
 from broker.net.memory import memory_stream_pair
 from tests.net.mqtt import Client
+from tests.systems import quick_system_calls
 
 GRACE_S = 3.0
 PUBLISHERS_COUNT = 6
@@ -94,6 +95,7 @@ async def test_it_ends_in_time_and_keeps_what_was_acknowledged(autojump_clock: M
         await shut_down_under_load(hub)
 
 
+@quick_system_calls
 async def test_the_same_over_sockets() -> None:
     async with open_broker(listeners=["mqtt://127.0.0.1:0"]) as hub:
         await shut_down_under_load(hub)

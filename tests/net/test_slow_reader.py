@@ -13,6 +13,7 @@ from broker.testing.network import Network
 from broker.wire.codec import encode
 from broker.wire.packets import MQTT_5, Publish
 from tests.net.mqtt import Client
+from tests.systems import quick_system_calls
 
 MESSAGE = encode(Publish("load", bytes(2000)), MQTT_5)
 PUBLISHED_PER_S = 1000
@@ -53,6 +54,7 @@ async def delivered(slow_beside: bool, **limits: Any) -> tuple[int, int]:
     return counts["quick"], counts["slow"]
 
 
+@quick_system_calls
 async def test_a_dripping_one_leaves_the_others_more_than_half_of_their_pace(autojump_clock: MockClock) -> None:
     alone, _ = await delivered(False)
     assert alone > 0.95 * PUBLISHED_PER_S * SECONDS

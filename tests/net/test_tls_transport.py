@@ -25,6 +25,7 @@ from broker.net.listener import Listener
 from broker.net.tls_transport import CHUNK_BYTES, TlsTransport
 from tests.conftest import find_program
 from tests.net.relay import RelayEngine, dial, port_of, receive_all, running, wait_until_gone
+from tests.systems import quick_system_calls
 
 MEGABYTES = random.Random(1).randbytes(4_000_000)
 
@@ -293,6 +294,7 @@ async def test_we_say_close_notify_and_wait_for_the_peer(version: str) -> None:
         assert engine.received == b""
 
 
+@quick_system_calls
 async def test_a_close_notify_that_the_kernel_does_not_take_is_the_writers() -> None:
     engine = RelayEngine()
     async with running(engine, listener(send_buffer_bytes=4096)) as server, peer_of(server, receive_buffer_bytes=4096) as (stream, peer):

@@ -15,6 +15,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from broker.net.transport import SocketTransport
 from broker.net.transport_stream import TransportStream
+from tests.systems import resets_are_told
 
 
 @asynccontextmanager
@@ -53,6 +54,7 @@ async def test_what_comes_and_its_end() -> None:
         assert await ours.receive_some() == b""
 
 
+@resets_are_told
 async def test_a_reset_breaks_it_both_ways() -> None:
     async with joined() as (ours, theirs):
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -27,6 +27,7 @@ from broker.wire.codec import encode
 from broker.wire.packets import Connect
 from tests.net.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Peer, frame, request, response
 from tests.net.relay import RelayEngine, admit, port_of, receive_all, running, wait_until_gone
+from tests.systems import unix_only
 
 WS = Listener(port=0, protocol="websocket")
 
@@ -439,6 +440,7 @@ async def test_every_end_of_a_client_by_tls(ends: str, caplog: pytest.LogCapture
     assert not [record for record in caplog.records if record.levelno > logging.INFO]
 
 
+@unix_only
 async def test_a_unix_socket_behind_a_proxy(tmp_path: os.PathLike[str]) -> None:
     path = os.path.join(tmp_path, "ws.sock")
     async with open_broker(listeners=[Listener(unix=path, protocol="websocket")]) as broker:
