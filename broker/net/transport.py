@@ -297,7 +297,7 @@ def is_gone(connected: socket.socket) -> bool:
     """Was the connection reset, or found dead by TCP's own keepalive? An orderly end is not told before all is read."""
     if connected.fileno() < 0:
         return False
-    if not hasattr(select, "poll"):  # Windows, where a reset takes with it what has not been read
+    if sys.platform == "win32" or not hasattr(select, "poll"):  # there a reset takes with it what has not been read
         try:
             connected.recv(1, socket.MSG_PEEK)
         except (BlockingIOError, InterruptedError):
