@@ -9,6 +9,7 @@
 # make wheel         the compiled wheel, in dist/ (needs cc and Python's headers)
 # make test-compiled every test against that wheel, installed
 # make test-pythons  the core, the wire, the net, the client and the store on each other Python from 3.11 on that is found
+# make test-windows  the net, the client, the store ... on Windows' Python, under Wine (needs wine)
 # make compare       this broker beside mosquitto and nats-server (needs them, and cc)
 # make growth        how cost grows with clients, subscriptions, payload ..., and the plots of it in docs/
 #
@@ -40,6 +41,7 @@ SERVE_ARGS ?=
 TEST_ARGS ?= -n 4
 # Where versions of Python differ: structs, sockets, TLS, Trio, SQLite, logging, and what starts it all.
 PYTHONS_TESTS ?= tests/wire tests/core tests/net tests/client tests/store tests/cli/test_logs.py tests/cli/test_serve.py
+WINDOWS_ARGS ?= -n 4
 COMPARE_ARGS ?=
 GROWTH_ARGS ?=
 SEEDS ?= 10000
@@ -47,7 +49,7 @@ SECONDS ?= 60
 SIMULATE_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-compiled test-pythons conformance lint format bench bench-check simulate fuzz compare growth wheel clean
+.PHONY: help serve test test-compiled test-pythons test-windows conformance lint format bench bench-check simulate fuzz compare growth wheel clean
 .DELETE_ON_ERROR:
 
 help:
@@ -107,6 +109,9 @@ test-pythons:
 		echo "Python $$version: $$(tail -n 1 $$own/log)"; \
 	done
 
+test-windows: $(VENV)/.stamp-dev
+	@$(VENV)/bin/python -m tests.windows $(WINDOWS_ARGS)
+
 compare: $(VENV)/.stamp-serve
 	@$(VENV)/bin/python -m benchmarks.compare --ours $(VENV)/bin/broker $(COMPARE_ARGS)
 
@@ -116,7 +121,7 @@ growth: $(VENV)/.stamp-serve
 	@$(VENV)/bin/python -m benchmarks.plots
 
 clean:
-	rm -rf $(VENV) $(LINT) $(FUZZ) $(WHEEL) $(COMPILED) .venv-3.* build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(LINT) $(FUZZ) $(WHEEL) $(COMPILED) .venv-windows .venv-3.* build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # The check comes before the environment, so that nothing half made is left behind.
 define make_environment

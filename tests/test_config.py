@@ -21,6 +21,7 @@ from broker.core.limits import Limits
 from broker.errors import ConfigError
 from broker.net.listener import Listener, parse_listener
 from broker.net.tls import TlsFiles, TlsName
+from tests.systems import unix_only
 
 NO_HOST = 'expected a name or an address, without brackets and port, or "*" for every interface, got'
 EXAMPLE = Path(__file__).parent.parent / "config" / "broker.toml"
@@ -182,10 +183,10 @@ def test_mistakes_in_the_files_are_told_too(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         Config.load(tmp_path / "broker.toml", env={})
     found = [f"{key}: {text}" for key, text in caught.value.problems]
-    assert f"acl_file: {tmp_path}/acl: line 2: expected read, write, readwrite or deny before the filter, got 'raed'" in found
-    assert f"acl_file: {tmp_path}/acl: line 3: expected topic, user or pattern and a space, got 'users'" in found
-    assert f"password_file: {tmp_path}/passwords: line 1: expected name:hash" in found
-    assert f"listeners[0].acl_file: {tmp_path}/none cannot be read: no such file or directory" in found
+    assert f"acl_file: {tmp_path / 'acl'}: line 2: expected read, write, readwrite or deny before the filter, got 'raed'" in found
+    assert f"acl_file: {tmp_path / 'acl'}: line 3: expected topic, user or pattern and a space, got 'users'" in found
+    assert f"password_file: {tmp_path / 'passwords'}: line 1: expected name:hash" in found
+    assert f"listeners[0].acl_file: {tmp_path / 'none'} cannot be read: no such file or directory" in found
     assert "listeners[0].tls.kye: unknown key; did you mean key?" in found
     assert 'access[0].may: expected read, write, readwrite, deny, got "publish"' in found
 
@@ -262,6 +263,7 @@ def test_a_file_that_is_nested_too_deep(tmp_path: Path) -> None:
         Config.load(tmp_path / "deep.toml", env={})
 
 
+@unix_only
 def test_relative_paths_start_at_the_file(tmp_path: Path) -> None:
     (tmp_path / "broker.toml").write_text('[[listeners]]\nunix = "run/mqtt.sock"\n[log]\ntarget = "broker.log"\n[store]\npath = "kept/broker.db"')
     config = Config.load(tmp_path / "broker.toml", env={})

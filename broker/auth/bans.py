@@ -126,5 +126,5 @@ def _unix_time(moment: datetime) -> float:
     """The ends of the calendar, by which people mean "always" and "never", have none in every zone."""
     try:
         return moment.timestamp()
-    except (OverflowError, ValueError):
+    except (OverflowError, ValueError, OSError):  # OSError: Windows, of all years before 1970 and after 3000
         return math.inf if moment.year > 1970 else -math.inf

@@ -76,8 +76,8 @@ def at_descriptor(listener: Listener, descriptor: int) -> Listener:
     """With the descriptor, and the address that the socket itself says: who can reach it is not to be believed of anybody else.
     ValueError for what cannot be listened on."""
     try:
-        copy = socket.socket(fileno=os.dup(descriptor))
-    except (OSError, OverflowError) as error:
+        copy = _copy(descriptor)
+    except (OSError, OverflowError, ValueError) as error:
         raise ValueError(f"{descriptor} is no socket: {strerror(error) if isinstance(error, OSError) else error}") from None
     with copy:
         if copy.type != socket.SOCK_STREAM or not copy.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
@@ -86,6 +86,17 @@ def at_descriptor(listener: Listener, descriptor: int) -> Listener:
     if isinstance(name, tuple):
         return structs.replace(listener, descriptor=descriptor, host=name[0], port=name[1], unix=None)
     return structs.replace(listener, descriptor=descriptor, host=DEFAULT.host, port=DEFAULT.port, unix=shown_name(name))
+
+
+def _copy(descriptor: int) -> socket.socket:
+    if sys.platform == "win32":  # a handle, which is no descriptor of `os`'s
+        given = socket.socket(fileno=descriptor)
+        try:
+            return given.dup()
+        finally:
+            given.detach()
+    else:
+        return socket.socket(fileno=os.dup(descriptor))
 
 
 def _inherit(listener: Listener, descriptor: int) -> BoundSocket:

@@ -18,6 +18,7 @@ from broker.auth.hashes import MosquittoHash, PasswordHash, hash_password, parse
 from broker.auth.passwords import Passwords, parse_passwords
 from broker.errors import ConfigError
 from tests.conftest import find_program
+from tests.systems import has_modes
 
 QUICK = 5
 """Iterations, where their number is not what is tested."""
@@ -160,6 +161,7 @@ def test_plain_passwords_are_hashed_once() -> None:
     assert passwords.with_plain_hashed(text, "users") == (text, 0)
 
 
+@has_modes
 def test_a_new_file_is_its_owners_only_and_an_old_one_keeps_its_mode(tmp_path: Path) -> None:
     path = tmp_path / "passwords"
     passwords.write_atomically(path, "one\n")

@@ -14,6 +14,7 @@ import trustme
 from broker import Bridge, BridgeTls, BridgeTopic, Config, Listener, TlsFiles, connect, open_broker
 from broker.auth.hashes import hash_password
 from tests.bridge.houses import listening, take, wait_cause, wait_state
+from tests.systems import unix_only
 
 TOPICS = (BridgeTopic(filter="#", direction="both", qos=1),)
 
@@ -38,7 +39,7 @@ def bridge(url: str, **options: Any) -> Bridge:
     return Bridge(name="b", url=url.replace("127.0.0.1", "localhost"), client_id="near", topics=TOPICS, **options)
 
 
-@pytest.mark.parametrize("scheme", ["mqtt", "mqtts", "ws", "wss", "unix"])
+@pytest.mark.parametrize("scheme", ["mqtt", "mqtts", "ws", "wss", pytest.param("unix", marks=unix_only)])
 async def test_over(scheme: str, certificates: Certificates, tmp_path: Path) -> None:
     secure = scheme in ("mqtts", "wss")
     listener = Listener(

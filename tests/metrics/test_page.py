@@ -30,12 +30,14 @@ from broker.metrics.table import NUMBERS, REASONS
 from broker.net import committer
 from broker.net.authentication import ConnectRequest
 from broker.net.listener import PAGE_CONNECTIONS_MAX, Listener
+from broker.net.unix import HAS_UNIX
 from broker.opening import open_broker
 from broker.reasons import ReasonCode
 from broker.store.sqlite import SqliteStore
 from broker.wire.packets import Disconnect, Publish
 from tests.metrics.visitor import Visitor, asked, page_of, samples_of, visit
 from tests.net.mqtt import Client
+from tests.systems import unix_only
 
 LISTENERS = ("mqtt://127.0.0.1:0", "http://127.0.0.1:0")
 
@@ -363,6 +365,7 @@ async def test_a_visitor_does_not_hold_up_the_end(said: bytes) -> None:
 # ---- where it listens ----------------------------------------------------------------------------------------------------
 
 
+@unix_only
 async def test_a_unix_socket_is_a_door_too(tmp_path: Path) -> None:
     path = tmp_path / "page.sock"
     async with open_broker(listeners=[Listener(protocol="http", unix=str(path))]) as hub:
@@ -490,7 +493,9 @@ def test_it_needs_a_port_of_its_own() -> None:
         ConfigError, match=re.escape('listeners[0].port: is missing: protocol = "http" needs a port that is not MQTT\'s, such as 9883')
     ):
         Config.from_dict({"listeners": [{"protocol": "http"}]})
-    assert Config.from_dict({"listeners": [{"protocol": "http", "unix": "/run/page.sock"}, {"protocol": "http", "systemd": "page"}]})
+    assert Config.from_dict({"listeners": [{"protocol": "http", "systemd": "page"}]})
+    if HAS_UNIX:
+        assert Config.from_dict({"listeners": [{"protocol": "http", "unix": "/run/page.sock"}]})
 
 
 async def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import signal
 import stat
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from broker.store.sqlite import SqliteStore
 from tests.e2e.tools import ROOT
 from tests.store.rows import filled, two_kinds
 from tests.store.writer import KEPT, batch
+from tests.systems import KILLED, PRIVATE_MODE
 
 
 def halve(path: Path) -> None:
@@ -55,7 +55,7 @@ def test_a_damaged_one_is_set_aside_and_a_new_one_begun(tmp_path: Path, damage: 
     assert store.set_aside is not None
     assert store.set_aside.startswith(f"{path}.damaged-2")
     assert Path(store.set_aside).read_bytes() == damaged
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.stat().st_mode) == PRIVATE_MODE
     assert not [*store.load().sessions, *store.load().messages]
     store.write(two_kinds(1))
     store.close()
@@ -152,7 +152,7 @@ def killed(path: Path, chance: random.Random) -> int:
         time.sleep(chance.random() * 0.02)  # any moment: of its opening, if it has said nothing
         process.kill()
         rest = process.stdout.read().split()
-    assert process.returncode == -signal.SIGKILL
+    assert process.returncode == KILLED
     return int(rest[-1]) if rest else said
 
 

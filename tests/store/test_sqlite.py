@@ -22,6 +22,7 @@ from broker.store import sqlite as module
 from broker.store.sqlite import SqliteStore
 from tests.e2e.tools import ROOT
 from tests.store.rows import filled, message, session, two_kinds
+from tests.systems import has_modes, has_symlinks
 
 IN_USE: Final = "another broker is using it: stop that one, or choose another path"
 SECONDS_MAX: Final = 20.0
@@ -30,6 +31,7 @@ SECONDS_MAX: Final = 20.0
 # ---- the file ------------------------------------------------------------------------------------------------------------
 
 
+@has_modes
 def test_a_new_one_is_for_its_owner_only(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
@@ -43,6 +45,7 @@ def test_a_new_one_is_for_its_owner_only(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["broker.db"]
 
 
+@has_modes
 def test_an_empty_file_is_taken_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "broker.db"
     path.touch(0o640)
@@ -51,6 +54,7 @@ def test_an_empty_file_is_taken_as_it_is(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
+@has_symlinks
 def test_a_symbolic_link_stays_one(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "broker.db").symlink_to(tmp_path / "disk" / "real.db")
@@ -121,11 +125,12 @@ def test_no_folder(tmp_path: Path) -> None:
 
 def test_what_is_no_file(tmp_path: Path) -> None:
     assert cause_of(tmp_path) == "is a folder: give the path of a file in it"
-    os.mkfifo(tmp_path / "pipe")
-    assert cause_of(tmp_path / "pipe") == "is no file: choose another path"
-    (tmp_path / "file").touch()
-    assert cause_of(tmp_path / "file" / "x.db") == "cannot be opened: not a directory; choose another path"
-    assert cause_of(tmp_path / ("x" * 300)) == "cannot be opened: file name too long; choose another path"
+    if sys.platform != "win32":  # where such a path leads nowhere, which is said with the folder's name
+        os.mkfifo(tmp_path / "pipe")
+        assert cause_of(tmp_path / "pipe") == "is no file: choose another path"
+        (tmp_path / "file").touch()
+        assert cause_of(tmp_path / "file" / "x.db") == "cannot be opened: not a directory; choose another path"
+        assert cause_of(tmp_path / ("x" * 300)) == "cannot be opened: file name too long; choose another path"
 
 
 @contextlib.contextmanager
@@ -152,6 +157,7 @@ def as_nobody(folder: Path) -> Iterator[None]:
             folder.chmod(0o700)
 
 
+@has_modes
 def test_no_permission() -> None:
     with powerless() as folder:
         filled(folder / "secret.db", 1)
@@ -213,6 +219,7 @@ def elsewhere(path: Path) -> str:
     return subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=SECONDS_MAX, check=True).stdout.strip()
 
 
+@has_symlinks
 def test_another_brokers(store: SqliteStore, tmp_path: Path) -> None:
     path = tmp_path / "broker.db"
     assert elsewhere(path) == f"store {path}: {IN_USE}"
