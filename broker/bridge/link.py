@@ -13,6 +13,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -20,7 +21,7 @@ import trio
 from broker.bridge.far import DELAY_S_MAX, GOODBYE_S, RECEIVE_COUNT_MAX, FarEnd, watch_answers
 from broker.bridge.gate import Gate
 from broker.bridge.mapping import Mapping, covers
-from broker.bridge.pump import UNDER_WAY_COUNT_MAX, Pump, Tally
+from broker.bridge.pump import AGAIN, UNDER_WAY_COUNT_MAX, Pump, Tally
 from broker.bridge.settings import Bridge, comes_back
 from broker.channel import MessageChannel, Subscription
 from broker.client.client import Client
@@ -342,6 +343,7 @@ class BridgeLink:
         bridge, tally = self._bridge, self._condition.tally
         news = remote.connections()
         pumps: list[Pump] = []
+        given: dict[str, bytes] = {}
         standing = trio.Event()  # all subscriptions do
         began_at = 0.0
         async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
@@ -377,11 +379,14 @@ class BridgeLink:
                 pumps.append(self._out)
                 nursery.start_soon(pumps[-1].run, outgoing)
                 if self._is_new:
-                    self._ask_for_retained(local)
+                    self._out.begin_retained(given)
             await local.wait_connected()
-            given: dict[str, bytes] = {}
             if self._is_new and self._out is not None and outgoing is not None:
-                given = await self._give_first(local, self._out, outgoing)
+                give = partial(self._give_retained, local, self._out, outgoing)
+                if any(comes_back(one, other) for one in bridge.topics for other in bridge.topics):
+                    await give()
+                else:
+                    nursery.start_soon(give)
             incoming = await self._listen(stack, local, remote, _SEND if self._is_new else _IF_NEW)
             if incoming is not None:
                 pumps.append(Pump(bridge, "in", self._inward, local, self._seldom, tally))
@@ -441,25 +446,22 @@ class BridgeLink:
     def _count_timeout(self) -> None:
         self._condition.timeouts_count += 1
 
-    def _ask_for_retained(self, local: Client) -> None:
-        """The same SUBSCRIBE once more, answered with what is retained."""
-        Workings(local).ask(_requests(local, self._out_filters, _SEND), IDENTIFIER)
+    async def _give_retained(self, local: Client, pump: Pump, outgoing: Subscription) -> None:
+        """What is retained here: the same SUBSCRIBE once more, which is answered with that. The retained state is asked for last, and tells when all
+        of it is here; but nobody waits for it for long.
 
-    async def _give_first(self, local: Client, pump: Pump, outgoing: Subscription) -> dict[str, bytes]:
-        """Where both brokers have retained something of a topic that is carried both ways, ours goes there before theirs is asked for; else they
-        would exchange them, and differ from then on. The retained state comes last of what is; but nobody waits for it for long. Gives what will
-        come back with theirs."""
-        topic, topics = self._bridge.state_topic, self._bridge.topics
-        if topic in self._out_filters or not any(comes_back(one, other) for one in topics for other in topics):
-            return {}
-        given = pump.given = {}
-        with trio.move_on_after(self._bridge.answer_timeout_s):
-            async with local.subscribe(topic, qos=1) as marks:
-                await marks.receive()
-            came = outgoing.statistics()
-            await pump.wait_settled(came["received"] - came["dropped"])
-        pump.given = None
-        return given
+        Where both brokers have retained something of a topic that is carried both ways, this comes before theirs is asked for; else they would
+        exchange them, and differ from then on.
+        """
+        Workings(local).ask(_requests(local, self._out_filters, _SEND), AGAIN)
+        topic = self._bridge.state_topic
+        if topic not in self._out_filters:
+            with trio.move_on_after(self._bridge.answer_timeout_s):
+                async with local.subscribe(topic, qos=1) as marks:
+                    await marks.receive()
+                came = outgoing.statistics()
+                await pump.wait_settled(came["received"] - came["dropped"])
+        pump.end_retained()
 
     async def _listen(self, stack: AsyncExitStack, local: Client, remote: Client, retain_handling: int) -> Subscription | None:
         """Subscribed at the other broker; None if nothing is to come from there."""

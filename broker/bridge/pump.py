@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 UNDER_WAY_COUNT_MAX: Final = 1000
 UNDER_WAY_BYTES_MAX: Final = 8_388_608
 GIVEN_COUNT_MAX: Final = 10_000
+AGAIN: Final = 100
+"""The Subscription Identifier of what is asked for again, for what is retained: what the queue had before has another."""
 
 ATTEMPTS: Final = {
     ReasonCode.QUOTA_EXCEEDED: 8,
@@ -88,8 +90,9 @@ class Pump:
         self._asked = trio.lowlevel.ParkingLot()
         """Unparked when something is to be sent again, and not for each acknowledgement."""
         self._settled_count = 0
-        self.given: dict[str, bytes] | None = None
-        """What this one has carried to be retained, while that is kept: the newest payload by topic there."""
+        self._given: dict[str, bytes] | None = None
+        self._queued: dict[str, bytes] = {}
+        """While what is retained is given: what came of it from the queue, the newest payload by topic."""
         self.echoes: dict[str, bytes] = {}
         """What comes back to this one of it, once each: for retained messages No Local says nothing."""
         self._taking = trio.CancelScope()
@@ -121,6 +124,30 @@ class Pump:
         """What the other side has to acknowledge first; what is to be sent again is none of it."""
         return next((parcel.outgoing for parcel in self._under_way if parcel.outgoing is not None and not parcel.outgoing.done), None)
 
+    def begin_retained(self, given: dict[str, bytes]) -> None:
+        """What is retained at the source will be asked for, as AGAIN. given: gets what of it is carried, by topic there."""
+        self._given = given
+        self._queued = {}
+
+    def end_retained(self) -> None:
+        """All of it has come."""
+        self._given = None
+        self._queued = {}
+
+    def _is_known(self, message: Message) -> bool:
+        """Is it, retained, what the queue had too, or an echo? Once each."""
+        topic, payload = message.topic, message.payload
+        if self.echoes.get(topic) == payload:
+            del self.echoes[topic]
+            return True
+        if self._given is None:
+            return False
+        if AGAIN in message.properties.subscription_identifiers:
+            return self._queued.pop(topic, None) == payload
+        if len(self._queued) < GIVEN_COUNT_MAX:
+            self._queued[topic] = payload
+        return False
+
     async def wait_settled(self, count: int) -> None:
         """Until it is done with so many messages."""
         while self._settled_count < count:
@@ -143,8 +170,7 @@ class Pump:
         if message.topic == self._own:
             self._settle(message)
             return
-        if message.retain and self.echoes and self.echoes.get(message.topic) == message.payload:
-            del self.echoes[message.topic]
+        if message.retain and (self.echoes or self._given is not None) and self._is_known(message):
             self._settle(message)
             return
         if found is None:
@@ -159,8 +185,8 @@ class Pump:
         while not self._has_room(len(message.payload)):
             await self._changed.park()
         publish = Publish(topic, message.payload, min(qos, message.qos), message.retain and self._retain, properties=carried(message.properties))
-        if publish.retain and self.given is not None and len(self.given) < GIVEN_COUNT_MAX:
-            self.given[topic] = message.payload
+        if publish.retain and self._given is not None and len(self._given) < GIVEN_COUNT_MAX:
+            self._given[topic] = message.payload
         parcel = Parcel(self, message, publish)
         lifetime_s = publish.properties.message_expiry_interval
         if lifetime_s is not None:  # it counted while the message waited to be taken, too

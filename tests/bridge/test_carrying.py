@@ -12,6 +12,7 @@ import trio.testing
 
 from broker import BridgeTopic, Broker, Client, connect, open_broker
 from tests.bridge.houses import bridge_to, houses, listening, nothing_more, take, until, wait_state
+from tests.bridge.test_away import Place
 
 
 @pytest.mark.parametrize("version", ["5.0", "3.1.1"])
@@ -117,6 +118,21 @@ async def test_what_is_retained_comes_first_and_once(qos: int, autojump_clock: t
             await near.publish("near", "", retain=True, qos=qos)
             await trio.sleep(10)
             assert near.retained("#") == far.retained("#") == []
+
+
+@pytest.mark.parametrize("direction", ["out", "both"])
+async def test_what_is_retained_and_waits_comes_once(direction: Any, autojump_clock: trio.testing.MockClock) -> None:
+    """Before the first contact: of what was published at QoS 1 the queue has it already; of QoS 0 only what is retained. The last of each counts."""
+    place = Place()
+    topic = BridgeTopic(filter="#", direction=direction, qos=2)
+    async with open_broker() as far, listening(far) as there, open_broker(bridges=[bridge_to(place, topic)]) as near, connect(near) as client:
+        for what, qos in (("a1", 1), ("b1", 2), ("b2", 2), ("c1", 0), ("d1", 1), ("d2", 0), ("e1", 1), ("e1", 1)):
+            await client.publish(what[0], what[1], qos=qos, retain=True)
+        place.broker = far
+        await wait_state(near)
+        found = await take(there, 8)
+        assert sorted(found) == [(name, text) for name, text in ("a1", "b1", "b2", "c1", "d1", "d2", "e1", "e1")]
+        await nothing_more(there)
 
 
 @pytest.mark.parametrize("qos", [0, 1])
