@@ -12,7 +12,7 @@ import math
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -455,8 +455,8 @@ class BridgeLink:
         """
         Workings(local).ask(_requests(local, self._out_filters, _SEND), AGAIN)
         topic = self._bridge.state_topic
-        if topic not in self._out_filters:
-            with trio.move_on_after(self._bridge.answer_timeout_s):
+        if topic not in self._out_filters and self._server.engine.retained(topic, trio.current_time()):  # there may be no place for it
+            with trio.move_on_after(self._bridge.answer_timeout_s), suppress(SubscribeRefused):
                 async with local.subscribe(topic, qos=1) as marks:
                     await marks.receive()
                 came = outgoing.statistics()

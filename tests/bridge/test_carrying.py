@@ -120,6 +120,16 @@ async def test_what_is_retained_comes_first_and_once(qos: int, autojump_clock: t
             assert near.retained("#") == far.retained("#") == []
 
 
+@pytest.mark.parametrize("options", [{"retain_available": False}, {"retained_count_max": 0}, {"retained_replays_count_max": 1}])
+async def test_a_broker_that_retains_nothing_waits_for_nothing(options: dict[str, Any], autojump_clock: trio.testing.MockClock) -> None:
+    async with open_broker() as far, open_broker(bridges=[bridge_to(far)], **options) as near, listening(far) as there:
+        began_at = trio.current_time()
+        await until(lambda: near.bridges[0].connected)
+        assert trio.current_time() - began_at < 1
+        await near.publish("a", "1", qos=1)
+        assert await take(there, 1) == [("a", "1")]
+
+
 @pytest.mark.parametrize("direction", ["out", "both"])
 async def test_what_is_retained_and_waits_comes_once(direction: Any, autojump_clock: trio.testing.MockClock) -> None:
     """Before the first contact: of what was published at QoS 1 the queue has it already; of QoS 0 only what is retained. The last of each counts."""
