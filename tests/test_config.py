@@ -257,6 +257,29 @@ def test_a_byte_order_mark_is_none_of_the_file(tmp_path: Path) -> None:
     assert Config.load(tmp_path / "windows.toml", env={}).sys_interval_s == 3
 
 
+@pytest.mark.parametrize("path", [r"C:\Users\ann\broker.db", r"C:\data\broker.db"])
+def test_a_path_of_windows_in_double_quotes_is_not_toml(tmp_path: Path, path: str) -> None:
+    (tmp_path / "windows.toml").write_text(f'[store]\npath = "{path}"\n')
+    with pytest.raises(ConfigError, match=r"is not TOML: .*line 2.*; a path with \\ stands in single quotes"):
+        Config.load(tmp_path / "windows.toml", env={})
+
+
+@pytest.mark.parametrize("path", [r"C:\temp\new.db", r"d:\broker.db", r"C:/a\nb"])
+def test_a_path_of_windows_that_toml_reads_otherwise_is_a_mistake(tmp_path: Path, path: str) -> None:
+    """Without a word it would be a file with a tab in its name."""
+    (tmp_path / "windows.toml").write_text(f'[[listeners]]\npassword_file = "{path}"\n[store]\npath = "{path}"\n')
+    with pytest.raises(ConfigError) as caught:
+        Config.load(tmp_path / "windows.toml", env={})
+    assert [key for key, _ in caught.value.problems] == ["listeners[0].password_file", "store.path"]
+    assert all("; a path with \\ stands in single quotes: 'C:\\broker\\store.db'" in text for _, text in caught.value.problems)
+
+
+def test_a_path_of_windows_in_single_quotes(tmp_path: Path) -> None:
+    path = rf"{tmp_path}\new.db"
+    (tmp_path / "windows.toml").write_text(f"[store]\npath = '{path}'\n")
+    assert Config.load(tmp_path / "windows.toml", env={}).store.path == str(tmp_path / path)
+
+
 def test_a_file_that_is_nested_too_deep(tmp_path: Path) -> None:
     (tmp_path / "deep.toml").write_text(f"x = {'[' * 5000}{']' * 5000}")
     with pytest.raises(ConfigError, match=r"deep\.toml: is nested too deep"):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, Final, Self
@@ -32,6 +33,9 @@ from broker.words import strerror
 
 DEFAULT_LISTENERS: Final = (Listener(host="localhost"),)
 """127.0.0.1:1883, and [::1]:1883 where the machine has IPv6."""
+
+SINGLE_QUOTES: Final = r"a path with \ stands in single quotes: 'C:\broker\store.db'"
+_PATH_WITH_ESCAPES: Final = re.compile(r"[A-Za-z]:.*[\x08\t\n\f\r]", re.DOTALL)
 
 
 class Config(Struct, frozen=True, kw_only=True):
@@ -78,11 +82,15 @@ class Config(Struct, frozen=True, kw_only=True):
             data = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             advice = "; from a mosquitto.conf to TOML: config/mosquitto-migration.md" if source.endswith(".conf") else ""
+            if "\\" in text and not advice:
+                advice = f"; {SINGLE_QUOTES}"
             raise ConfigError([("", f"is not TOML: {error}{advice}")], source) from None
         except ValueError:
             raise ConfigError([("", "a number in it has more digits than any key takes")], source) from None
         except RecursionError:
             raise ConfigError([("", "is nested too deep")], source) from None
+        if problems := list(_with_escapes(data, "")):
+            raise ConfigError(problems, source)
         return cls._read(data, os.environ if env is None else env, source, Path(path).absolute().parent)
 
     @classmethod
@@ -159,3 +167,15 @@ class Config(Struct, frozen=True, kw_only=True):
             shutdown_grace_s=top.shutdown_grace_s,
             sys_interval_s=top.sys_interval_s,
         )
+
+
+def _with_escapes(found: object, place: str) -> Iterator[tuple[str, str]]:
+    """Paths of Windows that TOML has read otherwise than they are written: in "C:\\temp" it finds a tab."""
+    if isinstance(found, str) and _PATH_WITH_ESCAPES.match(found):
+        yield place, f"expected a path, got {found!r}; {SINGLE_QUOTES}"
+    elif isinstance(found, dict):
+        for key, value in found.items():
+            yield from _with_escapes(value, f"{place}.{key}" if place else key)
+    elif isinstance(found, list):
+        for index, value in enumerate(found):
+            yield from _with_escapes(value, f"{place}[{index}]")

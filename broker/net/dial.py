@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from broker.errors import ConnectError, NotSupported
 from broker.net.tls import cause_of, reason_of, verify_fault
+from broker.net.unix import HAS_UNIX
 from broker.net.websocket_path import PATH
 from broker.words import strerror
 
@@ -67,7 +68,7 @@ def parse_url(url: str) -> Target:
         raise ValueError("a broker's URL has no #fragment")
     if scheme == "unix":
         if parts.netloc or not parts.path.startswith("/"):
-            raise ValueError("a Unix socket is written unix:///absolute/path")
+            raise ValueError("a Unix socket is written unix:///absolute/path" if HAS_UNIX else "this system has no Unix sockets")
         return Target("unix", path=unquote(parts.path, errors="surrogateescape"), options=options)  # a path need not be UTF-8
     if scheme not in PORTS:
         other = f"{scheme}:" if scheme else "none of them"
@@ -109,7 +110,7 @@ async def dial(
         raise NotSupported("WebSocket is not spoken here; use mqtt:// or mqtts://")
     try:
         if target.scheme == "unix":
-            if not hasattr(socket, "AF_UNIX"):
+            if not HAS_UNIX:
                 raise NotSupported("this system has no Unix sockets")
             return await trio.open_unix_socket(target.path)
         stream = await trio.open_tcp_stream(target.host, target.port, local_address=bind_address)
