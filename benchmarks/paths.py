@@ -1,4 +1,4 @@
-"""The engine's hot paths, each as a step to be repeated: the same bytes in every time, all bytes out taken, no socket and no Trio.
+"""The engine's hot paths, and its client's, each as a step to be repeated: the same bytes in every time, all bytes out taken, no socket and no Trio.
 
 `benchmarks/engine.py` times them and `benchmarks/instructions.py` counts their instructions, so that both speak of the same
 work. A step leaves the engine as it found it; its argument-free call returns how many units (messages delivered, filters
@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from benchmarks.client_paths import publishing, receiving
 from broker.core.engine import Engine
 from broker.core.limits import Limits
 from broker.core.link import Link
@@ -265,4 +266,8 @@ PATHS: Final = (
     Path("retained, store", retaining),
     Path("retained, replay", replaying),
     Path("connect, subscribe, disconnect", connecting),
+    Path("client, receive QoS 0", lambda: receiving(0)),
+    Path("client, receive QoS 1", lambda: receiving(1)),
+    Path("client, publish QoS 0", lambda: publishing(0)),
+    Path("client, publish QoS 1", lambda: publishing(1)),
 )

@@ -118,6 +118,23 @@ class Publisher:
             line.handle()
         return outgoing
 
+    async def join(self, publish: Publish, owner: Pipeline) -> bool:
+        """Of QoS 0, without properties: let it leave with the others. Cancelled: nothing happened. False: it has to `begin`."""
+        if self._pace.goes_on():
+            await trio.lowlevel.checkpoint_if_cancelled()
+        else:
+            await trio.lowlevel.checkpoint()
+            self._pace.rested()
+        line = self._line
+        if line.lost is not None:
+            line.check_open()
+        if not line.core.join(publish, owner):
+            return False
+        connector = line.connector
+        if connector is not None and connector.resting:
+            connector.wake_writer()
+        return True
+
     def _leave_window(self) -> None:
         if self._placeless:
             self._placeless.unpark()
@@ -141,7 +158,7 @@ class Publisher:
         """The core says that it has ended."""
         outcome = outgoing.outcome
         if outcome == "acknowledged":
-            self.counts["published"] += 1
+            self.counts["published"] += outgoing.count
         elif outcome == "dropped":
             self.counts["dropped_offline"] += 1
         else:
@@ -217,6 +234,7 @@ class Pipeline:
         self._count_max = count_max
         self._bytes_max = bytes_max
         self._bytes = 0
+        self._joined = 0  # of QoS 0: their bytes leave next, and one of them stands for all
         self._entering = 0  # there is a place for them, and they are not in it yet
         self._under_way: set[Outgoing] = set()
         self._failed: Outgoing | None = None
@@ -243,11 +261,18 @@ class Pipeline:
             topic, payload, qos, retain, content_type, response_topic, correlation_data, user_properties, message_expiry_s, payload_is_text
         )
         size = len(publish.payload)
-        if self._failed is not None or len(self._under_way) + self._entering >= self._count_max or self._bytes + size > self._bytes_max:
+        if (
+            self._failed is not None
+            or len(self._under_way) + self._joined + self._entering >= self._count_max
+            or self._bytes + size > self._bytes_max
+        ):
             await self._wait_until(self._count_max - 1, self._bytes_max - size)
         self._entering += 1
         self._bytes += size
         try:
+            if publish.qos == 0 and publish.properties is NO_PROPERTIES and topic_alias is None and await self._publisher.join(publish, self):
+                self._joined += 1
+                return
             outgoing = await self._publisher.begin(publish, topic_alias=topic_alias, at_once=False)
         except BaseException:
             self._bytes -= size
@@ -270,7 +295,7 @@ class Pipeline:
     async def _wait_until(self, count: int, size: int) -> None:
         while True:
             self._check()
-            under_way = len(self._under_way) + self._entering
+            under_way = len(self._under_way) + self._joined + self._entering
             if not under_way or (under_way <= count and self._bytes <= size):
                 return
             await self._changed.park()
@@ -281,8 +306,11 @@ class Pipeline:
 
     def ended(self, outgoing: Outgoing) -> None:
         """One has, or no connection will come any more."""
-        self._under_way.discard(outgoing)
-        self._bytes -= len(outgoing.publish.payload)
+        if outgoing in self._under_way:
+            self._under_way.discard(outgoing)
+        else:
+            self._joined -= outgoing.count
+        self._bytes -= outgoing.size
         if outgoing.outcome != "acknowledged" and self._failed is None:
             self._failed = outgoing
         if self._changed:
@@ -292,6 +320,7 @@ class Pipeline:
         """No connection will come any more."""
         for outgoing in list(self._under_way):
             self.ended(outgoing)
+        self._changed.unpark_all()
 
     def abandon(self) -> None:
         """Nobody waits any more: what has not left is taken back."""

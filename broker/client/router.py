@@ -28,6 +28,7 @@ logger = logging.getLogger("broker.client")
 UNCLAIMED_COUNT_MAX: Final = 1000
 _ENDED_COUNT_MAX: Final = 1000
 _KNOWN_COUNT_MAX: Final = 1000
+_KNOWN_LENGTH_MAX: Final = 256
 
 
 Settle = Callable[[Delivery, bool], None]
@@ -49,7 +50,11 @@ class DeliveryReceipt:
 
     def settle(self) -> None:
         if not self.done:
-            self._end(True)
+            if self.withdraw is not None:
+                self._end(True)
+                return
+            self.done = True
+            self._settle(self._delivery, True)
 
     def refuse(self) -> None:
         if not self.done:
@@ -241,9 +246,10 @@ class Router:
         takers = self._known.get(key)
         if takers is None:
             takers = self._find_takers(publish, identifiers)
-            if len(self._known) >= _KNOWN_COUNT_MAX:
-                self._known.clear()
-            self._known[key] = takers
+            if len(publish.topic) <= _KNOWN_LENGTH_MAX:
+                if len(self._known) >= _KNOWN_COUNT_MAX:
+                    self._known.clear()
+                self._known[key] = takers
         return takers
 
     def _find_takers(self, publish: Publish, identifiers: tuple[int, ...]) -> list[OpenSubscription]:

@@ -338,6 +338,18 @@ class ClientProtocol:
             return None
         return self.outbox.frame_at_once(publish)
 
+    def join(self, publish: Publish, owner: object) -> bool:
+        """Put a message of QoS 0 without properties to the bytes that leave next, for an owner who waits for none by itself: it is one `Outgoing` for
+        all of his that leave together. False: something stands before it, and `publish` has to be called."""
+        if self._batch or self.state != "connected" or self.on_packet is not None or self._parts_bytes >= BATCH_BYTES:
+            return False
+        frame = self.outbox.join(publish, owner)
+        if frame is None:
+            return False
+        self._parts.append(frame)
+        self._parts_bytes += len(frame)
+        return True
+
     def sent_at_once(self, frame: bytes, count: int, publish: Publish, offline: str, now: float) -> Outgoing | None:
         """The kernel has taken so many bytes of that frame, one at least. None: all, and the message is done; else `data_to_send` has the rest."""
         self._keep_alive.sent_at = self.outbox.now = now
@@ -399,7 +411,9 @@ class ClientProtocol:
             delivery.settled = True
             delivery.reason = reason
         if self.state == "connected":
-            self.send_acknowledgement(self.inbox.due())
+            frames = self.inbox.due()
+            if frames:
+                self.send_acknowledgement(frames)
 
     def acknowledge(self) -> None:
         """What is settled and may leave now."""

@@ -57,6 +57,7 @@ class Outgoing:
 
     __slots__ = (
         "abandoned",
+        "count",
         "done",
         "expires_at",
         "left",
@@ -68,6 +69,7 @@ class Outgoing:
         "qos",
         "reason",
         "sequence",
+        "size",
         "topic_alias",
     )
 
@@ -86,6 +88,10 @@ class Outgoing:
         self.reason = _SUCCESS
         self.abandoned = False
         """Nobody waits for it any more."""
+        self.count = 1
+        """It stands for so many messages of QoS 0, which leave together; `publish` is the first of them."""
+        self.size = len(publish.payload)
+        """Of all of them, in payload bytes."""
         self.owner: Any = None
         """The caller's own object."""
 
