@@ -81,6 +81,7 @@ class Driver:
         """Everybody who waits gets to hear of it, and nothing begins any more."""
         self.router.unclaimed.close()
         self.line.end(error)
+        self.publisher.end()
         self.subscriber.stop_leaving()
         self.requests.wake()
         for news in self.news:

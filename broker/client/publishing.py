@@ -135,6 +135,10 @@ class Publisher:
             connector.wake_writer()
         return True
 
+    def end(self) -> None:
+        """No connection will come any more: nobody has to wait for a place to hear of that."""
+        self._placeless.unpark_all()
+
     def _leave_window(self) -> None:
         if self._placeless:
             self._placeless.unpark()

@@ -568,3 +568,23 @@ async def test_ids_of_an_earlier_run_are_released_before_they_are_used_at_qos_2(
             async with connect(broker, client_id="c", clean_start=False, version=version, **expiry) as client:
                 await client.publish("a", qos=1)
                 await client.publish("b", qos=2)
+
+
+async def test_who_waits_for_a_place_hears_that_there_will_be_none(autojump_clock: trio.testing.MockClock) -> None:
+    async with connected(outgoing_count_max=2) as (client, peer, _), trio.open_nursery() as nursery:
+        told: list[str] = []
+
+        async def publish() -> None:
+            try:
+                await client.publish("a", b"", qos=1)
+            except ConnectionLost as error:
+                told.append(str(error))
+
+        for _ in range(5):
+            nursery.start_soon(publish)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(client.disconnect)
+        await trio.testing.wait_all_tasks_blocked()
+        await peer.cut()
+        await trio.testing.wait_all_tasks_blocked()
+        assert told == ["this client has disconnected"] * 5
