@@ -20,7 +20,7 @@ from broker.wire.packets import MQTT_5, Publish
 
 
 class ClientInbox:
-    __slots__ = ("_aliases", "_doubted", "_options", "_queue", "_receiver", "_receiving", "_releasing", "_unsettled", "connection")
+    __slots__ = ("_aliases", "_doubted", "_options", "_queue", "_receiver", "_receiving", "_receiving_max", "_releasing", "_unsettled", "connection")
 
     def __init__(self, options: ClientOptions) -> None:
         self._options = options
@@ -30,6 +30,7 @@ class ClientInbox:
         """Held ids that may be of another Session than the one that goes on, until the broker says something of them."""
         self._unsettled: dict[int, Delivery] = {}  # QoS 1 and 2 by packet id; carried over a lost connection
         self._queue: deque[Delivery] = deque()  # the same of this connection in order of arrival
+        self._receiving_max = options.receive_maximum if options.version >= MQTT_5 else 65_535
         self._receiving: set[int] = set()  # ids that count against our Receive Maximum
         self._releasing: set[int] = set()  # of those, at QoS 2: PUBREC sent, PUBREL awaited
         self._aliases: dict[int, str] = {}
@@ -100,6 +101,12 @@ class ClientInbox:
             packet = self._resolve_alias(packet, alias)
         if packet.qos == 0:
             return Delivery(packet, self.connection)
+        packet_id = packet.packet_id
+        if packet.qos == 1 and packet_id not in self._unsettled and packet_id not in self._receiving and len(self._receiving) < self._receiving_max:
+            self._receiving.add(packet_id)
+            delivery = self._unsettled[packet_id] = Delivery(packet, self.connection)
+            self._queue.append(delivery)
+            return delivery
         if packet.qos == 2 and packet.packet_id in self._doubted:
             self._doubted.remove(packet.packet_id)
             if not packet.dup:
@@ -133,7 +140,7 @@ class ClientInbox:
     def _charge(self, packet_id: int) -> None:
         if packet_id in self._receiving:
             return
-        if self._options.version >= MQTT_5 and len(self._receiving) >= self._options.receive_maximum:
+        if len(self._receiving) >= self._receiving_max:
             raise ProtocolError(
                 f"more than {self._options.receive_maximum} messages under way (Receive Maximum)", ReasonCode.RECEIVE_MAXIMUM_EXCEEDED
             )  # [MQTT5-3.3.4-9]
