@@ -108,11 +108,13 @@ def raise_file_limit() -> None:
         import resource
 
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if soft == hard:
-            return
-        # Some systems (macOS) say that there is no hard limit, and then refuse more than the kernel's own.
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard != resource.RLIM_INFINITY else 65_536, hard))
+        # Some systems (macOS) say that there is no hard limit, and then refuse more than the kernel's own, which is not less than 10,240.
+        for count in (65_536, 10_240) if hard == resource.RLIM_INFINITY else (hard,):
+            if soft == resource.RLIM_INFINITY or count <= soft:
+                return
+            with contextlib.suppress(OSError, ValueError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
+                return
 
 
 async def _serve(order: Order, config: Config, sockets: Mapping[str, Sequence[int]], notifier: systemd.Notifier) -> int:

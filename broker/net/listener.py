@@ -21,7 +21,7 @@ from broker.errors import ConfigError
 from broker.net.origins import origin_fault
 from broker.net.proxy_protocol import trust_fault
 from broker.net.tls import TlsFiles
-from broker.net.unix import HAS_UNIX, parse_mode, parse_owner
+from broker.net.unix import HAS_UNIX, PATH_BYTES_MAX, parse_mode, parse_owner
 from broker.net.websocket_path import PATH
 
 PAGE_CONNECTIONS_MAX: Final = 32
@@ -200,8 +200,8 @@ def check(listener: Listener) -> list[str]:
         faults += [f"{name}: {NOT_WITH_UNIX}" for name in ("host", "port") if getattr(listener, name) != getattr(DEFAULT, name)]
         if not HAS_UNIX:
             faults.append("unix: this system has no Unix sockets")
-        elif len(os.fsencode(listener.unix)) > 107:
-            faults.append("unix: the path is longer than 107 bytes, which the system does not take")
+        elif len(os.fsencode(listener.unix)) > PATH_BYTES_MAX:
+            faults.append(f"unix: the path is longer than {PATH_BYTES_MAX} bytes, which the system does not take")
     try:
         parse_mode(listener.unix_mode)
     except ValueError as error:

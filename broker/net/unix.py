@@ -21,6 +21,8 @@ from broker.errors import ListenError
 AF_UNIX: Final[int] = getattr(socket, "AF_UNIX", -1)
 """No family has that number: of Windows' sockets Python knows none with a path."""
 HAS_UNIX: Final = AF_UNIX >= 0
+PATH_BYTES_MAX: Final = 107 if sys.platform == "linux" else 103
+"""BSD's, and so macOS's, socket addresses are four bytes shorter."""
 
 
 def parse_mode(text: str) -> int:

@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -298,3 +299,20 @@ def test_a_file_that_cannot_be_read(words: list[str], tmp_path: Path, run_here: 
     line = only_line(done.stderr)
     assert "none.toml" in line
     assert "no such file" in line.lower()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
+def test_the_file_limit_is_raised_as_far_as_the_system_lets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """macOS says that there is no hard limit, and refuses more than the kernel's own."""
+    resource = pytest.importorskip("resource")
+    tried: list[int] = []
+
+    def set_limit(_: int, limits: tuple[int, int]) -> None:
+        tried.append(limits[0])
+        if limits[0] > 12_288:
+            raise ValueError("not allowed to raise maximum limit")
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, resource.RLIM_INFINITY))
+    monkeypatch.setattr(resource, "setrlimit", set_limit)
+    serving.raise_file_limit()
+    assert tried == [65_536, 10_240]
