@@ -43,11 +43,11 @@ class Load(NamedTuple):
 
 
 LOADS: Final = (
-    *(Load(f"publish QoS {qos}, one by one", "publish", qos, count) for qos, count in ((0, 10_000), (1, 4_000), (2, 3_000))),
-    *(Load(f"publish QoS {qos}, 100 tasks", "tasks", qos, count) for qos, count in ((0, 20_000), (1, 10_000), (2, 6_000))),
-    *(Load(f"publish QoS {qos}, a stream", "stream", qos, count) for qos, count in ((0, 40_000), (1, 20_000), (2, 10_000))),
-    *(Load(f"receive QoS {qos}", "receive", qos, count) for qos, count in ((0, 60_000), (1, 20_000), (2, 10_000))),
-    Load("request and reply", "request", 1, 3_000),
+    *(Load(f"publish QoS {qos}, one by one", "publish", qos, count) for qos, count in ((0, 6_000), (1, 1_500), (2, 1_000))),
+    *(Load(f"publish QoS {qos}, 100 tasks", "tasks", qos, count) for qos, count in ((0, 8_000), (1, 4_000), (2, 2_000))),
+    *(Load(f"publish QoS {qos}, a stream", "stream", qos, count) for qos, count in ((0, 20_000), (1, 6_000), (2, 4_000))),
+    *(Load(f"receive QoS {qos}", "receive", qos, count) for qos, count in ((0, 30_000), (1, 8_000), (2, 4_000))),
+    Load("request and reply", "request", 1, 1_000),
 )
 
 

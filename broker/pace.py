@@ -41,7 +41,7 @@ class Pace:
         """One more in this row? Then the caller owes a `checkpoint_if_cancelled`, else a checkpoint, and `rested`."""
         self._left -= 1
         now = self.now = self._clock()
-        return self._left > 0 and now < self._until
+        return now < self._until and self._left > 0
 
     def rested(self) -> None:
         """This task has just had a scheduling point."""

@@ -124,9 +124,11 @@ class Driver:
 
     def handle_publish(self) -> None:
         """The same after a publish, which changes no deadline and asks nothing of anybody else."""
-        self.take_events()
-        if self.line.connector is not None:
-            self.line.connector.wake_writer()
+        core, connector = self.core, self.line.connector
+        if core.events:
+            self.take_events()
+        if connector is not None and (connector.resting or core.state == "closing"):
+            connector.wake_writer()
 
     def take_events(self) -> None:
         core = self.core

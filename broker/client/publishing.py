@@ -91,20 +91,22 @@ class Publisher:
         at_once: for a message that is waited for by itself; of QoS 1 and 2 its caller has to wait for the end, which is a scheduling point.
         """
         line = self._line
-        if (publish.qos and at_once) or self._pace.goes_on():
+        if self._pace.goes_on() or (publish.qos and at_once):
             await trio.lowlevel.checkpoint_if_cancelled()
         else:
             await trio.lowlevel.checkpoint()
             self._pace.rested()
+        now = self._pace.now
         if publish.qos:
             if self._places:
                 self._places -= 1
             else:
                 await self._placeless.park()  # whoever leaves the window hands its place over
+                now = trio.current_time()
         try:
             if line.lost is not None:
                 line.check_open()
-            outgoing = line.core.publish(publish, offline=offline, topic_alias=topic_alias, now=trio.current_time())
+            outgoing = line.core.publish(publish, offline=offline, topic_alias=topic_alias, now=now)
         except BaseException:
             if publish.qos:
                 self._leave_window()

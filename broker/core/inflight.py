@@ -113,7 +113,7 @@ class Sender(Generic[M]):
     def send(self, message: M) -> int:
         """Take an id and one of the quota for a new QoS 1 or 2 message; the caller has seen `quota > 0` [MQTT5-4.9.0-2]."""
         packet_id = self.take_id()
-        self.unacknowledged[packet_id] = message
+        self.unacknowledged.apart()[packet_id] = message
         self.quota -= 1
         return packet_id
 
@@ -160,7 +160,7 @@ class Sender(Generic[M]):
     def _settle(self, packet_id: int) -> None:
         """It waits no more. One that this connection had not repeated yet takes its one of the quota now: or the exchange that goes on would take
         none, and in the end there would be more of them than ids."""
-        del self.unacknowledged[packet_id]
+        del self.unacknowledged.apart()[packet_id]
         if self.resend and self.resend.pop(packet_id, None) is not None:
             self.quota -= 1
             self.resend = self.resend or None
