@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from broker.core.publish_run import RUN_BYTES_MAX
-from broker.core.saved import SENT, WAITING, Changes, SavedMessage, SavedRetained, SavedRun, SavedSession
+from broker.core.saved import SENT, WAITING, Changes, SavedMessage, SavedRetained, SavedRun, SavedSession, places
 from broker.store.sqlite import SqliteStore
 from broker.wire.codec import encode
 from broker.wire.packets import MQTT_5, Publish
@@ -87,7 +87,9 @@ def in_runs(batch: int, sessions: int) -> list[Changes]:
     counts = [min(RUN_BYTES_MAX // size, share - start) for start in range(0, share, RUN_BYTES_MAX // size)] * min(sessions, batch)
     for number in range(min(WRITES_MAX, ROWS_MAX // batch)):
         changes = Changes(number)
-        changes.runs = [SavedRun(place + 1, place, number, size, 5, bytes(2 * count), FRAME * count) for place, count in enumerate(counts)]
+        changes.runs = [
+            SavedRun(place + 1, place, number, 1, size, 5, 0, places(count, b"", count), FRAME * count) for place, count in enumerate(counts)
+        ]
         found.append(changes)
     return found
 

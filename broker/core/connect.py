@@ -183,7 +183,7 @@ def _keep_permitted(state: State, session: Session) -> None:
     queue = session.queue
     if queue.count and not session.access.allows_all:
         state.work += queue.count
-        dropped = queue.keep_only([delivery for delivery in queue.deliveries() if session.may_receive(delivery.message.topic)])
+        dropped = queue.keep_topics(session.may_receive)
         if dropped:
             state.count_dropped(session.client_id, "not-authorized", dropped)
 

@@ -14,9 +14,11 @@ from broker.core.ending import close_link
 from broker.core.gates import gate_exactly, note
 from broker.core.kept import FIRST_BYTE, KEPT_PLAIN, KEPT_PLAIN_5, Kept, message_of, replayed, topic_of, with_packet_id
 from broker.core.mount import own_topic_field
+from broker.core.packet_ids import packet_ids
 from broker.core.record import note_replaced
-from broker.core.waiting import Delivery, KeptDelivery, WaitingQueue
-from broker.core.waiting_run import WaitingRun
+from broker.core.runs import OTHER_FORM_BYTES_MAX
+from broker.core.waiting import Delivery, KeptDelivery, PublishRun, WaitingQueue
+from broker.core.waiting_run import QueuedRun, WaitingRun
 from broker.reasons import ReasonCode
 from broker.wire.codec import encode_varint
 from broker.wire.packets import MQTT_5
@@ -112,6 +114,54 @@ def send(state: State, link: Link, session: Session, delivery: Delivery, now: fl
         session.let_go(delivery.size)
 
 
+def goes_as_run(link: Link, run: PublishRun, count: int) -> bool:
+    """Does it get so many of them as they are, but for version, QoS and packet ids?"""
+    if link.mount_point or (count == 1 and link.aliases_out is not None):
+        return False
+    return link.packet_bytes_max >= run.frame_size + OTHER_FORM_BYTES_MAX
+
+
+def send_first(state: State, link: Link, session: Session, waiting: QueuedRun, bytes_high: int) -> int:
+    """`send` for the first of a run, which are no longer in it then: as many as may be under way, and bring the link's outbox to that mark. How many;
+    the caller has seen that one may be sent, and that they go as a run."""
+    run = waiting.run
+    outbox = link.outbox
+    sender = session.sender
+    size = run.size
+    count = min(
+        waiting.count,
+        sender.quota,
+        1 + (link.limits.inflight_bytes_max - session.inflight_bytes - 1) // size,
+        1 + (bytes_high - outbox.committed_bytes - 1) // run.frame_size,
+        max(1, state.limits.work_per_turn_max - state.work),
+    )
+    if state.over_memory(0):
+        count = 1
+    qos = waiting.qos
+    form = waiting.take_run(count)
+    is_5 = link.version >= MQTT_5
+    if qos != run.qos or is_5 != (run.payload_at > run.id_at + 2):
+        form = form.form(is_5, qos)
+    sent = form
+    ids = packet_ids(form.frames, form.id_at, form.frame_size, count)
+    if not (ids.smallest and ids.are_different() and sender.are_free(ids)):
+        ids = sender.take_ids(count)
+        sent = form.with_ids(ids)
+        sent.source, sent.first = form.as_came()  # without what was between
+    sender.unacknowledged.add(ids, sent)
+    sender.quota -= count
+    session.hold(size * count)
+    outbox.append(sent.frames)
+    if session.record is not None:
+        note(state, session)
+    state.work += count
+    counters = state.counters
+    counters.publish_sent += count
+    counters.packets_sent += count
+    state.mark_ready(link)
+    return count
+
+
 def commit(
     state: State, link: Link, message: ApplicationMessage, qos: int, retain: bool, identifiers: tuple[int, ...], packet_id: int, dup: bool, now: float
 ) -> bool:
@@ -194,6 +244,10 @@ def pump(state: State, link: Link, now: float) -> None:
                 continue
         from_session = session is not None and session.queue.count > 0 and not session.sender.resend and may_send(state, session, link)
         if session is not None and from_session and (not outbox.waiting.count or session.queue.first_order() < outbox.waiting.first_order()):
+            run = session.queue.first_run()
+            if run is not None and goes_as_run(link, run.run, run.count):
+                session.queue.taken(send_first(state, link, session, run, low), run.size)
+                continue
             delivery = session.queue.pop()
             if not _expired(state, link, delivery, now):
                 send(state, link, session, delivery, now)
@@ -336,27 +390,27 @@ def _wait(state: State, session: Session, queue: WaitingQueue, delivery: Deliver
     return True
 
 
+def queue_run(state: State, session: Session, run: QueuedRun) -> bool:
+    """As `deliver` for each message of it, where none can leave at once, and only what is oldest may have to give way. False: nothing was done."""
+    queue = session.own_queue()
+    limits = session.limits
+    connected = session.link is not None
+    places = _places(state, queue, run.size, limits.queue_count_max, limits.queue_bytes_max, connected)
+    if queue.is_indexed or (run.count > places and state.overflow.rule_for(run.topic) != "drop-oldest"):
+        return False
+    _displace(state, session, queue, run, places, limits.queue_count_max, limits.queue_bytes_max, "queue-full")
+    return True
+
+
 def wait_run(state: State, link: Link, session: Session, run: WaitingRun, now: float) -> None:
-    """As `deliver` for each message of it, where none can leave at once: it waits, or its rule acts, in a few steps."""
+    """The same at QoS 0: it waits, or its rule acts, in a few steps."""
     queue = link.outbox.own_queue()
+    limits = link.limits
     total = run.count
-    places = _places(state, link, run.size)
+    places = _places(state, queue, run.size, limits.outbox_count_max, limits.outbox_bytes_max, True)
     rule = "" if total <= places and not queue.is_indexed else state.overflow.rule_for(run.topic)
-    if total <= places and rule != "latest":
-        queue.append_run(run)
-        return
-    if rule == "drop-oldest":
-        dropped = 0
-        while queue.count and places < total:
-            dropped += queue.drop_first(total - places, run.size)
-            places = _places(state, link, run.size)
-        if places < total:
-            dropped += total - places
-            run = run.last(places)
-        if dropped:
-            state.count_dropped(session.client_id, "overflow", dropped)
-        if run.count:
-            queue.append_run(run)
+    if rule == "drop-oldest" or (total <= places and rule != "latest"):
+        _displace(state, session, queue, run, places, limits.outbox_count_max, limits.outbox_bytes_max, "overflow")
         return
     if rule == "latest":
         _wait_latest(state, link, session, run, now)
@@ -369,28 +423,47 @@ def wait_run(state: State, link: Link, session: Session, run: WaitingRun, now: f
         close_link(state, link, ReasonCode.QUOTA_EXCEEDED, "it takes its messages too slowly", now)
 
 
+def _displace(state: State, session: Session, queue: WaitingQueue, run: WaitingRun, places: int, count_max: int, bytes_max: int, reason: str) -> None:
+    """Put a run into a queue, for which what is oldest there gives way. places: how many of it have one without that."""
+    total = run.count
+    if total > places:
+        connected = session.link is not None
+        dropped = 0
+        while queue.count and places < total:
+            dropped += queue.drop_first(total - places, run.size)
+            places = _places(state, queue, run.size, count_max, bytes_max, connected)
+        if places < total:
+            dropped += total - places
+            run = run.last(places)
+        state.count_dropped(session.client_id, reason, dropped)
+    if run.count:
+        queue.append_run(run)
+
+
 def _wait_latest(state: State, link: Link, session: Session, run: WaitingRun, now: float) -> None:
     """Where the newest one of a topic takes the place of the one before it."""
     queue = link.outbox.own_queue()
+    limits = link.limits
     while run.count:
-        places = 0 if queue.is_indexed else min(_places(state, link, run.size), run.count)
+        places = _places(state, queue, run.size, limits.outbox_count_max, limits.outbox_bytes_max, True)
+        places = 0 if queue.is_indexed else min(places, run.count)
         if places:
             queue.append_run(run.first(places))
             run.skip(places)
         if run.count:
             order = run.order
             _wait_in_outbox(state, link, session, Delivery(run.take(), 0, False, (), None, order), now)
-        if run.count and (queue.is_indexed or not _places(state, link, run.size)):  # nor for any of the others, but in the place of this one
+        full = queue.is_indexed or not _places(state, queue, run.size, limits.outbox_count_max, limits.outbox_bytes_max, True)
+        if run.count and full:  # nor for any of the others, but in the place of this one
             if run.count > 1:
                 state.count_dropped(session.client_id, "overflow", run.count - 1)
             run.skip(run.count - 1)
 
 
-def _places(state: State, link: Link, size: int) -> int:
-    """How many more QoS 0 messages of so many bytes may wait for it."""
-    queue = link.outbox.waiting
-    room = min(link.limits.outbox_bytes_max - queue.bytes, state.memory_left)
-    return max(0, min(link.limits.outbox_count_max - queue.count, room // size))
+def _places(state: State, queue: WaitingQueue, size: int, count_max: int, bytes_max: int, connected: bool) -> int:
+    """How many more messages of so many bytes may wait there."""
+    room = min(bytes_max - queue.bytes, state.memory_left if connected else state.memory_left_for_later)
+    return max(0, min(count_max - queue.count, room // size))
 
 
 def _has_place(state: State, queue: WaitingQueue, size: int, count_max: int, bytes_max: int, connected: bool) -> bool:

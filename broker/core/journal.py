@@ -13,6 +13,7 @@ from broker.core.access import is_bridge_state
 from broker.core.kept import Expiring, Kept, frame_of
 from broker.core.record import Record, compare
 from broker.core.retained import RetainedStore
+from broker.core.run_rows import StoredRuns
 from broker.core.saved import Changes, SavedRetained, SavedWill
 from broker.wire.codec import encode_properties
 
@@ -43,8 +44,7 @@ class Journal:
         self._wills_gone: list[int] = []
         self._next_will = 1
         self._next_record = 1
-        self._next_run = 1
-        self._runs_gone: list[int] = []
+        self.runs = StoredRuns()
 
     # ---- what happens ----
 
@@ -73,15 +73,19 @@ class Journal:
         if record is not None and record.row is not None:  # else the store has never heard of it
             self.going[session.client_id] = self.number
             self._ended.append(record.number)
-            self._runs_gone.extend([number for number, _ in record.runs.values()])
+            for row in [] if record.runs is None else record.runs.all():
+                self.runs.forget(row)
             self.count += 1
 
-    def adopt_run(self, number: int, gone: bool = False) -> None:
-        """It came from the store; gone: and is nobody's, or not as it was written, and is to go from there."""
-        self._next_run = max(self._next_run, number + 1)
-        if gone:
-            self._runs_gone.append(number)
-            self.count += 1
+    def drop_run(self, number: int) -> None:
+        """One that came from the store, and is nobody's, or not as it was written."""
+        self.runs.drop(number)
+        self.count += 1
+
+    def drop_shared(self, number: int) -> None:
+        """Frames that came from the store, and are nobody's."""
+        self.runs.drop_shared(number)
+        self.count += 1
 
     def keep_will(self, session: Session, listener: str, number: int = 0) -> None:
         """It has one from now on, of a client that came in there. number: that it has in the store, if it came from there."""
@@ -141,20 +145,19 @@ class Journal:
         """All that has changed since the last time; None if nothing has."""
         if not self.has_changes or state.wills or state.orphans:  # what is on its way is neither here nor there, and `tick` soon goes on with it
             return None
-        changes = Changes(self.number, self._next_run)
+        changes = Changes(self.number)
         self.number += 1
         self.taken_count = self.count
         to_unix_s = unix_now - now
         for link in state.gated:
             link.taken_bytes = link.outbox.sent_bytes_total + link.outbox.committed_bytes
         changes.ended, self._ended = self._ended, []
-        changes.runs_gone, self._runs_gone = self._runs_gone, []
         touched, self._touched = self._touched, {}
         for session in touched:
             record = session.record
             if record is not None:
-                compare(session, record, to_unix_s, changes)
-        self._next_run = changes.next_run
+                compare(session, record, to_unix_s, changes, self.runs)
+        self.runs.write(changes)
         self._will_rows(to_unix_s, changes)
         topics, self._topics = self._topics, {}
         for topic in topics:

@@ -10,14 +10,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from broker.core import pausing
-from broker.core.delivery import deliver
+from broker.core.delivery import deliver, goes_as_run, may_send, queue_run, send_first
 from broker.core.gates import gate_exactly, note
 from broker.core.inflight import NO_RECEIVER, PACKET_ID_MAX
 from broker.core.packet_ids import PacketIds, packet_ids
 from broker.core.plain_properties import plain_stop
 from broker.core.publish import recognise
+from broker.core.run_rows import SHARED_BYTES_MIN
 from broker.core.runs import OTHER_FORM_BYTES_MAX, alike
 from broker.core.waiting import PublishRun
+from broker.core.waiting_run import QueuedRun
 from broker.wire.packets import MQTT_5
 
 if TYPE_CHECKING:
@@ -162,7 +164,10 @@ def _give(state: State, link: Link, route: Route, run: PublishRun, ids: PacketId
         ):
             if refused_counts is None:
                 refused_counts = {}
-            _give_each(state, link, route, session, run, ids, qos, refused_counts, now)
+            if qos == 0:
+                _give_each(state, link, route, session, run, ids, qos, refused_counts, now)
+            else:
+                _give_later(state, link, route, session, run, ids, qos, refused_counts, now)
             continue
         # Room for all of it: what `Sender.send` and `delivery.commit` would do, in one step. A form is made once for all who need it.
         is_5 = recipient.version >= MQTT_5
@@ -195,6 +200,7 @@ def _give(state: State, link: Link, route: Route, run: PublishRun, ids: PacketId
             held_bytes += run.size * count
             outbox.append(form.frames)
             if session.record is not None:
+                session.order += count  # as what waits has it: a store has both in one order
                 note(state, session)
         if run.qos == 2 and state.journal is not None:
             gate_exactly(state, link, recipient, 2)
@@ -212,6 +218,39 @@ def _give(state: State, link: Link, route: Route, run: PublishRun, ids: PacketId
         return None
     # Told only when nobody could take it, or the rule is `refuse`.
     return {packet_id for packet_id, times in refused_counts.items() if times >= len(targets)}
+
+
+def _give_later(
+    state: State, link: Link, route: Route, session: Session, run: PublishRun, ids: PacketIds, qos: int, refused_counts: dict[int, int], now: float
+) -> None:
+    """To one that cannot have all of it at once: as many as may leave do, and the others wait in its queue as one."""
+    recipient = session.link
+    count = run.count
+    goes_alone = count == 1 and run.frame_size < SHARED_BYTES_MIN if recipient is None else not goes_as_run(recipient, run, count)
+    if goes_alone:  # for one that is away: it may wait for long, and takes less memory so
+        _give_each(state, link, route, session, run, ids, qos, refused_counts, now)
+        return
+    waiting = QueuedRun(run, 0, count, qos, session.order + 1)
+    if recipient is not None:
+        if state.journal is not None:
+            gate_exactly(state, link, recipient, run.qos)
+        outbox = recipient.outbox
+        if not session.queue.count and not session.sender.resend:
+            while waiting.count and outbox.committed_bytes < recipient.outbox_bytes_high and may_send(state, session, recipient):
+                session.order += send_first(state, recipient, session, waiting, recipient.outbox_bytes_high)
+            if not waiting.count:
+                return
+    left = waiting.count
+    if not queue_run(state, session, waiting):
+        start = count - left
+        _give_each(state, link, route, session, run.part(start, left), ids.part(start, count), qos, refused_counts, now)
+        return
+    session.order += left
+    state.work += left
+    if session.record is not None:
+        note(state, session, left)
+    if recipient is not None and recipient is not link and recipient.outbox.committed_bytes >= recipient.outbox_bytes_high:
+        pausing.press(state, link, recipient, route, now)
 
 
 def _give_each(

@@ -1,8 +1,8 @@
 """What the store has of one Session, and the rows to be written for it to have what the Session has become.
 
-What is under way is compared: the unacknowledged, of which a run is one row whose ids become fewer, the released, the QoS 2 ids that came. A
-queue may be long, and is known by the order of its messages instead: new ones come at the end, old ones leave at the front; where a rule has taken
-some from its middle it is written anew.
+What is under way is compared: the unacknowledged, the released, the QoS 2 ids that came. A queue may be long, and is known by the order of its
+messages instead: new ones come at the end, old ones leave at the front; where a rule has taken some from its middle it is written anew. What came
+together is one row in either (`core.run_rows`).
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final
 
-from broker.core.packet_ids import PacketIds, any_of, packet_ids
-from broker.core.saved import HELD, RELEASED, SENT, WAITING, Changes, SavedIds, SavedMessage, SavedRun, SavedSession, SavedSubscription
+from broker.core.packet_ids import any_of
+from broker.core.run_rows import ALL, Piece, RunRow, RunRows
+from broker.core.saved import HELD, RELEASED, SENT, WAITING, Changes, SavedIds, SavedMessage, SavedSession, SavedSubscription
 from broker.core.waiting import Delivery, PublishRun
-from broker.wire.packets import MQTT_5, MQTT_311
+from broker.core.waiting_run import QueuedRun
+from broker.wire.packets import MQTT_5
 
 if TYPE_CHECKING:
+    from broker.core.run_rows import StoredRuns
     from broker.core.session import Session
     from broker.core.waiting import Unacknowledged, WaitingQueue
 
@@ -49,6 +52,7 @@ class Record:
         "row",
         "runs",
         "sent",
+        "single_last",
         "waiting_first",
         "waiting_last",
     )
@@ -65,18 +69,25 @@ class Record:
         """Those that have been subscribed to, or left, since."""
         self.sent: dict[int, Unacknowledged | None] = {}
         """What its sender has by itself, by Packet Identifier; None: it could not be read."""
-        self.runs: dict[PublishRun, tuple[int, int]] = {}
-        """Of its sender: number, and how many are left of it."""
+        self.runs: RunRows | None = None
+        """Of its sender and of its queue."""
         self.released = b""
         self.held = b""
         """Packet Identifiers of its sender, and of its receiver."""
         self.order = 0
-        """Of the row that was written last of `sent` and `runs`."""
+        """Of the last message that was sent, in the rows of `sent` and `runs`."""
         self.replaced: dict[int, Delivery] = {}
         """By their order, those in its queue that have another message since; some may have left."""
+        self.single_last = 0
+        """Order of the last waiting message that the store has by itself, if it has one."""
         self.waiting_first = 0
         self.waiting_last = 0
         """Orders of the first and the last waiting message that the store has; it has none where the first is the greater one, or both are 0."""
+
+    def own_runs(self) -> RunRows:
+        if self.runs is None:
+            self.runs = RunRows()
+        return self.runs
 
 
 def note_replaced(session: Session, queue: WaitingQueue, delivery: Delivery) -> None:
@@ -89,12 +100,12 @@ def note_replaced(session: Session, queue: WaitingQueue, delivery: Delivery) -> 
             queue.rearranged = True
 
 
-def compare(session: Session, record: Record, to_unix_s: float, changes: Changes) -> None:
+def compare(session: Session, record: Record, to_unix_s: float, changes: Changes, stored: StoredRuns) -> None:
     """Add what has changed, and take it for written. to_unix_s: from the engine's clock."""
     _session_row(session, record, to_unix_s, changes)
     _subscription_rows(session, record, changes)
-    _sent_rows(session, record, to_unix_s, changes)
-    _waiting_rows(session, record, to_unix_s, changes)
+    _waiting_rows(session, record, to_unix_s, changes, stored)  # before what is sent: part of a run may have left the queue for that
+    _sent_rows(session, record, to_unix_s, changes, stored)
     _id_rows(session, record, changes)
 
 
@@ -130,24 +141,23 @@ def _subscription_rows(session: Session, record: Record, changes: Changes) -> No
             changes.subscriptions.append(SavedSubscription(record.number, filter, options, subscription.identifier))
 
 
-def _sent_rows(session: Session, record: Record, to_unix_s: float, changes: Changes) -> None:
+def _sent_rows(session: Session, record: Record, to_unix_s: float, changes: Changes, stored: StoredRuns) -> None:
+    """What is unacknowledged, in the order of its sending."""
     before = record.sent
     unacknowledged = session.sender.unacknowledged
-    if not (before or record.runs or unacknowledged.singles or unacknowledged.runs):
+    if not (before or record.runs is not None or unacknowledged.singles or unacknowledged.runs):
         return
     number = record.number
     current: dict[int, Unacknowledged | None] = {}
     apart: dict[PublishRun, list[int]] = {}
-    orders: dict[PublishRun, int] = {}
+    pieces: dict[PublishRun, list[Piece]] = {}
     for packet_id, sent in (unacknowledged.singles or {}).items():
         if isinstance(sent, PublishRun):
             if sent in apart:
                 apart[sent].append(packet_id)
             else:
                 apart[sent] = [packet_id]
-                if sent not in record.runs:
-                    record.order += 1
-                    orders[sent] = record.order
+                _place(record, sent, pieces)
         else:
             current[packet_id] = sent
             if before.get(packet_id) is not sent:
@@ -155,55 +165,48 @@ def _sent_rows(session: Session, record: Record, to_unix_s: float, changes: Chan
                 changes.messages.append(_message_row(number, SENT, packet_id, record.order, sent.at(packet_id), to_unix_s))
     changes.messages_gone.extend([(number, SENT, packet_id) for packet_id in before if packet_id not in current])
     record.sent = current
-    left = {run: any_of(ids) for run, ids in apart.items()}
+    for sent, numbers in apart.items():
+        run, first = sent.as_came()
+        pieces[run].append((first, sent, any_of(numbers)))
     for ids, sent in unacknowledged.runs or ():
         assert isinstance(sent, PublishRun)
-        left[sent] = ids
-    _run_rows(record, left, orders, changes)
+        run, first = _place(record, sent, pieces)
+        pieces[run].append((first, sent, ids))
+    rows = record.runs
+    if rows is not None:
+        rows.begun = {run: row for run, row in rows.begun.items() if stored.look(number, row, pieces.get(run, []), changes)}
+        if not rows.begun and not rows.waiting:
+            record.runs = None
 
 
-def _run_rows(record: Record, left: dict[PublishRun, PacketIds], orders: dict[PublishRun, int], changes: Changes) -> None:
-    """left: what is unacknowledged of each. orders: of new ones that are not the newest."""
-    before = record.runs
-    changes.runs_gone.extend([known[0] for run, known in before.items() if run not in left])  # first: new ones take their places
-    record.runs = {}
-    for run, ids in left.items():
-        known = before.get(run)
-        if known is None:
-            order = orders.get(run, 0)
-            if not order:
-                record.order += 1
-                order = record.order
-            known = (changes.new_run(), ids.count)
-            said = _with_all(run)
-            version = MQTT_311 if said.payload_at == said.id_at + 2 else MQTT_5
-            changes.runs.append(SavedRun(known[0], record.number, order, said.frame_size, version, ids.fields(), said.frames))
-        elif known[1] != ids.count:
-            known = (known[0], ids.count)
-            changes.runs_left.append((ids.fields(), known[0]))
-        record.runs[run] = known
+def _place(record: Record, sent: PublishRun, pieces: dict[PublishRun, list[Piece]]) -> tuple[PublishRun, int]:
+    """It is unacknowledged: the run that it is of has a place in the order of what is sent from now on."""
+    run, first = sent.as_came()
+    if run in pieces:
+        return run, first
+    pieces[run] = []
+    rows = record.own_runs()
+    row = rows.begun.get(run)
+    if row is None:  # it has never waited
+        row = rows.begun[run] = RunRow(run, sent.qos, 0, run.count)
+    if not row.is_sent:
+        row.is_sent = True
+        row.order = max(row.order, record.order + 1)
+        record.order = row.order + row.count - 1
+    return run, first
 
 
-def _with_all(run: PublishRun) -> PublishRun:
-    """With the properties that this form of it has not."""
-    source = run.source
-    while source is not None and source.source is not None:
-        source = source.source
-    if source is None or not run.has_more_to_say:
-        return run
-    size = run.frame_size
-    form = source if source.qos == run.qos else source.form(True, run.qos)
-    return form.with_ids(packet_ids(run.frames, run.id_at, size, len(run.frames) // size))
-
-
-def _waiting_rows(session: Session, record: Record, to_unix_s: float, changes: Changes) -> None:
+def _waiting_rows(session: Session, record: Record, to_unix_s: float, changes: Changes, stored: StoredRuns) -> None:
     queue = session.queue
     number = record.number
     had = record.waiting_last >= record.waiting_first > 0
     replaced, record.replaced = record.replaced, {}
+    rows = record.runs
     if not queue.count:
         if had:
-            changes.cut.append((number, record.waiting_last + 1))
+            _cut(record, record.waiting_last + 1, changes)
+            if rows is not None:
+                rows.leave(ALL)
         record.waiting_first = record.waiting_last = 0
         return
     first = queue.first_order()
@@ -211,16 +214,32 @@ def _waiting_rows(session: Session, record: Record, to_unix_s: float, changes: C
     if queue.rearranged:
         queue.rearranged = False
         if had:
-            changes.cut.append((number, last + 1))
+            _cut(record, last + 1, changes)
+            if rows is not None:
+                rows.leave(ALL)  # those of which some wait are found again below
         last = 0
     elif had and first > record.waiting_first:
-        changes.cut.append((number, first))
-    again = [one for order, one in replaced.items() if first <= order <= last]
-    newest = queue.later_than(last)
-    changes.messages.extend([_message_row(number, WAITING, one.order, one.order, one, to_unix_s) for one in again + newest])
+        _cut(record, first, changes)
+        if rows is not None:
+            rows.leave(first)
+    found = [one for order, one in replaced.items() if first <= order <= last]
+    for entry in queue.later_than(last):
+        if isinstance(entry, Delivery):
+            found.append(entry)
+            record.single_last = record.waiting_last = entry.order
+        elif isinstance(entry, QueuedRun):
+            row = record.own_runs().wait(entry)
+            if not entry.start:
+                stored.look(number, row, [], changes)
+            record.waiting_last = entry.order + entry.count - 1
+    changes.messages.extend([_message_row(number, WAITING, one.order, one.order, one, to_unix_s) for one in found])
     record.waiting_first = first
-    if newest:
-        record.waiting_last = newest[-1].order
+
+
+def _cut(record: Record, order: int, changes: Changes) -> None:
+    """What waited by itself and is before that has left the queue."""
+    if record.single_last >= record.waiting_first:
+        changes.cut.append((record.number, order))
 
 
 def _id_rows(session: Session, record: Record, changes: Changes) -> None:

@@ -58,16 +58,25 @@ class SavedMessage(NamedTuple):
 
 
 class SavedRun(NamedTuple):
-    """Key: number, of runs. Messages on one topic that were sent together and are not all acknowledged, in the session's order with those of
-    `SENT`. frames: PUBLISH packets as they were to be sent, all of that size and version. ids: the Packet Identifiers that are left, two bytes
-    each."""
+    """Key: number, of runs. Messages on one topic that came together, and are not all acknowledged. order: while they wait, of the first of them as
+    if it were a message by itself; when some have been sent, among those of `SENT`. frames: PUBLISH packets as they came, all of that size and
+    version, or nothing where `shared` is the number of the row that has them. places: see `places`."""
 
     number: int
     session: int
     order: int
+    qos: int
     size: int
     version: int
-    ids: bytes
+    shared: int
+    places: bytes
+    frames: bytes
+
+
+class SavedShared(NamedTuple):
+    """Key: number, of its kind. Frames of a run that several sessions have."""
+
+    number: int
     frames: bytes
 
 
@@ -103,22 +112,27 @@ class SavedRetained(NamedTuple):
     expires_at: float | None
 
 
+def places(left_count: int, ids: bytes, count: int) -> bytes:
+    """What has become of each of so many messages of a run: two bytes say how many have left the queue, and then come two for each, which are the
+    Packet Identifier while it is unacknowledged, and else 0. Always of one length, so that a row that changes stays where it is."""
+    return left_count.to_bytes(2, "big") + ids + bytes(2 * count - len(ids))
+
+
 class Changes:
     """From one moment to another. To be written all or not at all: first the sessions in `ended` go with all that is theirs but runs, and of those
-    in `cut`, pairs of (session, order), the waiting messages whose order is below that; then what is gone, then the rows, and the ids that are left
-    of runs, pairs of (ids, number), which were written before.
+    in `cut`, pairs of (session, order), the waiting messages whose order is below that; then what is gone, then the rows, and what has become of runs
+    that were written before, triples of (order, places, number).
 
-    number: to be told to `Engine.committed` when they are written. next_run: a number that no run has yet.
+    number: to be told to `Engine.committed` when they are written.
     """
 
     __slots__ = (
-        "cut", "ended", "ids", "ids_gone", "messages", "messages_gone", "next_run", "number", "retained", "retained_gone", "runs", "runs_gone",
-        "runs_left", "sessions", "subscriptions", "subscriptions_gone", "wills", "wills_gone",
+        "cut", "ended", "ids", "ids_gone", "messages", "messages_gone", "number", "retained", "retained_gone", "runs", "runs_changed",
+        "runs_gone", "sessions", "shared", "shared_gone", "subscriptions", "subscriptions_gone", "wills", "wills_gone",
     )  # fmt: skip
 
-    def __init__(self, number: int, next_run: int = 1) -> None:
+    def __init__(self, number: int) -> None:
         self.number = number
-        self.next_run = next_run
         self.ended: list[int] = []
         self.cut: list[tuple[int, int]] = []
         self.sessions: list[SavedSession] = []
@@ -127,22 +141,16 @@ class Changes:
         self.messages: list[SavedMessage] = []
         self.messages_gone: list[tuple[int, int, int]] = []
         self.runs: list[SavedRun] = []
-        self.runs_left: list[tuple[bytes, int]] = []
+        self.runs_changed: list[tuple[int, bytes, int]] = []
         self.runs_gone: list[int] = []
+        self.shared: list[SavedShared] = []
+        self.shared_gone: list[int] = []
         self.ids: list[SavedIds] = []
         self.ids_gone: list[tuple[int, int]] = []
         self.wills: list[SavedWill] = []
         self.wills_gone: list[int] = []
         self.retained: list[SavedRetained] = []
         self.retained_gone: list[str] = []
-
-    def new_run(self) -> int:
-        """The number of one that goes, whose page the new one takes over, or else the next."""
-        if self.runs_gone:
-            return self.runs_gone.pop()
-        number = self.next_run
-        self.next_run += 1
-        return number
 
 
 class Saved(Protocol):
@@ -154,6 +162,8 @@ class Saved(Protocol):
     def subscriptions(self) -> Iterable[SavedSubscription]: ...
     @property
     def messages(self) -> Iterable[SavedMessage]: ...
+    @property
+    def shared(self) -> Iterable[SavedShared]: ...
     @property
     def runs(self) -> Iterable[SavedRun]: ...
     @property

@@ -197,4 +197,8 @@ class State:
 
     def over_memory_for_later(self, more_bytes: int) -> bool:
         """The same for what may wait as long as it likes: the last quarter is for those who are connected, so that nobody's absence starves them."""
-        return self.outgoing_bytes + more_bytes > self.limits.memory_bytes_max // 4 * 3
+        return more_bytes > self.memory_left_for_later
+
+    @property
+    def memory_left_for_later(self) -> int:
+        return self.limits.memory_bytes_max // 4 * 3 - self.outgoing_bytes

@@ -8,12 +8,13 @@ wait for many it is above.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from broker.core.kept import message_of, size_of
 from broker.core.message import ApplicationMessage
 from broker.core.runs import at_qos_0, tails
-from broker.core.waiting_run import WaitingRun
+from broker.core.waiting_run import QueuedRun, WaitingRun
 from broker.wire.codec import encode_string, encode_varint
 from broker.wire.packets import NO_PROPERTIES, PUBLISH
 from broker.wire.properties import decode_properties
@@ -58,7 +59,7 @@ class PublishRun:
     to be repeated; so an ordinary QoS 1 message costs no object of its own.
     """
 
-    __slots__ = ("frame_size", "frames", "group", "id_at", "messages", "origin", "payload_at", "qos", "size", "source", "topic")
+    __slots__ = ("first", "frame_size", "frames", "group", "id_at", "messages", "origin", "payload_at", "qos", "size", "source", "topic")
 
     def __init__(self, frames: bytes, frame_size: int, qos: int, topic: str, id_at: int, payload_at: int, origin: str) -> None:
         self.frames = frames
@@ -75,19 +76,29 @@ class PublishRun:
         self.messages: list[ApplicationMessage] | None = None
         self.source: PublishRun | None = None
         """As they came: the messages have what the other version cannot say."""
+        self.first = 0
+        """Where in that they begin."""
+
+    def as_came(self) -> tuple[PublishRun, int]:
+        """The run that came, and the place of the first of these in it."""
+        run = self
+        first = 0
+        while run.source is not None:
+            first += run.first
+            run = run.source
+        return run, first
 
     @property
-    def has_more_to_say(self) -> bool:
-        """As they came they had properties, which this form for 3.1.1 has not."""
-        source = self.source
-        while source is not None and source.source is not None:
-            source = source.source
-        return source is not None and self.payload_at == self.id_at + 2 and source.payload_at > source.id_at + 3
+    def count(self) -> int:
+        return len(self.frames) // self.frame_size
 
     def all_messages(self) -> list[ApplicationMessage]:
         """The messages of the frames, in order; made once."""
-        if self.source is not None:
-            return self.source.all_messages()
+        source = self.source
+        if source is not None:
+            messages = source.all_messages()
+            count = self.count
+            return messages if count == len(messages) else messages[self.first : self.first + count]
         if self.messages is None:
             properties = NO_PROPERTIES
             if self.payload_at > self.id_at + 2:
@@ -123,6 +134,15 @@ class PublishRun:
         if is_mqtt_5:
             properties = self.frames[self.id_at + 2 : self.payload_at] or b"\x00"
         return at_qos_0(self.frames, self.frame_size, self.topic, properties, self.payload_at)
+
+    def part(self, start: int, count: int) -> PublishRun:
+        """Some that stand in a row."""
+        if count == self.count:
+            return self
+        size = self.frame_size
+        part = self._derived(self.frames[start * size : (start + count) * size], size, self.qos, self.id_at, self.payload_at)
+        part.first = start
+        return part
 
     def with_ids(self, ids: PacketIds) -> PublishRun:
         """The same with other packet ids, in the order of the frames."""
@@ -202,7 +222,7 @@ class WaitingQueue:
         self.count = 0
         self.bytes = 0
         self.rearranged = False
-        """Something has gone from its middle since the journal looked."""
+        """Since the journal looked something has gone from its middle, or what was a run is by itself."""
 
     def append(self, delivery: Delivery) -> None:
         assert self is not NOTHING_WAITS
@@ -230,6 +250,25 @@ class WaitingQueue:
         assert self._entries is not None
         return self._entries[0].order
 
+    def first_run(self) -> QueuedRun | None:
+        """The oldest one, if it came in a run with others."""
+        entries = self._entries
+        if not entries:
+            return None
+        first = entries[0]
+        return first if isinstance(first, QueuedRun) else None
+
+    def taken(self, count: int, size: int) -> None:
+        """So many of that size have left the run that `first_run` gave."""
+        entries = self._entries
+        assert entries is not None
+        first = entries[0]
+        if isinstance(first, QueuedRun) and not first.count:
+            entries.popleft()
+            if not entries:
+                self._entries = None
+        self._count(-count, -count * size)
+
     def pop(self) -> Delivery:
         """Take the oldest one."""
         entries = self._entries
@@ -237,7 +276,7 @@ class WaitingQueue:
         first = entries[0]
         if isinstance(first, WaitingRun):
             order = first.order
-            delivery = Delivery(first.take(), 0, False, (), None, order)
+            delivery = Delivery(first.take(), first.qos, False, (), None, order)
             left = first.count
         else:
             delivery = first
@@ -287,14 +326,38 @@ class WaitingQueue:
 
     def keep_only(self, kept: list[Delivery]) -> int:
         """Of `deliveries` these, in their order, and forget the others; how many they were."""
-        self._entries = deque(kept) if kept else None
         dropped = self.count - len(kept)
+        self.rearranged = self.rearranged or dropped > 0 or self._has_runs()
+        self._entries = deque(kept) if kept else None
         if dropped:
-            self.rearranged = True
             if self._by_topic is not None:
                 self._by_topic = {waiting.message.topic: waiting for waiting in kept} if kept else None
             self._count(-dropped, sum(waiting.message.size for waiting in kept) - self.bytes)
         return dropped
+
+    def keep_topics(self, may: Callable[[str], bool]) -> int:
+        """Of what waits, that on topics of which this is true; how many others are forgotten."""
+        kept: list[Delivery | WaitingRun] = []
+        count = size = 0
+        for entry in self._entries or ():
+            if may(entry.message.topic if isinstance(entry, Delivery) else entry.topic):
+                kept.append(entry)
+            elif isinstance(entry, Delivery):
+                count += 1
+                size += entry.message.size
+            else:
+                count += entry.count
+                size += entry.count * entry.size
+        if count:
+            self.rearranged = True
+            self._entries = deque(kept) if kept else None
+            if self._by_topic is not None:
+                self._by_topic = {topic: one for topic, one in self._by_topic.items() if may(topic)} if kept else None
+            self._count(-count, -size)
+        return count
+
+    def _has_runs(self) -> bool:
+        return any(isinstance(entry, QueuedRun) for entry in self._entries or ())
 
     def newest_on(self, topic: str) -> Delivery | None:
         """What waits on that topic and came last; of an indexed queue."""
@@ -336,11 +399,11 @@ class WaitingQueue:
                 found.append(entry)
         return found
 
-    def later_than(self, order: int) -> list[Delivery]:
-        """Those that came after that one, in order; of a session's queue, where each is by itself."""
-        found: list[Delivery] = []
+    def later_than(self, order: int) -> list[Delivery | WaitingRun]:
+        """Those that came after that one, in order."""
+        found: list[Delivery | WaitingRun] = []
         for entry in reversed(self._entries or ()):
-            if entry.order <= order or not isinstance(entry, Delivery):
+            if entry.order <= order:
                 break
             found.append(entry)
         found.reverse()
@@ -375,5 +438,5 @@ def _apart(run: WaitingRun) -> list[Delivery]:
     found: list[Delivery] = []
     while run.count:
         order = run.order
-        found.append(Delivery(run.take(), 0, False, (), None, order))
+        found.append(Delivery(run.take(), run.qos, False, (), None, order))
     return found

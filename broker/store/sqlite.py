@@ -18,12 +18,23 @@ from functools import partial
 from os import PathLike
 from typing import Final, NamedTuple, TypeVar
 
-from broker.core.saved import WAITING, Changes, SavedIds, SavedMessage, SavedRetained, SavedRun, SavedSession, SavedSubscription, SavedWill
+from broker.core.saved import (
+    WAITING,
+    Changes,
+    SavedIds,
+    SavedMessage,
+    SavedRetained,
+    SavedRun,
+    SavedSession,
+    SavedShared,
+    SavedSubscription,
+    SavedWill,
+)
 from broker.errors import StoreError
 from broker.words import strerror
 
 APPLICATION_ID: Final = int.from_bytes(b"TMQB", "big")
-VERSION: Final = 2
+VERSION: Final = 3
 """Of the tables; in `user_version`, where 0 is a file without any."""
 
 WAL_BYTES_MAX: Final = 16 * 1024 * 1024
@@ -52,8 +63,9 @@ _TABLES: Final = (
         identifiers TEXT NOT NULL, share TEXT NOT NULL, expires_at REAL,
         PRIMARY KEY (session, place, key)) WITHOUT ROWID""",
     """CREATE TABLE runs (
-        number INTEGER PRIMARY KEY, session INTEGER NOT NULL, "order" INTEGER NOT NULL, size INTEGER NOT NULL, version INTEGER NOT NULL,
-        ids BLOB NOT NULL, frames BLOB NOT NULL)""",
+        number INTEGER PRIMARY KEY, session INTEGER NOT NULL, "order" INTEGER NOT NULL, qos INTEGER NOT NULL, size INTEGER NOT NULL,
+        version INTEGER NOT NULL, shared INTEGER NOT NULL, places BLOB NOT NULL, frames BLOB NOT NULL)""",
+    "CREATE TABLE shared (number INTEGER PRIMARY KEY, frames BLOB NOT NULL)",
     "CREATE TABLE ids (session INTEGER NOT NULL, kind INTEGER NOT NULL, ids BLOB NOT NULL, PRIMARY KEY (session, kind)) WITHOUT ROWID",
     """CREATE TABLE wills (
         number INTEGER PRIMARY KEY, client_id TEXT NOT NULL, username TEXT, listener TEXT NOT NULL, topic TEXT NOT NULL, payload BLOB NOT NULL,
@@ -279,6 +291,10 @@ class SqliteSaved:
         return self._rows("messages", SavedMessage, "session, place, key")  # which is the order of what waits
 
     @property
+    def shared(self) -> Iterator[SavedShared]:
+        return self._rows("shared", SavedShared, "number")
+
+    @property
     def runs(self) -> Iterator[SavedRun]:
         return self._rows("runs", SavedRun, "number")
 
@@ -316,14 +332,16 @@ def _apply(connection: sqlite3.Connection, changes: Changes) -> None:
     each("DELETE FROM subscriptions WHERE session = ? AND filter = ?", changes.subscriptions_gone)
     each("DELETE FROM messages WHERE session = ? AND place = ? AND key = ?", changes.messages_gone)
     each("DELETE FROM runs WHERE number = ?", [(number,) for number in changes.runs_gone])
+    each("DELETE FROM shared WHERE number = ?", [(number,) for number in changes.shared_gone])
     each("DELETE FROM ids WHERE session = ? AND kind = ?", changes.ids_gone)
     each("DELETE FROM wills WHERE number = ?", [(number,) for number in changes.wills_gone])
     each("DELETE FROM retained WHERE topic = ?", [(topic,) for topic in changes.retained_gone])
     each("REPLACE INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?)", changes.sessions)
     each("REPLACE INTO subscriptions VALUES (?, ?, ?, ?)", changes.subscriptions)
     each("REPLACE INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", changes.messages)
-    each("REPLACE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?)", changes.runs)
-    each("UPDATE runs SET ids = ? WHERE number = ?", changes.runs_left)
+    each("REPLACE INTO shared VALUES (?, ?)", changes.shared)
+    each("REPLACE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", changes.runs)
+    each('UPDATE runs SET "order" = ?, places = ? WHERE number = ?', changes.runs_changed)
     each("REPLACE INTO ids VALUES (?, ?, ?)", changes.ids)
     each("REPLACE INTO wills VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", changes.wills)
     each("REPLACE INTO retained VALUES (?, ?, ?)", changes.retained)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from broker.core.saved import Changes, SavedIds, SavedMessage, SavedRetained, SavedRun, SavedSession, SavedSubscription, SavedWill
+from broker.core.saved import Changes, SavedIds, SavedMessage, SavedRetained, SavedRun, SavedSession, SavedShared, SavedSubscription, SavedWill
 
 
 class Shelf:
@@ -16,6 +16,7 @@ class Shelf:
         self._sessions: dict[int, SavedSession] = {}
         self._subscriptions: dict[tuple[int, str], SavedSubscription] = {}
         self._messages: dict[tuple[int, int, int], SavedMessage] = {}
+        self._shared: dict[int, SavedShared] = {}
         self._runs: dict[int, SavedRun] = {}
         self._ids: dict[tuple[int, int], SavedIds] = {}
         self._wills: dict[int, SavedWill] = {}
@@ -37,6 +38,8 @@ class Shelf:
             self._messages.pop(key, None)
         for number in changes.runs_gone:
             self._runs.pop(number, None)
+        for number in changes.shared_gone:
+            self._shared.pop(number, None)
         for pair in changes.ids_gone:
             self._ids.pop(pair, None)
         for number in changes.wills_gone:
@@ -46,8 +49,11 @@ class Shelf:
         self._sessions.update({row.number: row for row in changes.sessions})
         self._subscriptions.update({(row.session, row.filter): row for row in changes.subscriptions})
         self._messages.update({(row.session, row.place, row.key): row for row in changes.messages})
+        self._shared.update({row.number: row for row in changes.shared})
         self._runs.update({row.number: row for row in changes.runs})
-        self._runs.update({number: self._runs[number]._replace(ids=ids) for ids, number in changes.runs_left if number in self._runs})
+        for order, places, number in changes.runs_changed:
+            if number in self._runs:
+                self._runs[number] = self._runs[number]._replace(order=order, places=places)
         self._ids.update({(row.session, row.kind): row for row in changes.ids})
         self._wills.update({row.number: row for row in changes.wills})
         self._retained.update({row.topic: row for row in changes.retained})
@@ -68,6 +74,10 @@ class Shelf:
         return sorted(self._messages.values(), key=lambda row: (row.session, row.place, row.key))
 
     @property
+    def shared(self) -> Iterable[SavedShared]:
+        return list(self._shared.values())
+
+    @property
     def runs(self) -> Iterable[SavedRun]:
         return list(self._runs.values())
 
@@ -84,7 +94,16 @@ class Shelf:
         return list(self._retained.values())
 
     @property
+    def messages_count(self) -> int:
+        """That wait or are unacknowledged, by themselves or in runs."""
+        count = len(self._messages)
+        for row in self._runs.values():
+            ids = [row.places[at : at + 2] for at in range(2, len(row.places), 2)]
+            count += len(ids) - int.from_bytes(row.places[:2], "big") + sum(one != b"\0\0" for one in ids)
+        return count
+
+    @property
     def rows_count(self) -> int:
         """Of sessions, and of what is theirs."""
-        tables = (self._sessions, self._subscriptions, self._messages, self._runs, self._ids, self._wills)
+        tables = (self._sessions, self._subscriptions, self._messages, self._shared, self._runs, self._ids, self._wills)
         return sum([len(table) for table in tables])

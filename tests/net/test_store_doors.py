@@ -154,7 +154,7 @@ async def test_who_says_all_at_once_and_leaves_is_acknowledged_after_the_disk(
         assert isinstance(await answer(disk, client, Connect("a", properties=LASTING), *messages, Disconnect()), ConnAck)
         assert [await client.receive(), await client.receive()] == [PubAck(1), PubAck(2)]
         assert await client.receive() is None
-        assert len(list(disk.shelf.messages)) == 2
+        assert disk.shelf.messages_count == 2
 
 
 async def test_who_has_much_to_say_waits_for_the_disk_and_nobody_else(door: Door, monkeypatch: pytest.MonkeyPatch, mock_clock: MockClock) -> None:
@@ -185,7 +185,7 @@ async def test_who_has_much_to_say_waits_for_the_disk_and_nobody_else(door: Door
         disk.release()
         for number in range(1, count + 1):
             assert await loud.receive() == PubAck(number)
-        assert len(list(disk.shelf.messages)) == count
+        assert disk.shelf.messages_count == count
 
 
 async def test_a_full_socket_and_a_disk_that_is_waited_for(door: Door, monkeypatch: pytest.MonkeyPatch, mock_clock: MockClock) -> None:

@@ -60,7 +60,7 @@ async def test_shutdown_returns_when_the_rest_is_on_disk(monkeypatch: pytest.Mon
         assert isinstance(await client.receive(), Disconnect)
         await client.stream.aclose()
         await over.wait()
-        assert len(list(disk.shelf.messages)) == 1
+        assert disk.shelf.messages_count == 1
         assert next(iter(disk.shelf.sessions)).left_at is not None
 
 

@@ -19,6 +19,7 @@ from broker.core.kept import Kept
 from broker.core.link import Link
 from broker.core.outbox import Outbox
 from broker.core.retained import RetainedStore
+from broker.core.run_rows import ALL, RunRow, RunRows, StoredRuns
 from broker.core.saved import Changes
 from broker.core.session import Session
 from broker.core.state import State
@@ -296,25 +297,53 @@ def publisher_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def unacknowledged_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record, "_sent_rows", lambda session, record, to_unix_s, changes: None)
+    monkeypatch.setattr(record, "_sent_rows", lambda session, record, to_unix_s, changes, stored: None)
 
 
-def runs_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Messages that were sent together."""
-    monkeypatch.setattr(record, "_run_rows", lambda record, left, orders, changes: None)
-
-
-def what_is_left_of_runs_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A message that was acknowledged before its neighbours comes again with them after a crash, long after."""
+def not_written(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Rows of one kind."""
     take = Journal.take
 
     def forgetful(self: Journal, state: State, now: float, unix_now: float) -> Changes | None:
         changes = take(self, state, now, unix_now)
         if changes is not None:
-            changes.runs_left.clear()
+            getattr(changes, kind).clear()
         return changes
 
     monkeypatch.setattr(Journal, "take", forgetful)
+
+
+def runs_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages that came together."""
+    not_written(monkeypatch, "runs")
+
+
+def what_is_left_of_runs_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message that was acknowledged before its neighbours comes again with them after a crash, long after."""
+    not_written(monkeypatch, "runs_changed")
+
+
+def shared_frames_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of runs that several Sessions have."""
+    not_written(monkeypatch, "shared")
+
+
+def shared_frames_go_with_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When one of these Sessions has no more of the run, nobody has."""
+    forget = StoredRuns.forget
+
+    def hasty(self: StoredRuns, row: RunRow) -> None:
+        if row.shared is not None:
+            row.shared.count = 1
+        forget(self, row)
+
+    monkeypatch.setattr(StoredRuns, "forget", hasty)
+
+
+def what_waits_of_a_run_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When some of it have been sent, it is written as if all had."""
+    leave = RunRows.leave
+    monkeypatch.setattr(RunRows, "leave", lambda self, order: leave(self, ALL))
 
 
 def packet_ids_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,7 +352,7 @@ def packet_ids_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def queue_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record, "_waiting_rows", lambda session, record, to_unix_s, changes: None)
+    monkeypatch.setattr(record, "_waiting_rows", lambda session, record, to_unix_s, changes, stored: None)
 
 
 def subscriptions_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -371,6 +400,7 @@ MUTATIONS: list[Mutation] = [
     half_packets_not_bounded, ended_not_discarded, pause_without_end, sole_recipient_always_believed,
     resumed_client_sends_nothing_again, client_takes_repetitions_for_new,
     nothing_waits_for_the_disk, publisher_does_not_wait, unacknowledged_not_written, runs_not_written, what_is_left_of_runs_not_written,
+    shared_frames_not_written, shared_frames_go_with_the_first, what_waits_of_a_run_forgotten,
     packet_ids_not_written, queue_not_written, subscriptions_not_written,
     retained_not_written, wills_not_written, acknowledgements_not_noted, deliveries_not_noted, taken_between_two_halves,
 ]  # fmt: skip

@@ -22,6 +22,7 @@ from broker.core.saved import (
     SavedRetained,
     SavedRun,
     SavedSession,
+    SavedShared,
     SavedSubscription,
     SavedWill,
 )
@@ -37,6 +38,7 @@ class Model:
         self.subscriptions: dict[tuple[int, str], SavedSubscription] = {}
         self.messages: dict[tuple[int, int, int], SavedMessage] = {}
         self.runs: dict[int, SavedRun] = {}
+        self.shared: dict[int, SavedShared] = {}
         self.ids: dict[tuple[int, int], SavedIds] = {}
         self.wills: dict[int, SavedWill] = {}
         self.retained: dict[str, SavedRetained] = {}
@@ -54,14 +56,18 @@ class Model:
         self.subscriptions = {key: row for key, row in self.subscriptions.items() if key not in changes.subscriptions_gone}
         self.messages = {key: row for key, row in self.messages.items() if key not in changes.messages_gone}
         self.runs = {key: row for key, row in self.runs.items() if key not in changes.runs_gone}
+        self.shared = {key: row for key, row in self.shared.items() if key not in changes.shared_gone}
         self.ids = {key: row for key, row in self.ids.items() if key not in changes.ids_gone}
         self.wills = {key: row for key, row in self.wills.items() if key not in changes.wills_gone}
         self.retained = {key: row for key, row in self.retained.items() if key not in changes.retained_gone}
         self.sessions.update((row.number, row) for row in changes.sessions)
         self.subscriptions.update(((row.session, row.filter), row) for row in changes.subscriptions)
         self.messages.update(((row.session, row.place, row.key), row) for row in changes.messages)
+        self.shared.update((row.number, row) for row in changes.shared)
         self.runs.update((row.number, row) for row in changes.runs)
-        self.runs.update((number, self.runs[number]._replace(ids=ids)) for ids, number in changes.runs_left if number in self.runs)
+        for order, places, number in changes.runs_changed:
+            if number in self.runs:
+                self.runs[number] = self.runs[number]._replace(order=order, places=places)
         self.ids.update(((row.session, row.kind), row) for row in changes.ids)
         self.wills.update((row.number, row) for row in changes.wills)
         self.retained.update((row.topic, row) for row in changes.retained)
@@ -76,6 +82,7 @@ class Model:
             and {(row.session, row.place, row.key): row for row in messages} == self.messages
             and len(messages) == len(self.messages)
             and list(saved.runs) == sorted(self.runs.values())
+            and list(saved.shared) == sorted(self.shared.values())
             and list(saved.ids) == sorted(self.ids.values())
             and list(saved.wills) == sorted(self.wills.values(), key=lambda row: row.number)
             and list(saved.retained) == sorted(self.retained.values(), key=lambda row: row.topic.encode())
@@ -113,8 +120,11 @@ def changes_of_all(draw: st.DrawFn) -> Changes:
     changes.subscriptions_gone = draw(st.lists(st.tuples(numbers, names), max_size=3))
     changes.messages = draw(st.lists(saved_messages(), max_size=6))
     changes.messages_gone = draw(st.lists(st.tuples(numbers, places, keys), max_size=3))
-    changes.runs = draw(st.lists(st.builds(SavedRun, numbers, numbers, keys, st.integers(1, 9000), st.sampled_from([4, 5]), ids, frames), max_size=3))
-    changes.runs_left = draw(st.lists(st.tuples(ids, numbers), max_size=3))
+    changes.shared = draw(st.lists(st.builds(SavedShared, numbers, frames), max_size=2))
+    changes.shared_gone = draw(st.lists(numbers, max_size=2))
+    sizes, versions = st.integers(1, 9000), st.sampled_from([4, 5])
+    changes.runs = draw(st.lists(st.builds(SavedRun, numbers, numbers, keys, st.integers(1, 2), sizes, versions, numbers, ids, frames), max_size=3))
+    changes.runs_changed = draw(st.lists(st.tuples(keys, ids, numbers), max_size=3))
     changes.runs_gone = draw(st.lists(numbers, max_size=2))
     changes.ids = draw(st.lists(st.builds(SavedIds, numbers, kinds, ids), max_size=3))
     changes.ids_gone = draw(st.lists(st.tuples(numbers, kinds), max_size=3))

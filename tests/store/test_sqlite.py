@@ -206,7 +206,7 @@ def test_one_of_another_broker_of_ours(tmp_path: Path, version: int, age: str) -
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute(f"PRAGMA user_version = {version}")
     before = path.read_bytes()
-    assert cause_of(path) == f"was written by {age} broker (version {version}, this one knows 2): use that one, or choose another path"
+    assert cause_of(path) == f"was written by {age} broker (version {version}, this one knows 3): use that one, or choose another path"
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
