@@ -39,7 +39,9 @@ class Meter:
                 console=Console(stderr=True),
             )
             self._task = self._bar.add_task(title, total=total, counted="")
-            if output is not None and output.is_terminal and output.ends_lines and self._bar.console.is_terminal:
+            console = self._bar.console
+            understands = console.is_terminal and not console.legacy_windows  # older consoles of Windows print such sequences
+            if output is not None and output.is_terminal and output.ends_lines and understands:
                 output.before = CLEAR_LINE
 
     def __enter__(self) -> Self:
