@@ -49,6 +49,8 @@ def answers(packet: Packet, random: Random) -> list[Packet]:
         return [] if wrong else [PingResp()]
     if isinstance(packet, (Subscribe, Unsubscribe)):
         count = len(packet.subscriptions if isinstance(packet, Subscribe) else packet.filters)
+        if isinstance(packet, Unsubscribe) and failed == ReasonCode.QUOTA_EXCEEDED:
+            failed = ReasonCode.UNSPECIFIED_ERROR  # the other is none of UNSUBACK's
         reasons = (failed,) * (count + (random.choice([0, 1]) if wrong else 0))
         return [SubAck(packet.packet_id, reasons) if isinstance(packet, Subscribe) else UnsubAck(packet.packet_id, reasons)]
     packet_id = getattr(packet, "packet_id", 0)
