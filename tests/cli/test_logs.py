@@ -14,7 +14,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from broker.cli import logs
 from broker.cli.running import Failure
-from tests.systems import files_can_be_moved, zones_are_signed
+from tests.systems import files_can_be_moved, has_symlinks, zones_are_signed
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +39,7 @@ def test_a_line_of_text(tmp_path: Path) -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d{4} info: connected 'a\\nb' from x\\ny\\x1b\[0m é\n", line)
 
 
+@has_symlinks
 def test_a_full_disk_does_not_keep_a_file_from_being_opened_anew(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """SIGHUP is what rotates it, and ended the broker."""
     if not Path("/dev/full").exists():
