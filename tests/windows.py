@@ -34,7 +34,9 @@ OLDER: Final = {"cryptography": "42.0.5"}
 """Later ones ask Windows for a library that Wine has from 9.0 on only (bcryptprimitives.dll)."""
 
 TIMEOUT_S: Final = 1200.0
-ROOMS: Final = ("net", "client", "store", "auth", "metrics", "bridge", "test_config.py", "test_words.py")
+ROOMS: Final = ("wire", "net", "client", "store", "auth", "metrics", "bridge", "test_config.py", "test_words.py")
+COMMANDS: Final = ("passwd", "printing", "formatting", "logs", "properties", "running")
+"""The tests of the command line that send no signal: a program can send none to another under Wine."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -49,8 +51,12 @@ def main(arguments: Sequence[str]) -> int:
             make()
             STAMP.touch()
         named = any(not word.startswith("-") and "/" in word for word in arguments)
-        words = [*arguments, *(() if named else (f"tests/{room}" for room in ROOMS))]
+        words = [*arguments, *(() if named else tests())]
         return run(env, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words)
+
+
+def tests() -> list[str]:
+    return [*(f"tests/{room}" for room in ROOMS), *(f"tests/cli/test_{command}.py" for command in COMMANDS)]
 
 
 @contextmanager
