@@ -12,6 +12,7 @@ from weakref import WeakSet
 
 import trio
 
+from broker.channel import MessageChannel
 from broker.client.connection import Connector
 from broker.client.line import Line
 from broker.client.news import News, NewsIterator
@@ -23,8 +24,10 @@ from broker.core.client import ClientProtocol
 from broker.core.client_state import Connected, Delivery, Event, ExchangeDone, Outgoing, Reauthenticated, Refused, Resubscribed
 from broker.errors import ConnectionLost, ConnectRefused
 from broker.reasons import ReasonCode
+from broker.wire.packets import Publish
 
 _SUCCESS: Final = ReasonCode.SUCCESS
+_NONE: Final = Publish("")
 
 
 class Driver:
@@ -134,12 +137,22 @@ class Driver:
         core = self.core
         while core.events:
             received_at = 0.0
+            # Where the last message went: nothing that comes between two of them changes who takes what.
+            last = _NONE
+            channel: MessageChannel | None = None
             for event in core.take_events():
                 if isinstance(event, Delivery):
+                    publish = event.publish
+                    if channel is not None and publish.topic is last.topic and publish.properties is last.properties:
+                        self._counts["received"] += 1
+                        self.router.offer(channel, event, received_at)
+                        continue
                     # What came in one read came at one time.
                     received_at = received_at or time.time()
-                    self._on_received(event, received_at)
-                elif isinstance(event, Outgoing):
+                    last, channel = publish, self._on_received(event, received_at)
+                    continue
+                channel = None
+                if isinstance(event, Outgoing):
                     self.publisher.on_done(event)
                 else:
                     self._handle_event(event)
@@ -165,16 +178,17 @@ class Driver:
         elif isinstance(event, Refused) and self.line.connector is not None:
             self.line.connector.refused = ConnectRefused(self.line.address, event.reason, event.explanation, return_code=event.return_code)
 
-    def _on_received(self, delivery: Delivery, received_at: float) -> None:
+    def _on_received(self, delivery: Delivery, received_at: float) -> MessageChannel | None:
+        """The channel that it went to, if all with that topic and those properties go to this one."""
         self._counts["received"] += 1
         publish = delivery.publish
         if publish.properties.correlation_data is None and publish.topic not in self.requests.topics:
-            self.router.route(delivery, received_at)
-            return
+            return self.router.route(delivery, received_at)
         answered = self.requests.take(publish, received_at)
         channels = self.router.channels(publish)
         if not channels and (answered or self.requests.is_response_topic(publish.topic)):
             self.requests.late += not answered
             self.core.settle(delivery)
-            return
+            return None
         self.router.offer_to(channels, delivery, received_at)
+        return None

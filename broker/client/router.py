@@ -260,21 +260,27 @@ class Router:
             takers = [subscription for subscription in self._open.values() if subscription.takes(publish.topic)]
         return takers
 
-    def route(self, delivery: Delivery, received_at: float) -> None:
-        """Offer the message to its channels, or let it wait for one."""
+    def route(self, delivery: Delivery, received_at: float) -> MessageChannel | None:
+        """Offer the message to its channels, or let it wait for one. The channel, if it is one: the next like it may be put there with `offer`."""
         publish = delivery.publish
         takers = self._takers(publish)
         if len(takers) == 1:
             channel = takers[0].channel
             if len(channel.siblings) == 1 and not channel.closed:
-                if publish.qos == 0:
-                    channel.offer(Message.of(publish, received_at))
-                    return
-                receipt = DeliveryReceipt(delivery, self._settle, channel.ack == "manual")
-                if not channel.offer(Message.of(publish, received_at, receipt)):
-                    receipt.refuse()
-                return
+                self.offer(channel, delivery, received_at)
+                return channel
         self.offer_to(self.channels(publish), delivery, received_at)
+        return None
+
+    def offer(self, channel: MessageChannel, delivery: Delivery, received_at: float) -> None:
+        """To the only one that it goes to."""
+        publish = delivery.publish
+        if publish.qos == 0:
+            channel.offer(Message.of(publish, received_at))
+            return
+        receipt = DeliveryReceipt(delivery, self._settle, channel.ack == "manual")
+        if not channel.offer(Message.of(publish, received_at, receipt)):
+            receipt.refuse()
 
     def offer_to(self, channels: list[MessageChannel], delivery: Delivery, received_at: float) -> None:
         """The same, whichever and however many they are."""
