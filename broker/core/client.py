@@ -109,6 +109,8 @@ class ClientProtocol:
         self._reading = ClientReading(self)
         self._parts: list[bytes] = []
         self._parts_bytes = 0
+        self._acknowledges = False
+        """Something is settled that has not been said: all of it at once, when bytes are asked for."""
         self._batch = b""
         self._keep_alive = ClientKeepAlive()
         self._connack_deadline = math.inf
@@ -136,7 +138,7 @@ class ClientProtocol:
         self.reason = None
         self.said_goodbye = False
         self.frames = FrameDecoder(self.options.packet_bytes_max)
-        self._parts, self._parts_bytes, self._batch = [], 0, b""
+        self._parts, self._parts_bytes, self._batch, self._acknowledges = [], 0, b"", False
         self.inbox.begin(self.connection)
         self._keep_alive.begin(now, self.options.response_timeout_s)
         self._connack_deadline = connack_deadline
@@ -204,7 +206,7 @@ class ClientProtocol:
         self.state = "away"
         self._in_doubt = self._in_doubt or self._connack_awaited
         self.outbox.lose_connection()
-        self._parts, self._parts_bytes, self._batch = [], 0, b""
+        self._parts, self._parts_bytes, self._batch, self._acknowledges = [], 0, b"", False
         self.exchanges.lose_connection()
         self._connack_deadline = math.inf
 
@@ -212,6 +214,8 @@ class ClientProtocol:
         """The broker will send nothing more; an end inside a packet is a fault with its own name."""
         if self.state == "closing" or self.state == "away":
             return
+        if self._acknowledges:
+            self.acknowledge()
         try:
             self.frames.end_of_stream()
         except PeerError as error:
@@ -223,6 +227,8 @@ class ClientProtocol:
 
     def disconnect(self, reason: ReasonCode, now: float, *, cause: str = "") -> None:
         """Say DISCONNECT and close."""
+        if self._acknowledges:
+            self.acknowledge()
         if self.state == "connected":
             goodbye = self.goodbye.packet(reason, self.capabilities.packet_bytes_max)
             if goodbye is not None:
@@ -242,6 +248,8 @@ class ClientProtocol:
     def data_to_send(self, limit: int = BATCH_BYTES) -> bytes:
         """The bytes to send next, the same until `bytes_sent`; b"" if there are none. Encodes about `limit` bytes of what waits."""
         if not self._batch and self.state != "away":
+            if self._acknowledges:
+                self.acknowledge()
             if self.state == "connected":
                 self.outbox.pump(self._parts_bytes, limit)
             if self._parts:
@@ -264,6 +272,8 @@ class ClientProtocol:
     @property
     def wants_to_send(self) -> bool:
         if self._batch or self._parts:
+            return True
+        if self._acknowledges and self.state == "connected":
             return True
         return self.state == "connected" and self.outbox.can_send
 
@@ -297,7 +307,7 @@ class ClientProtocol:
     @property
     def idle(self) -> bool:
         """Nothing of ours is under way: all published and acknowledged, what we took at QoS 2 released, all bytes gone."""
-        return not (self._batch or self._parts or self.exchanges.count or self.outbox.count or self.inbox.releasing_count)
+        return not (self._batch or self._parts or self._acknowledges or self.exchanges.count or self.outbox.count or self.inbox.releasing_count)
 
     # ---- authentication ----------------------------------------------------------------------------------------------
 
@@ -410,13 +420,12 @@ class ClientProtocol:
         if not delivery.settled:
             delivery.settled = True
             delivery.reason = reason
-        if self.state == "connected":
-            frames = self.inbox.due()
-            if frames:
-                self.send_acknowledgement(frames)
+        if not self._acknowledges and self.state == "connected":
+            self._acknowledges = self.inbox.is_due
 
     def acknowledge(self) -> None:
         """What is settled and may leave now."""
+        self._acknowledges = False
         if self.state == "connected":
             self.send_acknowledgement(self.inbox.due())
 
@@ -511,6 +520,8 @@ class ClientProtocol:
 
     def _send(self, packet: Packet, frame: bytes | None = None) -> int:
         """How many bytes wait to be sent now."""
+        if self._acknowledges:
+            self.acknowledge()
         if self.state == "closing":
             return self._parts_bytes
         if frame is None:
@@ -562,6 +573,8 @@ class ClientProtocol:
 
     def _fail(self, reason: ReasonCode | None, cause: str) -> None:
         """Close for a fault of the broker's, saying which where 5.0 lets us."""
+        if self._acknowledges:
+            self.acknowledge()
         if reason is not None and self.state == "connected" and self.version >= MQTT_5:
             self._send(fault_of(reason))
             self.said_goodbye = True
@@ -569,5 +582,7 @@ class ClientProtocol:
 
     def abandon(self, cause: str) -> None:
         """Close without another word."""
+        if self._acknowledges:
+            self.acknowledge()
         self.state = "closing"
         self.cause = cause

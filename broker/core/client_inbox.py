@@ -63,19 +63,15 @@ class ClientInbox:
         """QoS 2 handshakes of this connection that only wait for the broker: PUBREC has been said, PUBREL has not come."""
         return len(self._releasing)
 
+    @property
+    def is_due(self) -> bool:
+        """May an acknowledgement leave?"""
+        return bool(self._queue) and self._queue[0].settled
+
     def due(self) -> bytes:
         """The acknowledgements that may leave now; the caller sends them all."""
         queue = self._queue
-        if not queue or not queue[0].settled:
-            return b""
         version = self._options.version
-        if queue[0].publish.qos == 1 and (len(queue) == 1 or not queue[1].settled):  # one by one, as a loop takes them
-            delivery = queue.popleft()
-            packet_id = delivery.publish.packet_id
-            if self._unsettled.get(packet_id) is delivery:
-                del self._unsettled[packet_id]
-            self._receiving.discard(packet_id)
-            return acknowledgement(0x40, packet_id, delivery.reason, version)
         acknowledgements: list[bytes] = []
         while queue and queue[0].settled:
             delivery = queue.popleft()
