@@ -106,7 +106,7 @@ def traffic(reads: list[bytes], version: int, live: list[tuple[int, str, bool]],
 
 def kept_frames(world: World) -> list[Kept]:
     store = world.state.retained
-    return [kept for filter in ("#", "$x/#", "$SYS/#") for kept in store.cursor(filter).next_batch(1 << 60, 1 << 60, -math.inf)]
+    return [kept for filter in ("#", "$/#", "$x/#", "$SYS/#") for kept in store.cursor(filter).next_batch(1 << 60, 1 << 60, -math.inf)]
 
 
 def everything(world: World) -> list[Any]:
@@ -137,6 +137,7 @@ def generally(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 @example(version=MQTT_5, messages=[MARKED], mutation=("set", 4, 0x2B), frames_each=1, live=[], limits={}, restricted=False)
 @example(version=MQTT_5, messages=[MARKED], mutation=("set", 4, 0x00), frames_each=1, live=[], limits={}, restricted=False)
 @example(version=MQTT_311, messages=[MARKED], mutation=("set", 4, 0x23), frames_each=1, live=[], limits={}, restricted=False)
+@example(version=MQTT_311, messages=[MARKED], mutation=("set", 4, 0x24), frames_each=1, live=[], limits={}, restricted=False)
 @example(version=MQTT_5, messages=[TO_ITSELF], mutation=("none", 0, 0), frames_each=1, live=[], limits={}, restricted=False)
 @example(version=MQTT_5, messages=[NOWHERE], mutation=("none", 0, 0), frames_each=1, live=[], limits={}, restricted=False)
 @example(version=MQTT_5, messages=LONG, mutation=("none", 0, 0), frames_each=36, live=[(MQTT_311, "t/#", False)], limits={}, restricted=False)
