@@ -21,7 +21,7 @@ from broker.client.reconnect import Reconnect, is_final
 from broker.core.client import ClientProtocol
 from broker.errors import BrokerError, ConnectError, ConnectionLost, ConnectRefused, PeerError
 from broker.net.tls import reason_of
-from broker.net.transport import SocketTransport, receive
+from broker.net.transport import STREAM_SEND_BYTES, SocketTransport, receive
 from broker.reasons import ReasonCode
 
 READ_BYTES: Final = 65_536
@@ -310,7 +310,7 @@ class Connector:
                     count = 0 if self._direct is None else self._direct.send_nowait(data)
                     if not count:
                         self._sending = True
-                        await stream.send_all(data)
+                        await self._send_all(stream, data)
                         self._sending = False
                         count = len(data)
                     core.bytes_sent(count, trio.current_time())
@@ -332,6 +332,19 @@ class Connector:
             self._end_within(self._close_grace_s)
             return
         self._end_within(0 if ends is None else self._linger_s)
+
+    async def _send_all(self, stream: trio.abc.Stream, data: bytes) -> None:
+        """In parts, so that the core sees a long packet move on: it would else take the broker for dead, which cannot answer before it has it all."""
+        direct = self._direct
+        left = memoryview(data)
+        while left:
+            if direct is not None:
+                count = await direct.send_some(left)
+            else:
+                count = min(len(left), STREAM_SEND_BYTES)
+                await stream.send_all(left[:count])
+            left = left[count:]
+            self._core.moves_on(trio.current_time())
 
     def _end_within(self, seconds: float) -> None:
         if self._tasks is not None:

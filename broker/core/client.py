@@ -260,9 +260,14 @@ class ClientProtocol:
     def bytes_sent(self, count: int, now: float) -> None:
         """The first `count` bytes of what `data_to_send` gave are the kernel's."""
         self._batch = self._batch[count:]
-        self._keep_alive.sent_at = self.outbox.now = now
+        self.outbox.now = now
+        self._keep_alive.bytes_sent(count, now)
         if not self._batch:
             self.outbox.batch_sent()
+
+    def moves_on(self, now: float) -> None:
+        """Some of what `data_to_send` gave has left; `bytes_sent` is called when all has."""
+        self._keep_alive.moves_on(now)
 
     @property
     def bytes_sent_at(self) -> float:
@@ -295,8 +300,8 @@ class ClientProtocol:
         elif self._keep_alive.is_overdue(now):
             self._fail(None, f"the broker has not answered a PINGREQ for {self.options.response_timeout_s:g} s")
         else:
-            self._keep_alive.ping_sent(now)
             self._send(PingReq())
+            self._keep_alive.ping_made(len(self._batch) + self._parts_bytes, now)
 
     def take_events(self) -> list[Event]:
         """In the order in which they happened."""

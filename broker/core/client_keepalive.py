@@ -11,7 +11,7 @@ _PING_SHARE: Final = 0.9  # of the Keep Alive: the packet must be there within i
 class ClientKeepAlive:
     """Of one connection after the other. The owner says when something was sent or received, and sends what `deadline` asks for."""
 
-    __slots__ = ("_asked_at", "_pinged_at", "_response_timeout_s", "_seconds", "received_at", "sent_at")
+    __slots__ = ("_asked_at", "_before_it_bytes", "_is_asked", "_response_timeout_s", "_seconds", "received_at", "sent_at")
 
     def __init__(self) -> None:
         self._response_timeout_s = math.inf
@@ -19,16 +19,19 @@ class ClientKeepAlive:
         self.sent_at = 0.0
         self.received_at = 0.0
         self._asked_at: float | None = None
-        """The first PINGREQ that has not been answered."""
-        self._pinged_at = 0.0
-        """The last one."""
+        """When the first PINGREQ left that has not been answered, or what stands before it last moved on: until then nobody can answer."""
+        self._is_asked = False
+        """It has left."""
+        self._before_it_bytes = 0
+        """To be sent until the last one has left; that one among them."""
 
     def begin(self, now: float, response_timeout_s: float) -> None:
         """A connection begins."""
         self._response_timeout_s = response_timeout_s
         self.sent_at = self.received_at = now
         self._asked_at = None
-        self._pinged_at = now
+        self._is_asked = False
+        self._before_it_bytes = 0
 
     def agreed(self, seconds: int) -> None:
         """The broker has accepted it; 0: nobody has to say anything."""
@@ -51,12 +54,27 @@ class ClientKeepAlive:
         if self._asked_at is None:
             return min(self.sent_at, self.received_at) + self._seconds * _PING_SHARE
         # Its answer may stand behind much that comes slowly, and the broker has to hear of us meanwhile; one that has not left is enough.
-        return self.sent_at + self._seconds * _PING_SHARE if self.sent_at >= self._pinged_at else math.inf
+        return self.sent_at + self._seconds * _PING_SHARE if not self._before_it_bytes else math.inf
 
-    def ping_sent(self, now: float) -> None:
-        self._pinged_at = now
+    def ping_made(self, bytes_to_send: int, now: float) -> None:
+        """A PINGREQ stands at the end of so many bytes, itself included."""
+        self._before_it_bytes = bytes_to_send
         if self._asked_at is None:
             self._asked_at = now
 
+    def moves_on(self, now: float) -> None:
+        """Bytes of ours are leaving, though what `data_to_send` gave has not left as a whole."""
+        self.sent_at = now
+        if self._before_it_bytes and not self._is_asked:
+            self._asked_at = now
+
+    def bytes_sent(self, count: int, now: float) -> None:
+        """So many have left."""
+        self.moves_on(now)
+        if self._before_it_bytes:
+            self._before_it_bytes = max(0, self._before_it_bytes - count)
+            self._is_asked = self._is_asked or not self._before_it_bytes
+
     def on_pingresp(self) -> None:
         self._asked_at = None
+        self._is_asked = False

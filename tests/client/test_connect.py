@@ -254,6 +254,16 @@ async def test_pings_when_idle_and_gives_up_without_an_answer(autojump_clock: tr
     assert 9 < trio.current_time() - second < 20
 
 
+async def test_a_long_packet_on_a_slow_line_is_no_silence(autojump_clock: trio.testing.MockClock) -> None:
+    async with connected(keep_alive_s=20, reconnect=None) as (client, peer, _broker), trio.open_nursery() as nursery:
+        nursery.start_soon(client.publish, "a", bytes(2_000_000))
+        left = 2_000_000
+        while left > 0:
+            await trio.sleep(5)
+            left -= len(await peer.stream.receive_some(min(65_536, left)))
+        assert trio.current_time() > 150
+
+
 async def test_the_servers_keep_alive_counts(autojump_clock: trio.testing.MockClock) -> None:
     async with connected(Properties(server_keep_alive=5), keep_alive_s=600) as (_, peer, _broker):
         start = trio.current_time()

@@ -309,6 +309,39 @@ def test_the_broker_hears_of_us_while_its_answer_stands_behind_what_comes_slowly
     assert not made.core.closing
 
 
+def test_who_reads_a_long_packet_slowly_is_not_silent() -> None:
+    """Nobody can answer a PINGREQ that stands behind it."""
+    made = bench(keep_alive_s=10)
+    timeout_s = made.core.options.response_timeout_s
+    made.core.publish(Publish("a", bytes(100_000)))
+    size = len(made.core.data_to_send())
+    asked_at = made.now = made.core.next_deadline()
+    made.core.tick(made.now)
+    for part in range(1, 10):
+        made.now = asked_at + part * (timeout_s - 1)
+        made.core.moves_on(made.now)
+        assert made.core.next_deadline() == pytest.approx(made.now + timeout_s)
+    made.core.bytes_sent(size, made.now)
+    assert made.sent() == [PingReq()]
+    left_at = made.now
+    made.now += 9
+    made.core.tick(made.now)  # the next one; the first is still what has to be answered
+    assert made.sent() == [PingReq()]
+    assert made.core.next_deadline() == pytest.approx(left_at + timeout_s)
+    made.core.tick(left_at + timeout_s)
+    assert made.core.closing
+
+
+def test_who_reads_nothing_of_a_long_packet_is_given_up() -> None:
+    made = bench(keep_alive_s=10)
+    made.core.publish(Publish("a", bytes(100_000)))
+    made.core.data_to_send()
+    made.core.tick(made.core.next_deadline())
+    made.core.tick(made.core.next_deadline())
+    assert made.core.closing
+    assert "PINGREQ" in made.core.cause
+
+
 def test_connack_deadline() -> None:
     made = Bench()
     made.core.begin_connection(5.0, 8.0)
