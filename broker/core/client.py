@@ -330,7 +330,7 @@ class ClientProtocol:
     # ---- publishing --------------------------------------------------------------------------------------------------
 
     def publish(self, publish: Publish, *, offline: str = "wait", topic_alias: int | None = None, now: float | None = None) -> Outgoing:
-        """Put a message on its way, at once or when there is a connection; `PublishDone` tells how it ended.
+        """Put a message on its way, at once or when there is a connection; what is returned comes again as an event, with how it ended.
 
         A Message Expiry Interval counts from now (None: from the last verb that said what time it is): what is left is sent, and what ended
         before it was sent is "expired".
@@ -374,7 +374,7 @@ class ClientProtocol:
         return self.outbox.began_at_once(publish, offline)
 
     def cancel_publish(self, outgoing: Outgoing) -> bool:
-        """True: its PUBLISH had not left, and nothing has happened. False: the handshake goes on, `PublishDone` will come."""
+        """True: its PUBLISH had not left, and nothing has happened. False: the handshake goes on, and its event will come."""
         return self.outbox.cancel(outgoing)
 
     @property
