@@ -153,13 +153,15 @@ class Engine:
                 more = paced(state, link, link.rate, more, published, now)
         except PeerError as error:
             violation(state, link, error, now)
+        paused = link.paused
         if (decoder.data or decoder.missing_bytes or link.receiving_bytes or link.rate is not None) and incoming.count(state, link):
             make_room(state, now)
         if state.wills or state.orphans:
             finish(self.state, now)
         if journal is not None and journal.count != noted:
             gate(state, link)
-        return more
+        # Whoever it had to wait for may just have been ended, to make room: nobody would see that pause, or its end.
+        return more or (paused and not link.paused)
 
     def take_ready(self) -> list[Link]:
         """The links that have bytes to send, want to close or may be read again, each once."""

@@ -270,3 +270,22 @@ def test_half_packets_cost_nobody_a_queued_message() -> None:
     for number in range(1, 60):
         publisher.publish("t", bytes(999), 1, number)
     assert world.dropped("queue-full") == 0
+
+
+def test_who_was_held_up_by_one_that_gives_way_goes_on() -> None:
+    """All in the one call that brought its messages, so that nobody saw it paused."""
+    world = World(memory_bytes_max=60_000, outbox_bytes_high=1000)
+    slow = world.client("slow")
+    slow.subscribe("t")
+    slow.takes = 0
+    slow.give(PART)
+    world.after(2)
+    publisher = world.client("p")
+    messages = b"".join(encode(Publish("t", bytes(300), 1, packet_id=number), MQTT_5) for number in range(1, 41))
+    more = world.engine.receive(publisher.link, messages, world.now)
+    assert slow.link.closing
+    assert not publisher.link.paused
+    while more:
+        more = world.engine.receive(publisher.link, b"", world.now)
+    assert world.engine.statistics()["publish_received"] == 40
+    assert receiving(world) == 0
