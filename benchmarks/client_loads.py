@@ -67,7 +67,24 @@ async def twice(once: Callable[[int], Awaitable[object]], watch: Stopwatch, coun
     watch.stop()
 
 
-class Ours:
+class Awaited:
+    """A library whose `publish` is awaited until the message is done."""
+
+    def run(self, load: Callable[[Any], Awaitable[None]]) -> None:
+        raise NotImplementedError
+
+    def publish(self, watch: Stopwatch, qos: int, count: int) -> None:
+        async def load(client: Any) -> None:
+            async def once(many: int) -> None:
+                for _ in range(many):
+                    await client.publish(TOPIC, PAYLOAD, qos=qos)
+
+            await twice(once, watch, count)
+
+        self.run(load)
+
+
+class Ours(Awaited):
     """broker.client, in Trio."""
 
     def __init__(self, url: str, version: str) -> None:
@@ -84,16 +101,6 @@ class Ours:
                 await load(client)
 
         trio.run(main)
-
-    def publish(self, watch: Stopwatch, qos: int, count: int) -> None:
-        async def load(client: Any) -> None:
-            async def once(many: int) -> None:
-                for _ in range(many):
-                    await client.publish(TOPIC, PAYLOAD, qos=qos)
-
-            await twice(once, watch, count)
-
-        self.run(load)
 
     def tasks(self, watch: Stopwatch, qos: int, count: int) -> None:
         import trio
@@ -231,7 +238,7 @@ class Paho:
         watch.stop()
 
 
-class Aiomqtt:
+class Aiomqtt(Awaited):
     """aiomqtt, which is paho-mqtt in asyncio."""
 
     def __init__(self, url: str, version: str) -> None:
@@ -247,16 +254,6 @@ class Aiomqtt:
                 await load(client)
 
         asyncio.run(main())
-
-    def publish(self, watch: Stopwatch, qos: int, count: int) -> None:
-        async def load(client: Any) -> None:
-            async def once(many: int) -> None:
-                for _ in range(many):
-                    await client.publish(TOPIC, PAYLOAD, qos)
-
-            await twice(once, watch, count)
-
-        self.run(load)
 
     def tasks(self, watch: Stopwatch, qos: int, count: int) -> None:
         async def load(client: Any) -> None:

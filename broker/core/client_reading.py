@@ -46,7 +46,10 @@ class ClientReading:
         self._sets: dict[bytes, Properties] = {}
 
     def run(self, count_max: int) -> int:
-        """Act on so many packets at most, of those that stand at the beginning of what was fed; how many they were."""
+        """Act on so many packets at most, of those that stand at the beginning of what was fed; how many they were.
+
+        Long, because it is gone through for each packet, and calls add up.
+        """
         client = self._client
         frames = client.frames
         data, position, packet_bytes_max = frames.data, frames.position, frames.packet_bytes_max
