@@ -135,7 +135,7 @@ def main() -> int:
     for load_name, load in loads.items():
         results: dict[str, list[Outcome]] = {name: [] for name in brokers}
         version = load.version or options.version
-        for number in range(load.rounds or options.rounds):
+        for number in range(options.rounds):
             for name, command in brokers.items():
                 best: Outcome | None = None
                 for _ in range(1 + options.retries):

@@ -11,8 +11,6 @@ BYSTANDER: Final = "flow -P1 -S1 -T1 -s 64 -r 100 --warm 1 --time 4 --drain 2"
 
 class Load(NamedTuple):
     flags: str
-    rounds: int | None = None
-    """None: as many as were asked for; the long ones are done once."""
     beside: str = ""
     """What else loads the broker meanwhile, unmeasured: flags of mqload, or `churn`, strangers who subscribe and unsubscribe (churn.py)."""
     version: int | None = None
@@ -51,11 +49,11 @@ LOADS: Final = {
     "known-1k": Load(f"flow -P1 -S1 -T1000 --spread --wild -s 64 --e2e 10k {STEADY}"),
     "known-1k-churn": Load(f"flow -P1 -S1 -T1000 --spread --wild -s 64 --e2e 10k {STEADY}", beside="churn"),
     "conns-10k": Load("conns -N 10000 --src 16 --hold 2"),
-    "subs-10k": Load("subs -N 100 -M 100 --time 2 --e2e 100 --timeout 60", 1),
-    "subs-100k": Load("subs -N 100 -M 1000 --time 2 --e2e 100 --timeout 60", 1),
-    "subs-1m": Load("subs -N 100 -M 10000 --time 2 --e2e 100 --timeout 90", 1),
-    "plus-100k": Load("subs -N 100 -M 1000 --filters plus --time 2 --e2e 100 --timeout 60", 1),
-    "retained-100k": Load("retained -N 100k -s 64 --drain 3 --settle 0.5 --timeout 60", 1),
+    "subs-10k": Load("subs -N 100 -M 100 --time 2 --e2e 100 --timeout 60"),
+    "subs-100k": Load("subs -N 100 -M 1000 --time 2 --e2e 100 --timeout 60"),
+    "subs-1m": Load("subs -N 100 -M 10000 --time 2 --e2e 100 --timeout 90"),
+    "plus-100k": Load("subs -N 100 -M 1000 --filters plus --time 2 --e2e 100 --timeout 60"),
+    "retained-100k": Load("retained -N 100k -s 64 --drain 3 --settle 0.5 --timeout 60"),
 }
 
 LATENCIES: Final = (("p50 µs", "latency_us/p50"), ("p99 µs", "latency_us/p99"), ("p99.9 µs", "latency_us/p99.9"))
