@@ -1,6 +1,7 @@
 """An MQTT 5.0, 3.1.1 and 3.1 broker and client, built on Trio.
 
-    open_broker, serve      a broker in a Trio program (Broker, Config, Listener, TlsFiles, TlsName, Limits, LimitOverrides, ClientInfo)
+    open_broker, serve      a broker in a Trio program (Broker, Config, Listener, TlsFiles, TlsName, Limits, LimitOverrides, ClientInfo,
+                            SubscriptionInfo)
     broker_thread           one in a thread of its own, for asyncio, plain programs and tests (BrokerThread)
     connect                 a client of any broker (Client, Subscription, Message, Will, QoS, Reconnect)
     BrokerError             the root of all errors raised on purpose; ReasonCode is what a peer says
@@ -56,7 +57,8 @@ if TYPE_CHECKING:
     from broker.errors import SubscribeRefused as SubscribeRefused
     from broker.errors import SubscriptionExists as SubscriptionExists
     from broker.hub import Broker as Broker
-    from broker.hub import ClientInfo as ClientInfo
+    from broker.inspection import ClientInfo as ClientInfo
+    from broker.inspection import SubscriptionInfo as SubscriptionInfo
     from broker.messages import Message as Message
     from broker.messages import Overflow as Overflow
     from broker.messages import Payload as Payload
@@ -90,7 +92,8 @@ _ROOMS = {
         "BrokerError", "ConfigError", "ConnectError", "ConnectRefused", "ConnectionLost", "DeliveryUnknown", "InvalidTopic", "ListenError",
         "MessageExpired", "NotSupported", "Offline", "PublishRefused", "StoreError", "SubscribeRefused", "SubscriptionExists",
     ),
-    "hub": ("Broker", "ClientInfo"),
+    "hub": ("Broker",),
+    "inspection": ("ClientInfo", "SubscriptionInfo"),
     "messages": ("Message", "Overflow", "Payload", "QoS", "UserProperties", "Version", "Will"),
     "net.authentication": ("Authenticate", "ConnectRequest"),
     "net.listener": ("Listener",),

@@ -5,31 +5,37 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Final
 
-import msgspec
 import trio
 
-from broker.auth.bans import Ban
+from broker.auth.bans import Ban, BanInfo
 from broker.bridge.bridges import Bridges
 from broker.bridge.settings import BridgeInfo, check_bridges
 from broker.channel import MessageChannel, Subscription
 from broker.core.allowance import LimitOverrides
 from broker.core.limits import Limits
 from broker.core.message import ApplicationMessage
-from broker.core.session import Session
 from broker.errors import BrokerError, ConfigError
+from broker.inspection import (
+    ClientInfo,
+    SubscriptionInfo,
+    client_info,
+    client_slices,
+    public_message,
+    retained_slices,
+    subscriber_slices,
+    subscription_info,
+)
 from broker.messages import (
     Message,
     Overflow,
     Payload,
     QoS,
     UserProperties,
-    Version,
     check_qos,
     check_topic_filter,
     check_topic_name,
@@ -39,7 +45,6 @@ from broker.messages import (
 from broker.metrics.sys_topics import SysTopics
 from broker.net.authentication import Authenticate
 from broker.net.bound_socket import BoundSocket
-from broker.net.connection import Connection
 from broker.net.doors import Doorkeeper, anonymous_at, is_locked, without_live
 from broker.net.listen import adopted_is_private
 from broker.net.listener import Listener
@@ -53,26 +58,7 @@ from broker.wire.packets import NO_PROPERTIES, Properties
 SHUTDOWN_GRACE_S: Final = 5.0
 CREDIT_REFILL_RATE: Final = 0.1
 
-_VERSIONS: Final[dict[int, Version]] = {3: "3.1", 4: "3.1.1", 5: "5.0"}
-
 logger = logging.getLogger("broker")
-
-
-class ClientInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """One session: client_id, and the username by which it came in. peer ("192.0.2.7:50123"), version ("5.0") and connected_at_s (Unix time)
-    are None while its client is away. queue_count, queue_bytes: messages that wait for it, in bytes of topics and payloads; inflight_count,
-    inflight_bytes: those sent and not acknowledged. dropped: how many were not delivered to it, by reason."""
-
-    client_id: str
-    username: str | None
-    peer: str | None
-    version: Version | None
-    connected_at_s: float | None
-    queue_count: int
-    queue_bytes: int
-    inflight_count: int = 0
-    inflight_bytes: int = 0
-    dropped: Mapping[str, int] = {}
 
 
 class Broker:
@@ -190,7 +176,7 @@ class Broker:
         channel.on_disconnect = close
 
         def take(message: ApplicationMessage, granted: int, retain: bool, now: float) -> None:
-            public = _public(message, granted, retain, now)
+            public = public_message(message, granted, retain, now)
             for one in channel.siblings:
                 one.offer(public)
 
@@ -207,7 +193,7 @@ class Broker:
     def retained(self, filter: str = "#") -> Sequence[Message]:
         """All retained messages that match. Raises InvalidTopic."""
         now = trio.current_time()
-        return [_public(message, message.qos, True, now) for message in self._engine.retained(filter, now)]
+        return [public_message(message, message.qos, True, now) for message in self._engine.retained(filter, now)]
 
     # ---- clients ----
 
@@ -226,7 +212,37 @@ class Broker:
 
     def clients(self) -> Sequence[ClientInfo]:
         """Every session, connected or not."""
-        return [_client_info(session) for session in self._engine.clients()]
+        return [client_info(session) for session in self._engine.clients()]
+
+    def client(self, client_id: str) -> ClientInfo | None:
+        """The Session of this Client Identifier; None if there is none."""
+        session = self._engine.client(client_id)
+        return None if session is None else client_info(session)
+
+    def subscriptions(self, client_id: str) -> Sequence[SubscriptionInfo]:
+        """What this client subscribes to; nothing if there is no such client."""
+        session = self._engine.client(client_id)
+        if session is None:
+            return []
+        return [subscription_info(filter, subscription) for filter, subscription in session.subscriptions.items()]
+
+    def subscribers(self, topic: str) -> Sequence[SubscriptionInfo]:
+        """Every subscription of a client, connected or not, by which a message on this topic would be sent to it, as access rules are now; of a
+        share group all its members, of whom one would get it. Raises InvalidTopic."""
+        return [one for some in self.subscriber_slices(topic) for one in some]
+
+    def client_slices(self) -> Iterator[Sequence[ClientInfo]]:
+        """`clients()` in short steps, for very many: pass a checkpoint after each, since what else the broker does waits meanwhile. Who has
+        ended since the first is left out, who came since may be missing."""
+        return client_slices(self._engine)
+
+    def subscriber_slices(self, topic: str) -> Iterator[Sequence[SubscriptionInfo]]:
+        """`subscribers(topic)` likewise."""
+        return subscriber_slices(self._engine, topic)
+
+    def retained_slices(self, filter: str = "#") -> Iterator[Sequence[Message]]:
+        """`retained(filter)` likewise; a step may be empty, where many topics had to be looked at."""
+        return retained_slices(self._engine, filter)
 
     @property
     def bridges(self) -> Sequence[BridgeInfo]:
@@ -248,6 +264,10 @@ class Broker:
     def unban(self, *, client_id: str | None = None, username: str | None = None, address: str | None = None) -> bool:
         """Take back the `ban` of exactly these; was there one?"""
         return self._doorkeeper.unban(client_id, username, address)
+
+    def bans(self) -> Sequence[BanInfo]:
+        """All that hold now: those of `ban`, and those of the config."""
+        return self._doorkeeper.bans()
 
     def drop_clients(self) -> None:
         """Cut every connection without a goodbye, to test how clients come back."""
@@ -311,31 +331,6 @@ class Broker:
     def statistics(self) -> Mapping[str, int | float]:
         """Counters since the start and gauges of now: the core's, of the listeners, and of the store if there is one."""
         return self._server.statistics()
-
-
-def _public(message: ApplicationMessage, qos: int, retain: bool, now: float) -> Message:
-    properties = message.properties
-    if message.expires_at != math.inf:
-        properties = msgspec.structs.replace(properties, message_expiry_interval=message.expiry_left_s(now))
-    return Message(message.topic, message.payload, qos=min(qos, message.qos), retain=retain, properties=properties, received_at=time.time())
-
-
-def _client_info(session: Session) -> ClientInfo:
-    link = session.link
-    waiting = None if link is None else link.outbox.waiting
-    transport = None if link is None else link.transport
-    return ClientInfo(
-        client_id=session.client_id,
-        username=session.username,
-        peer=None if link is None else link.peer,
-        version=None if link is None else _VERSIONS.get(link.version),
-        connected_at_s=transport.connected_at_s if isinstance(transport, Connection) else None,
-        queue_count=session.queue.count + (0 if waiting is None else waiting.count),
-        queue_bytes=session.queue.bytes + (0 if waiting is None else waiting.bytes),
-        inflight_count=session.sender.count,
-        inflight_bytes=session.inflight_bytes,
-        dropped=dict(session.dropped or {}),
-    )
 
 
 # ---- what a configuration says ----------------------------------------------------------------------------------------

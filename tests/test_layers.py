@@ -1,7 +1,7 @@
 """Imports point one way.
 
-{reasons, words} < errors < wire < core < {store, auth} < messages < pace < channel < net < {client, metrics} < bridge < hub < opening < thread
-< {...} < config < cli.
+{reasons, words} < errors < wire < core < {store, auth} < messages < pace < channel < net < {client, metrics} < {bridge, inspection}
+< hub < control < opening < thread < {...} < config < cli.
 
 A room may import its own and those below. The pure rooms, wire and core, may not touch time, chance, sockets or an event loop,
 else a test of theirs would need one. `if TYPE_CHECKING` imports count too: a name needed to say what something is, is a dependency.
@@ -29,8 +29,9 @@ ORDER = [
     {"channel"},
     {"net"},
     {"client", "metrics"},
-    {"bridge"},
+    {"bridge", "inspection"},
     {"hub"},
+    {"control"},
     {"opening"},
     {"thread"},
     {"cluster", "http", "testing", "bench"},

@@ -25,6 +25,12 @@ class Ban(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     until: datetime | None = None
 
 
+class BanInfo(Ban, frozen=True, kw_only=True):
+    """A ban that holds: client_id, username and address that must all fit, until when, and whether it is in_config (and not the program's)."""
+
+    in_config: bool = False
+
+
 def ban_fault(ban: Ban) -> tuple[str, str] | None:
     """(key, what was expected); None for one that can be used."""
     if ban.client_id is None and ban.username is None and ban.address is None:
@@ -71,6 +77,10 @@ class Bans:
 
     def forget_ended(self, now_s: float) -> None:
         self._drop([ban for ban in self._all if not _holds(ban, now_s)])
+
+    def holding(self, now_s: float) -> list[Ban]:
+        """Those that have not ended."""
+        return [ban for ban in self._all if _holds(ban, now_s)]
 
     def find(self, client_id: str, username: str | None, peer: str, now_s: float) -> Ban | None:
         """The ban that fits a client, whose `peer` is "192.0.2.7:50123" or "unix"."""

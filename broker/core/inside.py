@@ -1,4 +1,4 @@
-"""Those inside the house: a subscription without a client, and what is retained, for the program around the broker."""
+"""Those inside the house: a subscription without a client, what is retained, and who subscribed to what, for the program around the broker."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from broker.core.kept import message_of
 from broker.core.session import Session
 from broker.core.subscription import Subscription
 from broker.errors import InvalidTopic, shown
-from broker.wire.topics import topic_filter_fault
+from broker.wire.topics import topic_filter_fault, topic_name_fault
 
 if TYPE_CHECKING:
     from broker.core.message import ApplicationMessage
+    from broker.core.retained import ReplayCursor
     from broker.core.session import Sink
     from broker.core.state import State
 
@@ -44,12 +45,26 @@ def subscribe_internal(state: State, name: str, filters: Sequence[str], qos: int
 
 def retained_on(state: State, filter: str, now: float) -> list[ApplicationMessage]:
     """All retained messages that match. Raises InvalidTopic."""
-    _check(filter)
     found: list[ApplicationMessage] = []
-    cursor = state.retained.cursor(filter)
+    cursor = retained_cursor(state, filter)
     while not cursor.exhausted:
         found.extend([message_of(kept) for kept in cursor.next_batch(10_000, 10_000, now)])
     return found
+
+
+def retained_cursor(state: State, filter: str) -> ReplayCursor:
+    """The same in steps. Raises InvalidTopic."""
+    _check(filter)
+    return state.retained.cursor(filter)
+
+
+def subscriptions_on(state: State, topic: str) -> list[tuple[str, list[Subscription]]]:
+    """Of each Topic Filter that matches, as it was subscribed (`$share/...` included), the subscriptions there are now; it asks no access rules.
+    Raises InvalidTopic."""
+    fault = topic_name_fault(topic)
+    if fault is not None:
+        raise InvalidTopic(f"{shown(topic)} is not a topic name: {fault}")
+    return state.topics.subscriptions(topic)
 
 
 def _check(filter: str) -> None:

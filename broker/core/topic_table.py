@@ -237,6 +237,21 @@ class TopicTable:
     def is_fresh(self, route: Route) -> bool:
         return not route.stale and route.bucket_version == route.bucket.version and route.version == self._version
 
+    def subscriptions(self, topic: str) -> list[tuple[str, list[Subscription]]]:
+        """Of each Topic Filter that matches, as it was subscribed, the subscriptions there are now. No route is made or kept."""
+        entries = self.wildcards.filters(topic)
+        if topic in self.literals:
+            entries.append((topic, self.literals[topic]))
+        found: list[tuple[str, list[Subscription]]] = []
+        for filter, entry in entries:
+            if isinstance(entry, Subscription):
+                found.append((filter, [entry]))
+                continue
+            if entry.subscriptions:
+                found.append((filter, list(entry.subscriptions.values())))
+            found += [(f"$share/{group.name}/{filter}", list(group.members)) for group in entry.groups.values()]
+        return found
+
     # ---- inside ----
 
     def _resolve(self, route: Route) -> None:

@@ -19,7 +19,7 @@ import msgspec
 import trio
 
 from broker.auth.acl import AccessRules, Rule, load_rules, table_rules
-from broker.auth.bans import Ban, Bans, ban_fault
+from broker.auth.bans import Ban, BanInfo, Bans, ban_fault
 from broker.auth.client_ids import ClientIds
 from broker.auth.passwords import Passwords, load_passwords
 from broker.auth.tokens import Jwt, Tokens, load_tokens
@@ -325,6 +325,15 @@ class Doorkeeper:
         if self._server is not None:
             self._heed_bans(self._server)
         return found
+
+    def bans(self) -> list[BanInfo]:
+        """Of the program, then of the config."""
+        now_s = time.time()
+        return [
+            BanInfo(client_id=ban.client_id, username=ban.username, address=ban.address, until=ban.until, in_config=bans is self._guard.bans)
+            for bans in (self._guard.own_bans, self._guard.bans)
+            for ban in bans.holding(now_s)
+        ]
 
     def _heed_bans(self, server: Server) -> int:
         """Nobody comes in without being looked at, and who is in and banned goes: with 0x98, since 0x8A is for CONNACK only."""

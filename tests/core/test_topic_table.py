@@ -60,6 +60,9 @@ def check_route(table: TopicTable, topic: str, model: dict[tuple[Session, str], 
         assert target.retain_as_published == any(one.retain_as_published for one in some)
         assert sorted(target.identifiers) == sorted(one.identifier for one in some if one.identifier)
     assert sorted(map(set_of_ids, (group.members for group in route.groups))) == sorted(map(set_of_ids, members.values()))
+    listed = {(one.session, filter): one for filter, some in table.subscriptions(topic) for one in some}
+    assert listed == {(who, filter): one for (who, filter), one in model.items() if matches(split_shared(filter)[1], topic)}
+    assert len(listed) == sum(len(some) for _, some in table.subscriptions(topic))
     assert route.any_no_local == any(one.no_local for some in expected.values() for one in some)
     assert route.plain == (not members and not route.any_no_local and not any(one.identifier for some in expected.values() for one in some))
 
