@@ -34,6 +34,13 @@ def sent(core: ClientProtocol) -> int:
     return count
 
 
+def warm(step: Callable[[], int]) -> Callable[[], int]:
+    """Python adapts a function to its work after eight calls, and a read with all its messages is one."""
+    for _ in range(8):
+        step()
+    return step
+
+
 def receiving(qos: int, messages: int = 200) -> Callable[[], int]:
     """Take a read, and settle each message."""
     core = connected()
@@ -51,7 +58,7 @@ def receiving(qos: int, messages: int = 200) -> Callable[[], int]:
             raise ValueError("not all were received and acknowledged")
         return messages
 
-    return step
+    return warm(step)
 
 
 def publishing(qos: int, messages: int = 200) -> Callable[[], int]:
@@ -68,4 +75,4 @@ def publishing(qos: int, messages: int = 200) -> Callable[[], int]:
             raise ValueError("not all were published")
         return messages
 
-    return step
+    return warm(step)

@@ -120,17 +120,20 @@ class ClientOutbox:
         frame = publish_frame(0x30 | publish.retain, self._head(publish.topic, b""), publish.payload)
         return frame if len(frame) <= able.packet_bytes_max else None
 
-    def join(self, publish: Publish, owner: object) -> bytes | None:
-        """The same, to leave with what else there is: an outgoing message of that owner, the last in the batch or a new one, stands for it too."""
+    def join(self, publish: Publish, owner: object) -> bool:
+        """Let it leave with what else there is: an outgoing message of that owner, the last in the batch or a new one, stands for it too. False: it
+        has to go the general way."""
         frame = self.frame_at_once(publish)
-        if frame is not None:
-            last = self._batch[-1] if self._batch else None
-            if last is not None and last.owner is owner:
-                last.count += 1
-                last.size += len(publish.payload)
-            else:
-                self.began_at_once(publish, "wait").owner = owner
-        return frame
+        if frame is None:
+            return False
+        last = self._batch[-1] if self._batch else None
+        if last is not None and last.owner is owner:
+            last.count += 1
+            last.size += len(publish.payload)
+        else:
+            self.began_at_once(publish, "wait").owner = owner
+        self._send_frame(frame)
+        return True
 
     def began_at_once(self, publish: Publish, offline: str) -> Outgoing:
         """A part of that frame has left; `batch_sent` follows with the rest."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from broker.core.client_state import Delivery
 from broker.reasons import PUBACK_CODES, PUBREL_CODES, ReasonCode
+from broker.wire.codec import decode
 from broker.wire.packets import MQTT_5, NO_PROPERTIES, PUBLISH, Properties, Publish
 from broker.wire.primitives import read_string
 from broker.wire.properties import decode_properties
@@ -121,7 +122,7 @@ class ClientReading:
                 if delivery is not None:
                     events.append(delivery)
                 else:
-                    client.acknowledge()
+                    client.sending.acknowledge()
             elif first_byte in _ACKNOWLEDGEMENTS and (length == 2 or (length == 3 and is_new)):
                 reason = ReasonCode.SUCCESS
                 if length == 3:
@@ -134,15 +135,15 @@ class ClientReading:
                     break
                 frames.position = end
                 if client.on_packet is not None:
-                    client.report_received(first_byte, data[start:end])
+                    client.on_packet("received", decode(first_byte, data[start:end], client.version), data[position:end])
                 if first_byte == _PUBACK:
                     outbox.on_puback(packet_id, reason)
                 elif first_byte == _PUBCOMP:
                     outbox.on_pubcomp(packet_id)
                 elif first_byte == _PUBREC:
-                    client.send_acknowledgement(outbox.on_pubrec(packet_id, reason))
+                    client.sending.send_acknowledgements(outbox.on_pubrec(packet_id, reason))
                 else:
-                    client.send_acknowledgement(inbox.on_pubrel(packet_id))
+                    client.sending.send_acknowledgements(inbox.on_pubrel(packet_id))
             else:
                 break
             count += 1

@@ -196,6 +196,7 @@ def test_at_most_so_many_packets_are_acted_on() -> None:
     assert made.core.receive(b"", 0.0, 2)
     assert not made.core.receive(b"", 0.0, 2)
     assert len(made.core.take_events()) == 3
+    assert not made.core.receive(encode(Publish("a"), 5) * 2, 0.0, 2)  # and there is no more
 
 
 def test_an_end_inside_a_packet_has_its_own_name() -> None:
