@@ -16,7 +16,6 @@ from broker.core.inflight import NO_RECEIVER, PACKET_ID_MAX
 from broker.core.packet_ids import PacketIds, packet_ids
 from broker.core.plain_properties import plain_stop
 from broker.core.publish import recognise
-from broker.core.run_rows import SHARED_BYTES_MIN
 from broker.core.runs import OTHER_FORM_BYTES_MAX, alike
 from broker.core.waiting import PublishRun
 from broker.core.waiting_run import QueuedRun
@@ -30,6 +29,10 @@ if TYPE_CHECKING:
 
 RUN_BYTES_MAX: Final = 8_192
 """A run is kept as long as one of its messages is unacknowledged."""
+
+LONE_BYTES_MIN: Final = 256
+"""A smaller message that comes alone for a client that is away waits as a message, perhaps for long: as a run of one it would take 350 bytes of memory
+more. From here on that is little beside the frame, and a store can have the frame of a run once for all Sessions."""
 
 _PUBACK: Final = 0x40
 _PUBREC: Final = 0x50
@@ -226,8 +229,8 @@ def _give_later(
     """To one that cannot have all of it at once: as many as may leave do, and the others wait in its queue as one."""
     recipient = session.link
     count = run.count
-    goes_alone = count == 1 and run.frame_size < SHARED_BYTES_MIN if recipient is None else not goes_as_run(recipient, run, count)
-    if goes_alone:  # for one that is away: it may wait for long, and takes less memory so
+    goes_each = count == 1 and run.frame_size < LONE_BYTES_MIN if recipient is None else not goes_as_run(recipient, run, count)
+    if goes_each:
         _give_each(state, link, route, session, run, ids, qos, refused_counts, now)
         return
     waiting = QueuedRun(run, 0, count, qos, session.order + 1)
