@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from broker.bridge.link import BridgeLink, Condition
+from broker.bridge.condition import Condition
+from broker.bridge.link import BridgeLink
 from broker.bridge.settings import Bridge, BridgeInfo, BridgeTls, check_bridges
 from broker.core.message import ApplicationMessage
 from broker.net.inside import INSIDE

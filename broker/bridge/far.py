@@ -6,6 +6,7 @@ the list is gone back to as soon as it is there.
 
 from __future__ import annotations
 
+import random
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -39,6 +40,8 @@ DELAY_S_MAX: Final = 30.0
 SHORT_S: Final = 30.0
 """A connection that has not lasted so long was none for the policy of `Backoff`."""
 SHORT_COUNT_MAX: Final = 3
+SLOW_S: Final = 60.0
+"""Between two attempts where the same answer is to be expected, at least."""
 LOOKS_COUNT: Final = 4
 """At what is owed, within the deadline for it."""
 _AWAY: Final = frozenset(
@@ -131,7 +134,18 @@ class FarEnd:
                 if topic is not None:
                     await Workings(remote).end_with_will(GOODBYE_S)
 
-    async def is_first_there(self) -> bool:
+    def delay(self, attempts: int, *, slowly: bool) -> float:
+        """Until the next attempt, after so many. slowly: the same answer is to be expected."""
+        return SLOW_S * random.uniform(1, 1.5) if slowly else self.backoff.delay(attempts)
+
+    async def wait_first_there(self) -> None:
+        """While this is another of the addresses: until the first one answers."""
+        while True:
+            await trio.sleep(self.delay(0, slowly=True))
+            if await self._is_first_there():
+                return
+
+    async def _is_first_there(self) -> bool:
         """Does the first address answer a CONNECT, whatever it says of it, but that it is away? As nobody, with no Session: it leaves nothing."""
         try:
             async with self._connect(0, client_id="", clean_start=True, reconnect=None):

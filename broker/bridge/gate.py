@@ -5,10 +5,19 @@ While it is shut the client is away like any other, and what comes for it waits 
 
 from __future__ import annotations
 
+import math
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 import trio
 
+from broker.bridge.far import GOODBYE_S, RECEIVE_COUNT_MAX
+from broker.bridge.pump import UNDER_WAY_COUNT_MAX
+from broker.client.client import Client
+from broker.client.connect import connect
+from broker.client.reconnect import Reconnect
+from broker.errors import BrokerError, ConnectRefused
 from broker.net.transport import StreamTransport
 
 if TYPE_CHECKING:
@@ -63,3 +72,28 @@ class Gate:
     def _wake(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
+
+
+@asynccontextmanager
+async def entered(gate: Gate, client_id: str) -> AsyncIterator[Client]:
+    """This broker's client, which comes in by the gate."""
+    async with AsyncExitStack() as stack:
+        try:
+            local = await stack.enter_async_context(
+                connect(
+                    gate,
+                    client_id=client_id,
+                    clean_start=False,
+                    session_expiry_s=math.inf,
+                    keep_alive_s=0,
+                    reconnect=Reconnect(delay_s=0.1, delay_s_max=1),
+                    connect_timeout_s=math.inf,  # at the gate it waits for the other broker
+                    close_grace_s=GOODBYE_S,
+                    receive_maximum=RECEIVE_COUNT_MAX,
+                    outgoing_count_max=UNDER_WAY_COUNT_MAX,
+                    topic_alias_maximum=0,
+                )
+            )
+        except ConnectRefused as error:
+            raise BrokerError(f"this broker has no place for its own bridge: {error.reason.describe()}") from None
+        yield local

@@ -9,104 +9,38 @@ from __future__ import annotations
 
 import logging
 import math
-import random
-import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from broker.bridge.far import DELAY_S_MAX, GOODBYE_S, RECEIVE_COUNT_MAX, FarEnd, watch_answers
-from broker.bridge.gate import Gate
-from broker.bridge.mapping import Mapping, covers
-from broker.bridge.pump import AGAIN, UNDER_WAY_COUNT_MAX, Pump, Tally
+from broker.bridge.condition import Condition
+from broker.bridge.far import DELAY_S_MAX, FarEnd, watch_answers
+from broker.bridge.filters import Filters
+from broker.bridge.gate import Gate, entered
+from broker.bridge.mapping import Mapping
+from broker.bridge.pump import Pump
 from broker.bridge.settings import Bridge, comes_back
-from broker.channel import MessageChannel, Subscription
+from broker.channel import Subscription
 from broker.client.client import Client
-from broker.client.connect import Attachable, connect
+from broker.client.connect import Attachable
 from broker.client.connection import unwrap
-from broker.client.reconnect import Reconnect, is_final
-from broker.client.workings import Workings
+from broker.client.reconnect import is_final
 from broker.core.message import ApplicationMessage
-from broker.errors import BrokerError, ConnectError, ConnectionLost, ConnectRefused, SubscribeRefused
+from broker.errors import BrokerError, ConnectError, ConnectionLost, SubscribeRefused
 from broker.net.seldom import Seldom
-from broker.reasons import ReasonCode
-from broker.wire.packets import MQTT_5, Properties, SubscriptionRequest
+from broker.wire.packets import MQTT_5, Properties
 
 if TYPE_CHECKING:
     from broker.core.client_state import Outgoing
     from broker.net.server import Server
 
-BUFFER_COUNT_MAX: Final = 10_000
-"""Messages of QoS 0 that wait to be taken; beyond them the oldest go."""
 FINISH_S: Final = 2.0
 """For what is under way at an address that is left for a better one."""
-SLOW_S: Final = 60.0
-"""Between two attempts where the same answer is to be expected, at least."""
-CAUSES_COUNT_MAX: Final = 10
-BROUGHT_IN: Final = "$SYS/in/"
-"""Before each filter of the other broker in a subscription here to which nobody can publish: so the Session here, and with it the store, knows what
-stands in the one there, and the first contact after a change, or a start with other settings, can unsubscribe from it."""
-IDENTIFIER: Final = 1
-"""Of all its filters, in each run: what waits in a Session keeps the one that it was queued with."""
-
-CLOSED_COUNT_MAX: Final = 5
-"""So often the other broker may close the connection while it owes the acknowledgement of the same message and gives no other."""
-
-OF_A_MESSAGE: Final = frozenset(
-    {
-        ReasonCode.UNSPECIFIED_ERROR,
-        ReasonCode.MALFORMED_PACKET,
-        ReasonCode.PROTOCOL_ERROR,
-        ReasonCode.IMPLEMENTATION_SPECIFIC_ERROR,
-        ReasonCode.NOT_AUTHORIZED,
-        ReasonCode.TOPIC_NAME_INVALID,
-        ReasonCode.PACKET_TOO_LARGE,
-        ReasonCode.PAYLOAD_FORMAT_INVALID,
-        ReasonCode.RETAIN_NOT_SUPPORTED,
-        ReasonCode.QOS_NOT_SUPPORTED,
-    }
-)
-"""Reasons of a DISCONNECT that may be for what was sent; others are for the connection, or the other broker's own."""
-
-_NEVER, _IF_NEW, _SEND = 2, 1, 0
 
 logger = logging.getLogger("broker.bridge")
-
-
-class Condition:
-    """What is known of a bridge, over all its runs."""
-
-    def __init__(self) -> None:
-        self.connected = False
-        self.since_s: float | None = None
-        self.cause = "it has not been tried yet"
-        self.address = ""
-        self.timeouts_count = 0
-        self.tally = Tally()
-        self.suspect: tuple[str, bytes] | None = None
-        """The message that was the oldest one under way when the other broker closed the connection last, and had acknowledged nothing on it."""
-        self.closed_count = 0
-        self._told: set[tuple[str, bool]] = set()
-
-    def up(self) -> None:
-        self.connected = True
-        self.since_s = time.time()
-        self.cause = ""
-        self._told.clear()
-
-    def down(self, cause: str, slowly: bool = False) -> bool:
-        """Is that news? Each cause is told once until it is connected again, and no more than a few. slowly: it will not mend itself, which is news
-        of its own."""
-        if self.connected:
-            self.since_s = time.time()
-        self.connected = False
-        self.cause = cause
-        news = (cause, slowly) not in self._told and len(self._told) < CAUSES_COUNT_MAX
-        self._told.add((cause, slowly))
-        return news
 
 
 class BeginAnew(Exception):
@@ -127,19 +61,11 @@ class BridgeLink:
         self._waiting = trio.CancelScope()
         self._remote: Client | None = None
         self._out: Pump | None = None
-        self._carried_before = 0
-        self._judged = True
         self._is_new = False
         """The Session here is, and what is retained has not been asked for on both sides."""
-        self.is_refused = False
-        """A filter was, at the other broker: what it is about does not come in."""
         self._announcing = False
         """The other broker has not acknowledged that it is told that we are here."""
-        self._out_filters = _strongest((one.local_filter, one.qos) for one in bridge.topics if one.goes_out)
-        self._in_filters = _strongest((one.remote_filter, one.qos) for one in bridge.topics if one.comes_in)
-        self._remote_out_filters = tuple(one.remote_filter for one in bridge.topics if one.goes_out)
-        self._brought_in: tuple[str, ...] = ()
-        """Filters that may stand in its Session at the other broker, and are not wanted there any more."""
+        self._filters = Filters(bridge)
         self._outward = Mapping([(one.local_filter, one.local_prefix, one.remote_prefix, one.qos) for one in bridge.topics if one.goes_out])
         self._inward = Mapping([(one.remote_filter, one.remote_prefix, one.local_prefix, one.qos) for one in bridge.topics if one.comes_in])
 
@@ -169,7 +95,7 @@ class BridgeLink:
                         logger.error("bridge %r: ended by a fault of the broker, please report it; it begins anew", self._bridge.name, exc_info=fault)
                 ready()
                 attempts = 0 if trio.current_time() - began_at > DELAY_S_MAX else attempts + 1
-                await self._pause(SLOW_S * random.uniform(1, 1.5) if slowly else self._far.backoff.delay(attempts))
+                await self._pause(self._far.delay(attempts, slowly=slowly))
         self._condition.down("it has ended")
         self._tell_state(b"0")
 
@@ -177,6 +103,11 @@ class BridgeLink:
     def end(self) -> str | Attachable:
         """The one of `Bridge.ends` that it goes to."""
         return self._far.end
+
+    @property
+    def is_refused(self) -> bool:
+        """A filter was, at the other broker."""
+        return self._filters.is_refused
 
     def stop(self, grace_s: float, *, for_good: bool = False) -> None:
         """Take nothing more, finish what is under way within the grace, say goodbye. for_good: the other broker need not keep its Session."""
@@ -227,90 +158,28 @@ class BridgeLink:
             logger.log(logging.ERROR if slowly else logging.WARNING, "bridge %r: %s: %s; %s", self._bridge.name, what, cause, again)
 
     def _judge(self, remote: Client) -> bool:
-        """A connection has ended: by one message that the other broker answers so each time? It would come first on the next one, for ever."""
-        if self._judged or self._out is None:
-            return False
-        self._judged = True
-        condition, core, oldest = self._condition, remote.core, None if self._announcing else self._out.oldest
-        closed = core.reason in OF_A_MESSAGE if core.reason is not None else "closed the connection" in core.cause or "reset" in core.cause
-        if not closed or oldest is None or condition.tally.carried["out"] != self._carried_before:
-            condition.suspect = None
-            return False
-        suspect = oldest.topic, oldest.payload
-        condition.closed_count = condition.closed_count + 1 if suspect == condition.suspect else 1
-        condition.suspect = suspect
-        if condition.closed_count < CLOSED_COUNT_MAX:
-            return False
-        condition.suspect = None
-        condition.tally.fatal = suspect
-        return True
+        """A connection has ended: by one message that the other broker answers so each time?"""
+        oldest = None if self._out is None or self._announcing else self._out.oldest
+        return self._condition.suspicion.judge(remote.core.reason, remote.core.cause, oldest)
 
     def _tell_state(self, state: bytes) -> None:
         self._server.engine.publish(ApplicationMessage(self._bridge.state_topic, state, 1, True), trio.current_time())
         self._server.flush()
 
-    def _refused(self, error: SubscribeRefused) -> None:
-        self.is_refused = True
-        logger.error("bridge %r: %s; the rest of it goes on, and a reload asks again", self._bridge.name, error)
-
-    # ---- the client here ---------------------------------------------------------------------------------------------
+    # ---- its clients -------------------------------------------------------------------------------------------------
 
     async def _live(self, ready: Callable[[], object]) -> None:
+        """With a client here, from its beginning to its end."""
         gate = Gate(self._server, f"bridge {self._bridge.name}")
         async with AsyncExitStack() as stack:
-            local = await stack.enter_async_context(self._inside(gate))
+            local = await stack.enter_async_context(entered(gate, self._bridge.local_client_id))
             stack.callback(gate.end)
             self._is_new = self._is_new or not local.session_present
-            filters = self._out_filters
             session = self._server.engine.state.sessions.get(self._bridge.local_client_id)
-            known = [] if session is None else list(session.subscriptions)
-            stale = [filter for filter in known if filter not in filters and not filter.startswith(BROUGHT_IN)]
-            if stale:
-                await local.unsubscribe(*stale)
-            before = [filter.removeprefix(BROUGHT_IN) for filter in known if filter.startswith(BROUGHT_IN)]
-            self._brought_in = tuple(filter for filter in before if filter not in self._in_filters)
-            if self._in_filters:
-                await Workings(local).ask_and_wait(_requests(local, {BROUGHT_IN + filter: 0 for filter in self._in_filters}, _NEVER))
-            outgoing = None
-            if filters:
-                # What is retained is asked for when it can go out, not to lie in a buffer until then.
-                outgoing = await stack.enter_async_context(self._subscribed(local, filters, _NEVER))
+            outgoing = await self._filters.ask_here(stack, local, [] if session is None else list(session.subscriptions))
             gate.shut()
             ready()
             await self._meet(local, outgoing, gate)
-
-    @asynccontextmanager
-    async def _inside(self, gate: Gate) -> AsyncIterator[Client]:
-        """This broker's client."""
-        async with AsyncExitStack() as stack:
-            try:
-                local = await stack.enter_async_context(
-                    connect(
-                        gate,
-                        client_id=self._bridge.local_client_id,
-                        clean_start=False,
-                        session_expiry_s=math.inf,
-                        keep_alive_s=0,
-                        reconnect=Reconnect(delay_s=0.1, delay_s_max=1),
-                        connect_timeout_s=math.inf,  # at the gate it waits for the other broker
-                        close_grace_s=GOODBYE_S,
-                        receive_maximum=RECEIVE_COUNT_MAX,
-                        outgoing_count_max=UNDER_WAY_COUNT_MAX,
-                        topic_alias_maximum=0,
-                    )
-                )
-            except ConnectRefused as error:
-                raise BrokerError(f"this broker has no place for its own bridge: {error.reason.describe()}") from None
-            yield local
-
-    @asynccontextmanager
-    async def _subscribed(self, client: Client, filters: dict[str, int], retain_handling: int) -> AsyncIterator[Subscription]:
-        """All of them in one, whose messages come once each."""
-        channel = MessageChannel(ack="manual", buffer_count_max=BUFFER_COUNT_MAX, spares_acknowledged=True)
-        async with Workings(client).subscribed(_requests(client, filters, retain_handling), IDENTIFIER, channel, self._refused) as subscription:
-            yield subscription
-
-    # ---- the client there --------------------------------------------------------------------------------------------
 
     async def _meet(self, local: Client, outgoing: Subscription | None, gate: Gate) -> None:
         """Until `stop`, or until the other broker says what it would say again."""
@@ -337,7 +206,7 @@ class BridgeLink:
                 gate.shut()
             if self._far.next():
                 attempts += 1
-                await self._pause(SLOW_S * random.uniform(1, 1.5) if slowly else self._far.backoff.delay(attempts))
+                await self._pause(self._far.delay(attempts, slowly=slowly))
 
     async def _carry(self, local: Client, remote: Client, outgoing: Subscription | None, gate: Gate) -> None:
         bridge, tally = self._bridge, self._condition.tally
@@ -351,7 +220,7 @@ class BridgeLink:
             def begin() -> None:
                 nonlocal began_at
                 began_at = trio.current_time()
-                self._carried_before, self._judged = tally.carried["out"], False
+                self._condition.suspicion.begin()
                 gate.open()
                 if bridge.notification_topic is not None:
                     nursery.start_soon(self._announce, remote, bridge.notification_topic)
@@ -387,7 +256,7 @@ class BridgeLink:
                     await give()
                 else:
                     nursery.start_soon(give)
-            incoming = await self._listen(stack, local, remote, _SEND if self._is_new else _IF_NEW)
+            incoming = await self._filters.ask_there(stack, local, remote, is_new=self._is_new)
             if incoming is not None:
                 pumps.append(Pump(bridge, "in", self._inward, local, self._seldom, tally))
                 pumps[-1].echoes = given
@@ -416,13 +285,11 @@ class BridgeLink:
         async with trio.open_nursery() as nursery:
 
             async def seek() -> None:
-                while not self._far.is_first:
-                    await trio.sleep(SLOW_S * random.uniform(1, 1.5))
-                    if await self._far.is_first_there():
-                        nursery.cancel_scope.cancel()
-                        return
+                await self._far.wait_first_there()
+                nursery.cancel_scope.cancel()
 
-            nursery.start_soon(seek)
+            if not self._far.is_first:
+                nursery.start_soon(seek)
             await self._stopping.wait()
             nursery.cancel_scope.cancel()
         return not self._stopping.is_set()
@@ -447,15 +314,15 @@ class BridgeLink:
         self._condition.timeouts_count += 1
 
     async def _give_retained(self, local: Client, pump: Pump, outgoing: Subscription) -> None:
-        """What is retained here: the same SUBSCRIBE once more, which is answered with that. The retained state is asked for last, and tells when all
-        of it is here; but nobody waits for it for long.
+        """What is retained here is asked for. The retained state is asked for last, and tells when all of it is here; but nobody waits for it for
+        long.
 
         Where both brokers have retained something of a topic that is carried both ways, this comes before theirs is asked for; else they would
         exchange them, and differ from then on.
         """
-        Workings(local).ask(_requests(local, self._out_filters, _SEND), AGAIN)
+        self._filters.ask_retained(local)
         topic = self._bridge.state_topic
-        if topic not in self._out_filters and self._server.engine.retained(topic, trio.current_time()):  # there may be no place for it
+        if topic not in self._filters.here and self._server.engine.retained(topic, trio.current_time()):  # there may be no place for it
             with trio.move_on_after(self._bridge.answer_timeout_s), suppress(SubscribeRefused):
                 async with local.subscribe(topic, qos=1) as marks:
                     await marks.receive()
@@ -463,43 +330,8 @@ class BridgeLink:
                 await pump.wait_settled(came["received"] - came["dropped"])
         pump.end_retained()
 
-    async def _listen(self, stack: AsyncExitStack, local: Client, remote: Client, retain_handling: int) -> Subscription | None:
-        """Subscribed at the other broker; None if nothing is to come from there."""
-        filters = self._in_filters
-        # What only goes out may have come in before the last start: Mosquitto's bridges ask for this too.
-        asked = self._remote_out_filters if remote.session_present else ()
-        stale = [filter for filter in dict.fromkeys((*self._brought_in, *asked)) if filter not in filters]
-        if stale:
-            await remote.unsubscribe(*stale)
-        if self._brought_in:
-            await local.unsubscribe(*[BROUGHT_IN + filter for filter in self._brought_in])
-            self._brought_in = ()
-        if not remote.core.capabilities.wildcards:  # asked for one, it would have to close the connection
-            for filter in [filter for filter in filters if "+" in filter or "#" in filter]:
-                self._refused(SubscribeRefused(filter, ReasonCode.WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED))
-            filters = {filter: qos for filter, qos in filters.items() if "+" not in filter and "#" not in filter}
-        return await stack.enter_async_context(self._subscribed(remote, filters, retain_handling)) if filters else None
-
 
 async def _forget(given: dict[str, bytes], seconds: float) -> None:
     """What has not come back by then does not, and the same from somebody else is news."""
     await trio.sleep(seconds)
     given.clear()
-
-
-def _strongest(asked: Iterable[tuple[str, int]]) -> dict[str, int]:
-    """Each filter once, with the most that any entry wants of it; without those that another one covers, for which many brokers, Mosquitto too, send
-    a copy of their own."""
-    found: dict[str, int] = {}
-    for filter, qos in asked:
-        found[filter] = max(qos, found.get(filter, 0))
-    for filter in list(found):
-        if any(other != filter and covers(other, filter) and qos >= found[filter] for other, qos in found.items()):
-            del found[filter]
-    return found
-
-
-def _requests(client: Client, filters: dict[str, int], retain_handling: int) -> tuple[SubscriptionRequest, ...]:
-    """No Local, so that nothing comes back from where it was carried to; with the retain flag that it was published with. 3.1.1 has neither."""
-    is_new = client.core.version >= MQTT_5
-    return tuple(SubscriptionRequest(filter, qos, is_new, is_new, retain_handling if is_new else 0) for filter, qos in filters.items())

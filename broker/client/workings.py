@@ -29,16 +29,6 @@ class Workings:
         self._driver = client._driver
         self._core = client.core
 
-    async def ask_and_wait(self, requests: tuple[SubscriptionRequest, ...]) -> None:
-        """The same, until it is answered, however, or nobody will answer any more."""
-        answered = self.ask(requests)
-        waiters = self._driver.line.waiters
-        waiters.add(answered)
-        try:
-            await answered.wait()
-        finally:
-            waiters.discard(answered)
-
     @property
     def publisher(self) -> Publisher:
         """For messages whose end is told to an owner, and not waited for by a task each."""
@@ -61,6 +51,16 @@ class Workings:
         answered = exchange.owner = trio.Event()
         self._driver.handle()
         return answered
+
+    async def ask_and_wait(self, requests: tuple[SubscriptionRequest, ...]) -> None:
+        """The same, until it is answered, however, or nobody will answer any more."""
+        answered = self.ask(requests)
+        waiters = self._driver.line.waiters
+        waiters.add(answered)
+        try:
+            await answered.wait()
+        finally:
+            waiters.discard(answered)
 
     def owed(self, oldest: Outgoing | None) -> tuple[object, ...] | None:
         """What the broker owes on this connection, an answer to SUBSCRIBE or to that message; None: nothing. It is another as soon as anything has

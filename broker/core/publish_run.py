@@ -31,8 +31,8 @@ RUN_BYTES_MAX: Final = 8_192
 """A run is kept as long as one of its messages is unacknowledged."""
 
 LONE_BYTES_MIN: Final = 256
-"""A smaller message that comes alone for a client that is away waits as a message, perhaps for long: as a run of one it would take 350 bytes of memory
-more. From here on that is little beside the frame, and a store can have the frame of a run once for all Sessions."""
+"""A smaller message that comes alone for a client that is away waits as a message: it may wait for long, and as a run of one it would take 350 bytes
+of memory more. From here on that is little beside its frame, and a store can have the frames of a run once for all Sessions."""
 
 _PUBACK: Final = 0x40
 _PUBREC: Final = 0x50
