@@ -1,4 +1,4 @@
-"""What the system says of an error, for people: one line, without number and path.
+"""Words for people. What the system says of an error: one line, without number and path.
 
 `os.strerror` knows the C library's numbers only. On Windows a socket's error has Winsock's (10061 is a refusal), of which it says "unknown error";
 and that another program has a file open comes there as EACCES, which is no matter of permission.
@@ -26,3 +26,8 @@ def strerror(error: OSError) -> str:
 
             return ctypes.FormatError(own).strip().rstrip(".").lower()
     return os.strerror(number).lower() if number is not None and number > 0 else str(error)
+
+
+def printable(text: str) -> str:
+    """With escapes for what would end the line, or move a terminal's cursor: a peer's words can have anything in them."""
+    return text if text.isprintable() else "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)

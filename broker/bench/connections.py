@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from broker.bench.frames import SEQUENCES_PER_RUN, Checker, Maker, Run, acknowledgement_run, acknowledgements, numbers_of, payload_of
 from broker.bench.ledger import Stream
+from broker.core.client_goodbye import explanation
 from broker.errors import BrokerError, ConnectionLost, ConnectRefused, NotSupported, PeerError, SubscribeRefused
 from broker.net.transport import BROKEN, Transport, receive
 from broker.reasons import ReasonCode
@@ -99,7 +100,7 @@ class Endpoint:
         if not isinstance(answer, ConnAck):
             raise ConnectionLost(f"{self.client_id}: the broker answered CONNECT with {type(answer).__name__.upper()}")
         if answer.reason.failed:
-            raise ConnectRefused(self.load.address, answer.reason, answer.properties.reason_string)
+            raise ConnectRefused(self.load.address, answer.reason, explanation(answer.properties))
         if exchange is not None and not exchange.accepts(answer.properties.authentication_data or b""):
             raise ConnectionLost(f"{self.client_id}: the broker has not shown that it knows us")
         self.connack = answer

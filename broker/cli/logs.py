@@ -18,6 +18,7 @@ from typing import Any, Final, TextIO
 import trio
 
 from broker.cli.running import Failure, os_error_line, say
+from broker.words import printable
 
 LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 _SYSLOG: Final = ("/dev/log", "/var/run/syslog")
@@ -85,11 +86,7 @@ class TextFormatter(logging.Formatter):
             self._thousandth = thousandth
             moment = time.localtime(thousandth // 1000)
             self._stamp = f"{time.strftime('%Y-%m-%dT%H:%M:%S', moment)}.{thousandth % 1000:03d}{time.strftime('%z', moment)}"
-        return f"{self._stamp} {level}: {message if message.isprintable() else _printable(message)}"
-
-
-def _printable(text: str) -> str:
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+        return f"{self._stamp} {level}: {printable(message)}"
 
 
 class LineHandler(logging.StreamHandler[TextIO]):

@@ -25,6 +25,10 @@ from broker.net.transport import STREAM_SEND_BYTES, SocketTransport, receive
 from broker.reasons import ReasonCode
 
 READ_BYTES: Final = 65_536
+SHORT_S: Final = 30.0
+"""A broker that accepts each connection and ends it sooner is dialled less often each time, as one that is not there ..."""
+SHORT_COUNT_MAX: Final = 3
+"""... up to so many times."""
 BROKEN: Final = (OSError, trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError)
 
 Dial = Callable[[trio.Nursery], Awaitable[trio.abc.Stream]]
@@ -81,6 +85,7 @@ class Connector:
         self.opened = False
         """A connection has stood: from now on failures are ConnectionLost."""
         self._connected_now = False
+        self._connected_at = 0.0
         self._stopping = trio.Event()
         self._linger_s = close_grace_s
         self._scope = trio.CancelScope(shield=True)  # ended by close(), see above
@@ -97,6 +102,7 @@ class Connector:
 
     def connected(self) -> None:
         self.opened = self._connected_now = True
+        self._connected_at = trio.current_time()
 
     def wake_writer(self) -> None:
         """Bytes may wait, and no deadline has come nearer."""
@@ -179,7 +185,7 @@ class Connector:
     # ---- the connections ---------------------------------------------------------------------------------------------
 
     async def _connect_again_and_again(self) -> BrokerError | None:
-        attempts = 0
+        attempts = short = 0
         since = trio.current_time()
         while not self._stopping.is_set():
             self._connected_now = False
@@ -190,15 +196,17 @@ class Connector:
             if self._connected_now:
                 attempts = 0
                 since = trio.current_time()
+                short = min(SHORT_COUNT_MAX, short + 1) if since - self._connected_at < SHORT_S else 0
             else:
                 attempts += 1
             policy = self._policy
             if policy is None or is_final(error) or not (self.opened or policy.first):
                 return self._final(error, None)
-            why_not = policy.why_not(attempts, trio.current_time() - since)
+            away_s = trio.current_time() - since
+            why_not = policy.why_not(attempts, away_s)
             if why_not is not None:
                 return self._final(error, why_not)
-            with trio.move_on_after(policy.delay(attempts)):
+            with trio.move_on_after(min(policy.delay(max(attempts, short)), policy.give_up_after_s - away_s)):
                 await self._stopping.wait()
         return None
 

@@ -7,6 +7,7 @@ from broker.errors import NotSupported
 from broker.reasons import CLIENT_DISCONNECT_CODES, ReasonCode
 from broker.wire.codec import encode, encode_within
 from broker.wire.packets import MQTT_5, NO_PROPERTIES, Disconnect, Properties
+from broker.words import printable
 
 
 class ClientGoodbye:
@@ -46,6 +47,6 @@ def fault_of(reason: ReasonCode) -> Disconnect:
 
 
 def explanation(properties: Properties) -> str | None:
-    """What the broker said beside its reason code: why, and where to go instead (4.11)."""
+    """What the broker said beside its reason code, on one line: why, and where to go instead (4.11)."""
     parts = (properties.reason_string, properties.server_reference and f"the server to use is {properties.server_reference}")
-    return "; ".join(part for part in parts if part) or None
+    return printable("; ".join(part for part in parts if part)) or None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -190,6 +191,80 @@ async def test_giving_up(autojump_clock: trio.testing.MockClock) -> None:
             async with connect(broker, reconnect=Reconnect(first=True, attempts_max=3)):
                 pytest.fail("entered")
     assert broker.dialled == 3
+
+
+async def refuse_all(broker: ScriptedBroker) -> None:
+    while True:
+        await (await broker.next()).cut()
+
+
+async def test_it_gives_up_when_it_was_told_to(autojump_clock: trio.testing.MockClock) -> None:
+    """And not only when the delay that it stands in is over, which may be half a minute later."""
+    for how in (Reconnect(first=True, delay_s=1000, delay_s_max=1000, give_up_after_s=20), Reconnect(first=True, give_up_after_s=20)):
+        broker = ScriptedBroker()
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(refuse_all, broker)
+            with pytest.raises(ConnectError):
+                async with connect(broker, reconnect=how):
+                    pytest.fail("entered")
+            nursery.cancel_scope.cancel()
+        assert trio.current_time() - began == pytest.approx(20)
+        assert broker.dialled >= 2
+
+
+async def test_a_broker_that_hangs_up_at_once_is_dialled_less_often(autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("random.uniform", lambda low, high: high)
+    broker = ScriptedBroker()
+    dialled_at: list[float] = []
+    enough = trio.Event()
+
+    async def serve() -> None:
+        for seconds in (0, 0, 0, 0, 0, 31):
+            peer = await broker.next()
+            dialled_at.append(trio.current_time())
+            await peer.accept()
+            await trio.sleep(seconds)
+            await peer.cut()
+        peer = await broker.next()
+        dialled_at.append(trio.current_time())
+        await peer.accept()
+        enough.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
+        async with connect(broker, client_id="me", reconnect=Reconnect(delay_s=1, delay_s_max=100, attempts_max=1)):
+            await enough.wait()
+        nursery.cancel_scope.cancel()
+    between = [after - before for before, after in pairwise(dialled_at)]
+    assert between == pytest.approx([2, 4, 8, 8, 8, 31 + 1])
+
+
+async def test_what_the_broker_explains_stays_on_one_line(autojump_clock: trio.testing.MockClock) -> None:
+    """A terminal shows it, and a log: no line of the peer's own, and no escape sequence."""
+    spiteful = Properties(reason_string="gone\nbroker: all is well \x1b[2J")
+    broker = ScriptedBroker()
+
+    async def refuse() -> None:
+        peer = await broker.next()
+        await peer.expect(Connect)
+        await peer.send(ConnAck(False, ReasonCode.NOT_AUTHORIZED, spiteful))
+
+    async def hang_up() -> None:
+        async with bare(reconnect=None) as (_, peer):
+            await peer.send(Disconnect(ReasonCode.SERVER_BUSY, spiteful))
+            await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(refuse)
+        with pytest.raises(ConnectRefused) as refused:
+            async with connect(broker, client_id="me"):
+                pytest.fail("entered")
+    with pytest.raises(ConnectionLost) as lost:
+        await hang_up()
+    for caught in (refused, lost):
+        assert str(caught.value).isprintable()
+        assert r"gone\nbroker: all is well \x1b[2J" in str(caught.value)
 
 
 async def test_connection_lost_cancels_the_body_and_arrives_bare(autojump_clock: trio.testing.MockClock) -> None:
