@@ -370,6 +370,8 @@ def check_open(
     problems = []
     for index, listener in enumerate(listeners):
         own = listener if isinstance(listener, Listener) else None
+        if own is not None and own.protocol == "control":  # `listener.check` has seen to it
+            continue
         is_page = own is not None and own.protocol == "http"
         if is_locked(own, config) or (authenticate is not None and not is_page):
             continue

@@ -112,6 +112,7 @@ async def open_broker(
         async with trio.open_nursery() as nursery:
             hub = Broker(server, bound, config, sys_topics, log, doorkeeper, overflow or {}, overrides, bridging)
             try:
+                server.chores += _rooms(bound, hub)
                 await nursery.start(server.run, bound)
                 await bridging.start(nursery)
                 yield hub
@@ -149,6 +150,14 @@ def _pages(bound: Sequence[BoundSocket], bridging: Bridges) -> list[Callable[[Se
     from broker.metrics.page import Page  # late: what it needs is an extra, which `bind_all` has looked for
 
     return [Page(bridging.infos).run]
+
+
+def _rooms(bound: Sequence[BoundSocket], hub: Broker) -> list[Callable[[Server], Awaitable[None]]]:
+    if not any(one.listener.protocol == "control" for one in bound):
+        return []
+    from broker.control.room import Room  # late: h11 costs every start something
+
+    return [Room(hub).run]
 
 
 def _bare(group: BaseExceptionGroup[BaseException], failure: BaseException | None) -> BaseException:

@@ -312,7 +312,7 @@ def test_environment_overrides_the_file(tmp_path: Path) -> None:
         "PATH": "x",
     }
     config = Config.load(tmp_path / "broker.toml", env=env)
-    assert [(one.host, one.port, one.unix_mode) for one in config.listeners] == [("127.0.0.1", 1884, "0660"), ("10.0.0.1", 1883, "0600")]
+    assert [(one.host, one.port, one.unix_mode) for one in config.listeners] == [("127.0.0.1", 1884, None), ("10.0.0.1", 1883, "0600")]
     assert config.log.level == "debug"
     assert config.store.path == str(tmp_path / "7")
     assert config.allow_anonymous is True

@@ -66,8 +66,8 @@ def _rules(config: Config, file: str, index: int | None) -> AccessRules | None:
     if index is not None:
         if not 0 <= index < len(config.listeners):
             raise click.UsageError(f"--listener: expected 0 to {len(config.listeners) - 1}, got {index}")
-        if config.listeners[index].protocol == "http":
-            raise click.UsageError(f'--listener: listeners[{index}] has protocol = "http", where no MQTT is spoken')
+        if not config.listeners[index].speaks_mqtt:
+            raise click.UsageError(f'--listener: listeners[{index}] has protocol = "{config.listeners[index].protocol}", where no MQTT is spoken')
         own = config.listeners[index].acl_file
         if own is not None:
             return AccessRules(load_rules(own))

@@ -167,7 +167,7 @@ def _url_faults(url: str, listeners: Sequence[Listener]) -> list[str]:
     for listener in listeners:
         same_host = target.host == listener.host or (is_loopback(target.host) and (is_loopback(listener.host) or listener.host in ("*", "0.0.0.0")))
         here = target.path == listener.unix if target.scheme == "unix" else listener.unix is None and listener.port == target.port and same_host
-        if here and listener.protocol != "http":
+        if here and listener.speaks_mqtt:
             faults.append(f"{target.address} is this broker itself: what it sends would come back to it for ever")
             break
     return faults
@@ -192,6 +192,8 @@ def read_listeners(found: Sequence[tuple[str, ListenerConfig]], limits: Limits, 
                 problems.append((f"{place}.{key}", NOT_WITH_UNIX))
         if entry.protocol == "http" and entry.port is None and unix is None and entry.systemd is None:
             problems.append((f"{place}.port", 'is missing: protocol = "http" needs a port that is not MQTT\'s, such as 9883'))
+        if entry.protocol == "control" and entry.port is None and entry.tls is not None and unix is None and entry.systemd is None:
+            problems.append((f"{place}.port", 'is missing: protocol = "control" over TLS needs a port that is not MQTT\'s, such as 9884'))
         listener = Listener(**fields)
         for fault in check(listener):
             key, _, text = fault.partition(": ")

@@ -24,10 +24,10 @@ class ListenerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     port: int | None = None
     """None: not written, and then Listener's default, unless there is `unix`."""
     unix: str | None = None
-    unix_mode: str = "0660"
+    unix_mode: str | None = None
     unix_owner: str | None = None
     systemd: str | None = None
-    protocol: Literal["mqtt", "websocket", "http"] = "mqtt"
+    protocol: Literal["mqtt", "websocket", "http", "control"] = "mqtt"
     path: str = PATH
     origins: tuple[str, ...] | None = None
     tls: dict[str, Any] | None = None

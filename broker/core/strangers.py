@@ -31,7 +31,7 @@ def other_than_a_request(data: bytes) -> str | None:
     if _is_tls(data):
         return _TLS
     if data[:1] == b"\x10" and b"MQ" in data[4:8]:
-        return 'this looks like MQTT, which a listener with protocol = "http" does not speak: use another'
+        return "this looks like MQTT, which is not spoken here: use another listener"
     return None
 
 

@@ -10,7 +10,6 @@ A page lives as long as clients are served, those included that are told goodbye
 from __future__ import annotations
 
 import platform
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,12 +23,10 @@ from prometheus_client.exposition import choose_encoder, generate_latest
 from prometheus_client.registry import Collector
 
 from broker.metrics.table import NUMBERS, OF_BRIDGES, PREFIX, Number, Statistics
-from broker.net.http import Answer, Request, serve
-from broker.net.listener import PAGE_CONNECTIONS_MAX
-from broker.net.transport import peer_name
+from broker.net.http import Answer, Reception, Request
+from broker.net.visitors import receive_visitors
 
 if TYPE_CHECKING:
-    from broker.net.bound_socket import BoundSocket
     from broker.net.server import Server
 
 _METHODS: Final = ("GET", "HEAD")
@@ -73,30 +70,7 @@ class Page:
         """One thread, never behind others'. So pages are made one after another too, and who asks without end takes turns with MQTT."""
 
     async def run(self, server: Server) -> None:
-        async with trio.open_nursery() as visitors:
-            for one in server.bound:
-                if one.listener.protocol == "http":
-                    visitors.start_soon(server.accept, one, partial(self._let_in, server, visitors))
-
-    def _let_in(self, server: Server, visitors: trio.Nursery, bound: BoundSocket) -> OSError | None:
-        try:
-            connected, address = bound.socket.accept()
-        except (BlockingIOError, InterruptedError):
-            return None
-        except OSError as error:
-            return server.accept_failed(error)
-        if bound.connections_count >= min(PAGE_CONNECTIONS_MAX, bound.listener.connections_count_max):
-            server.refuse_full(bound, connected)
-            return None
-        bound.connections_count += 1
-        visitors.start_soon(self._serve, server, bound, connected, peer_name(address, bound.family), name="visitor")
-        return None
-
-    async def _serve(self, server: Server, bound: BoundSocket, connected: socket.socket, peer: str) -> None:
-        try:
-            await serve(server.transport_of(bound, connected), peer, partial(self._answer, server))
-        finally:
-            bound.connections_count -= 1
+        await receive_visitors(server, "http", Reception(partial(self._answer, server)))
 
     async def _answer(self, server: Server, request: Request) -> Answer:
         if request.path not in ("/metrics", "/health"):

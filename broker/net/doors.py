@@ -152,7 +152,7 @@ def anonymous_at(listener: Listener | None, settings: Settings | None, hook: Aut
     A listener's word comes first. One with a password file or tokens of its own decides for itself; so does one that takes names from certificates.
     A page asks nobody for a name, so there its own word is the only one.
     """
-    if listener is not None and listener.protocol == "http":
+    if listener is not None and not listener.speaks_mqtt:
         return listener.allow_anonymous
     if listener is not None and listener.allow_anonymous is not None:
         return listener.allow_anonymous
@@ -190,9 +190,8 @@ def origins_at(listener: Listener, settings: Settings | None, hook: Authenticate
 
 def is_locked(listener: Listener | None, settings: Settings | None) -> bool:
     """Is there a file that says who a client is? Of a page: of whom everybody must show a certificate?"""
-    if listener is not None and listener.protocol == "http":
-        tls = listener.tls
-        return tls is not None and (tls.require_certificate if isinstance(tls, TlsFiles) else tls.verify_mode is ssl.CERT_REQUIRED)
+    if listener is not None and not listener.speaks_mqtt:
+        return listener.asks_certificate
     if listener is not None and (asks_itself(listener) or _takes_identity(listener)):
         return True
     return settings is not None and _asks(settings)

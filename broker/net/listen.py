@@ -19,7 +19,7 @@ from msgspec import structs
 from broker.errors import ConfigError, ListenError
 from broker.net.bound_socket import BoundSocket
 from broker.net.listener import DEFAULT, Listener, check, is_loopback, url_host
-from broker.net.unix import AF_UNIX, bind_unix, parse_mode, shown_name
+from broker.net.unix import AF_UNIX, bind_unix, shown_name
 from broker.words import strerror
 
 PORT_ZERO_ATTEMPTS_MAX: Final = 50
@@ -214,7 +214,7 @@ def _bind_unix(listener: Listener) -> BoundSocket:
         try:
             listening.setblocking(False)
             _set_buffers(listening, listener)
-            inode = bind_unix(listening, path, parse_mode(listener.unix_mode), listener.unix_owner)
+            inode = bind_unix(listening, path, listener.mode, listener.unix_owner)
             listening.listen(listener.backlog)
         except BaseException:
             listening.close()

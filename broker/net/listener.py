@@ -25,7 +25,7 @@ from broker.net.unix import HAS_UNIX, PATH_BYTES_MAX, parse_mode, parse_owner
 from broker.net.websocket_path import PATH
 
 PAGE_CONNECTIONS_MAX: Final = 32
-"""Of a listener with protocol = "http"."""
+"""Of a listener with protocol = "http" or "control"."""
 NOT_WITH_HTTP: Final = (
     "path", "origins", "password_file", "acl_file", "jwt", "client_ids", "username_as_client_id", "proxy_protocol_from", "mount_point", "limits",
 )  # fmt: skip
@@ -49,7 +49,9 @@ class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     systemd: the name of sockets that systemd hands over, instead of host, port and unix; only `broker serve` fills it in. descriptor: of a
     stream socket that listens already and becomes the broker's own; where that is, it says itself.
     protocol, path: "websocket" is MQTT over WebSocket, at this path of the URL; "/mqtt" also at "/". "http" is no MQTT, but what the broker tells
-    of itself, at /metrics and /health: to everybody who comes, since nobody is asked for a password there. origins: of the web pages that may use it,
+    of itself, at /metrics and /health: to everybody who comes, since nobody is asked for a password there. "control" is for whoever runs it: who is
+    here, throw them out, ban them (docs/operating.md); to whoever may open its Unix socket, or shows the certificate that its tls requires.
+    unix_mode: None is "0660", and for "control" "0600". origins: of the web pages that may use it,
     as browsers write them, ("https://dashboard.example",), "*" is any; None: any where there are passwords or allow_anonymous is written,
     else those of this machine. tls: over the socket;
     from `TlsFiles` the certificates are read anew when they change. allow_anonymous: overrides the broker's; False refuses a CONNECT
@@ -59,18 +61,18 @@ class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     are those of whom it names; others are served as themselves. mount_point: "factory1/" is put before every topic that a client of this
     listener says, and taken off what it is sent; rules and hooks see the whole. backlog is capped by
     the system. nodelay: TCP_NODELAY. receive_buffer_bytes, send_buffer_bytes, tcp_keepalive_s: 0 leaves the system's.
-    connections_count_max: more are closed at once; of "http" there are PAGE_CONNECTIONS_MAX at most.
+    connections_count_max: more are closed at once; of "http" and "control" there are PAGE_CONNECTIONS_MAX at most.
     limits: what differs from [limits] for those who come in here, `LimitOverrides(packet_bytes_max=65_536)`.
     """
 
     host: str = "127.0.0.1"
     port: int = 1883
     unix: str | None = None
-    unix_mode: str = "0660"
+    unix_mode: str | None = None
     unix_owner: str | None = None
     systemd: str | None = None
     descriptor: int | None = None
-    protocol: Literal["mqtt", "websocket", "http"] = "mqtt"
+    protocol: Literal["mqtt", "websocket", "http", "control"] = "mqtt"
     path: str = PATH
     origins: tuple[str, ...] | None = None
     tls: ssl.SSLContext | TlsFiles | None = None
@@ -109,7 +111,24 @@ class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """ "mqtt://127.0.0.1:1883", "wss://[::1]:443/mqtt", "http://127.0.0.1:9883"."""
         if self.protocol == "websocket":
             return f"{'ws' if self.tls is None else 'wss'}://{url_host(host)}:{port}{self.path}"
-        return f"{self.protocol}{'' if self.tls is None else 's'}://{url_host(host)}:{port}"
+        scheme = "http" if self.protocol == "control" else self.protocol
+        return f"{scheme}{'' if self.tls is None else 's'}://{url_host(host)}:{port}"
+
+    @property
+    def speaks_mqtt(self) -> bool:
+        """Do clients come there?"""
+        return self.protocol in ("mqtt", "websocket")
+
+    @property
+    def asks_certificate(self) -> bool:
+        """Does its TLS let nobody in without one?"""
+        tls = self.tls
+        return tls is not None and (tls.require_certificate if isinstance(tls, TlsFiles) else tls.verify_mode is ssl.CERT_REQUIRED)
+
+    @property
+    def mode(self) -> int:
+        """Of the path of its Unix socket. ValueError."""
+        return parse_mode(self.unix_mode or ("0600" if self.protocol == "control" else "0660"))
 
     @property
     def is_private(self) -> bool:
@@ -177,7 +196,7 @@ def check(listener: Listener) -> list[str]:
     faults = []
     if not re.fullmatch(r"/[!$%-.0-;=@-Z_a-z~/]*", listener.path):
         faults.append(f"path: expected the path of a URL, as /mqtt, got {listener.path!r}")
-    if listener.protocol == "http":
+    if not listener.speaks_mqtt:
         faults += _page_faults(listener)
     elif listener.origins is not None and listener.protocol != "websocket":
         faults.append('origins: means something only with protocol = "websocket"')
@@ -203,7 +222,7 @@ def check(listener: Listener) -> list[str]:
         elif len(os.fsencode(listener.unix)) > PATH_BYTES_MAX:
             faults.append(f"unix: the path is longer than {PATH_BYTES_MAX} bytes, which the system does not take")
     try:
-        parse_mode(listener.unix_mode)
+        _ = listener.mode
     except ValueError as error:
         faults.append(f"unix_mode: {error}")
     if listener.unix_owner is not None and HAS_UNIX:
@@ -223,11 +242,28 @@ def check(listener: Listener) -> list[str]:
 
 def _page_faults(listener: Listener) -> list[str]:
     wrong = [name for name in NOT_WITH_HTTP if getattr(listener, name) != getattr(DEFAULT, name)]
-    faults = [f'{name}: means nothing with protocol = "http", where no MQTT is spoken' for name in wrong]
+    faults = [f'{name}: means nothing with protocol = "{listener.protocol}", where no MQTT is spoken' for name in wrong]
     if isinstance(listener.tls, TlsFiles) and listener.tls.identity != "none":
-        faults.append('tls.identity: means nothing with protocol = "http"; require_certificate asks for one')
+        faults.append(f'tls.identity: means nothing with protocol = "{listener.protocol}"; require_certificate asks for one')
+    if listener.protocol == "control":
+        return faults + _control_faults(listener)
     if any(importlib.util.find_spec(name) is None for name in ("prometheus_client", "h11")):
         faults.append("protocol: http needs an extra that is not installed: pip install 'trio-mqtt-broker[metrics]'")
+    return faults
+
+
+def _control_faults(listener: Listener) -> list[str]:
+    """Whoever comes in there may do all there is, so nothing that lets in strangers can be written."""
+    faults = []
+    if listener.allow_anonymous is not None:
+        faults.append('allow_anonymous: means nothing with protocol = "control": who may open its Unix socket may come in, and nobody else')
+    if listener.unix is not None and listener.unix.startswith("\0" if listener.descriptor is None else "@"):
+        faults.append("protocol: control needs a Unix socket that has a path, whose mode says who may open it")
+    elif listener.unix is None and not listener.asks_certificate and (listener.systemd is None or listener.descriptor is not None):
+        faults.append(
+            'protocol: control needs a Unix socket (unix = "/run/broker/control.sock"), whose mode says who may open it, or TLS that requires a '
+            "certificate (client_ca, require_certificate): any user of this machine, and any page in a browser, can open a port"
+        )
     return faults
 
 

@@ -152,7 +152,7 @@ class Server:
             self._ended.set()
 
     async def _listen(self, bound: Sequence[BoundSocket]) -> None:
-        doors = [one for one in bound if one.listener.protocol != "http"]  # a page is there for as long as anybody is (`pages`)
+        doors = [one for one in bound if one.listener.speaks_mqtt]  # others are there for as long as anybody is (`net.visitors`)
         async with trio.open_nursery() as listeners:
             for one in doors:
                 listeners.start_soon(self.accept, one, self._let_in)
@@ -240,7 +240,7 @@ class Server:
             return self.engine.access, self.engine.allowance
         if url == INSIDE:
             return self.access_of(self.inside), self.inside.allowance or self.engine.allowance
-        own = [one for one in self.bound if one.url == url] or [one for one in self.bound if one.listener.protocol != "http"][:1]
+        own = [one for one in self.bound if one.url == url] or [one for one in self.bound if one.listener.speaks_mqtt][:1]
         return (self.access_of(own[0]), own[0].allowance or self.engine.allowance) if own else (self.engine.access, self.engine.allowance)
 
     def limits_of(self, bound: BoundSocket | None) -> Limits:

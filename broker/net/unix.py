@@ -11,6 +11,7 @@ import errno
 import os
 import socket
 import stat
+import struct
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -64,6 +65,15 @@ def shown_name(name: str | bytes) -> str:
     """As `getsockname` gives it, for people: the path, or "@name" of Linux's abstract ones, which are no files."""
     text = os.fsdecode(name)
     return f"@{text[1:]}" if text[:1] == "\0" else text
+
+
+def peer_process(connected: socket.socket) -> str:
+    """Who has come over a Unix socket, where the kernel says so: "unix (process 1234 of user 1000)"."""
+    if sys.platform == "linux":
+        with suppress(OSError):
+            process, user, _ = struct.unpack("3i", connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+            return f"unix (process {process} of user {user})"
+    return "unix"
 
 
 def bind_unix(listening: socket.socket, path: str, mode: int, owner: str | None) -> tuple[int, int]:

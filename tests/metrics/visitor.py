@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import h11
 import trio
@@ -16,6 +17,12 @@ class Reply(NamedTuple):
     status: int
     headers: dict[str, str]
     text: str
+
+    @property
+    def json(self) -> Any:
+        assert self.headers["content-type"] == "application/json"
+        assert self.text.endswith("}\n")
+        return json.loads(self.text)
 
     @property
     def samples(self) -> dict[str, float]:
@@ -39,9 +46,10 @@ class Visitor:
         self.stream = stream
         self._http = h11.Connection(h11.CLIENT)
 
-    async def ask(self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None) -> Reply:
-        request = h11.Request(method=method, target=path, headers=[("Host", "broker"), *(headers or {}).items()])
-        await self.stream.send_all((self._http.send(request) or b"") + (self._http.send(h11.EndOfMessage()) or b""))
+    async def ask(self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None, body: bytes = b"") -> Reply:
+        length = [("Content-Length", str(len(body)))] if body else []
+        request = h11.Request(method=method, target=path, headers=[("Host", "broker"), *length, *(headers or {}).items()])
+        await self.stream.send_all(b"".join(self._http.send(event) or b"" for event in (request, h11.Data(body), h11.EndOfMessage())))
         return await self.reply()
 
     async def reply(self) -> Reply:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Iterator
 
 import pytest
 import trio
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from broker.net.http import HEAD_TIMEOUT_S, IDLE_TIMEOUT_S, LINGER_S, WRITE_TIMEOUT_S, Answer, Request, serve
+from broker.net.http import HEAD_TIMEOUT_S, IDLE_TIMEOUT_S, LINGER_S, WRITE_TIMEOUT_S, Answer, Reception, Request, serve
 from broker.net.memory import memory_stream_pair
 from broker.net.transport import StreamTransport
 from tests.metrics.visitor import Visitor
@@ -27,7 +28,7 @@ async def answer(request: Request) -> Answer:
 
 async def arrived(nursery: trio.Nursery, buffer_bytes: int = 65_536) -> Visitor:
     ours, theirs = memory_stream_pair(buffer_bytes)
-    nursery.start_soon(serve, StreamTransport(theirs), "a stranger", answer)
+    nursery.start_soon(serve, StreamTransport(theirs), "a stranger", Reception(answer))
     return Visitor(ours)
 
 
@@ -226,3 +227,102 @@ async def test_who_goes_on_talking_after_the_end_is_left(autojump_clock: MockClo
             await trio.sleep(0.125)
         assert trio.current_time() - began <= LINGER_S + 0.125
         await visitor.stream.aclose()
+
+
+# ---- bodies, and answers in pieces -----------------------------------------------------------------------------------------
+
+
+def receiving(pieces: Iterator[bytes]) -> Reception:
+    async def answer(request: Request) -> Answer:
+        return Answer(200, pieces if request.path == "/pieces" else f"{request.query} {request.from_browser} {request.body!r}\n".encode())
+
+    return Reception(answer, lambda status, line: Answer(status, f"<{line}>".encode()), 10)
+
+
+async def visited(nursery: trio.Nursery, reception: Reception) -> Visitor:
+    ours, theirs = memory_stream_pair(65_536)
+    nursery.start_soon(serve, StreamTransport(theirs), "a stranger", reception)
+    return Visitor(ours)
+
+
+async def test_a_body_is_taken_where_that_is_wanted_whole_or_in_chunks() -> None:
+    async with trio.open_nursery() as nursery:
+        visitor = await visited(nursery, receiving(iter(())))
+        assert (await visitor.ask("/?a=b?c", "POST", body=b"0123456789")).text == "a=b?c False b'0123456789'\n"
+        assert (await visitor.ask("/", headers={"Origin": "null"})).text == " True b''\n"
+        await visitor.stream.send_all(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n01234\r\n")
+        await wait_all_tasks_blocked()
+        await visitor.stream.send_all(b"1\r\n5\r\n0\r\n\r\n")
+        assert bytes(await visitor.stream.receive_some()).endswith(b"\r\n\r\n False b'012345'\n")
+        await visitor.stream.aclose()
+
+
+@pytest.mark.parametrize("head", [b"Content-Length: 11\r\n\r\n01234567890", b"Transfer-Encoding: chunked\r\n\r\nb\r\n01234567890\r\n"])
+async def test_a_body_that_is_too_large_ends_the_connection(head: bytes, autojump_clock: MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        visitor = await visited(nursery, receiving(iter(())))
+        await visitor.stream.send_all(b"POST / HTTP/1.1\r\nHost: x\r\n" + head)
+        said = await visitor.rest()
+        assert said.startswith(b"HTTP/1.1 413 ")
+        assert said.endswith(b"<the body of a request has 10 bytes at most>")
+        await visitor.stream.aclose()
+
+
+async def test_a_body_that_does_not_come_is_waited_for_so_long(autojump_clock: MockClock) -> None:
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        visitor = await visited(nursery, receiving(iter(())))
+        await visitor.stream.send_all(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n0123")
+        assert await visitor.rest() == b""
+        await visitor.stream.aclose()
+    assert trio.current_time() - began == pytest.approx(HEAD_TIMEOUT_S)
+
+
+async def test_an_answer_in_pieces_some_of_them_empty() -> None:
+    async with trio.open_nursery() as nursery:
+        visitor = await visited(nursery, receiving(iter((b"a", b"", b"bc", b""))))
+        reply = await visitor.ask("/pieces")
+        assert (reply.text, reply.headers["transfer-encoding"]) == ("abc", "chunked")
+        assert (await visitor.ask("/")).status == 200
+        await visitor.stream.aclose()
+    async with trio.open_nursery() as nursery:
+        visitor = await visited(nursery, receiving(iter((b"a", b"bc"))))
+        await visitor.stream.send_all(b"GET /pieces HTTP/1.0\r\n\r\n")
+        assert (await visitor.rest()).endswith(b"\r\n\r\nabc")
+        await visitor.stream.aclose()
+
+
+async def test_a_piece_is_made_when_the_one_before_has_been_taken(autojump_clock: MockClock) -> None:
+    made = []
+
+    def pieces() -> Iterator[bytes]:
+        for number in range(10):
+            made.append(number)
+            yield LARGE
+
+    async with trio.open_nursery() as nursery:
+        visitor = await visited(nursery, receiving(pieces()))
+        await visitor.stream.send_all(b"GET /pieces HTTP/1.1\r\nHost: x\r\n\r\n")
+        await wait_all_tasks_blocked()
+        assert made == [0]
+        while made == [0]:
+            await visitor.stream.receive_some(20_000)
+            await wait_all_tasks_blocked()
+        assert made == [0, 1]
+        waits_since = trio.current_time()
+    assert trio.current_time() - waits_since == pytest.approx(WRITE_TIMEOUT_S)  # for this piece, and then it is dropped
+    assert made == [0, 1]
+    await visitor.stream.aclose()
+
+
+async def test_a_fault_of_ours_in_the_middle_of_an_answer_leaves_it_without_its_end(caplog: pytest.LogCaptureFixture) -> None:
+    def pieces() -> Iterator[bytes]:
+        yield b"a"
+        raise KeyError("a fault of ours")
+
+    async with trio.open_nursery() as nursery:
+        visitor = await visited(nursery, receiving(pieces()))
+        await visitor.stream.send_all(b"GET /pieces HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await visitor.rest()).endswith(b"\r\n\r\n1\r\na\r\n")
+        await visitor.stream.aclose()
+    assert "a fault of the broker ended the connection of a stranger" in caplog.text

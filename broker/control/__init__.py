@@ -1,0 +1,1 @@
+"""Asking a running broker, from outside of its process: docs/decisions/0048."""

@@ -1,0 +1,275 @@
+"""What a listener with protocol = "control" serves: who is here and what waits for them, who would be sent what; and to throw out and to ban.
+
+A thin layer over `Broker`, in JSON. Whoever comes in may do all of it: that is for the listener to see to (`net.listener.check`). Lists are made a
+step at a time, one thing a line, so that very many stall nobody; what changes something is logged with who did it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypeAlias
+from urllib.parse import unquote
+
+import msgspec
+
+from broker.auth.bans import Ban
+from broker.errors import InvalidTopic
+from broker.hub import Broker
+from broker.messages import Message
+from broker.net.http import Answer, Reception, Request
+from broker.net.server import Server
+from broker.net.visitors import receive_visitors
+
+BODY_BYTES_MAX: Final = 65_536
+LINE_LENGTH_MAX: Final = 1_000
+"""Of an error: it may repeat what was asked."""
+STEP_COUNT: Final = 256
+_JSON: Final = "application/json"
+_PARTS_OF_A_BAN: Final = ("client_id", "username", "address")
+
+Parameters: TypeAlias = Mapping[str, str]
+
+logger = logging.getLogger("broker")
+
+
+class RetainedInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """expires_in_s: whole seconds; None: never."""
+
+    topic: str
+    payload_bytes: int
+    qos: int
+    expires_in_s: int | None
+
+
+class Refused(Exception):
+    """(status, line)."""
+
+    def __init__(self, status: int, line: str) -> None:
+        super().__init__(line)
+        self.status = status
+
+
+class Verb(NamedTuple):
+    """run: (what the path names, parameters, request). takes: names of parameters."""
+
+    run: Callable[[str, Parameters, Request], Answer]
+    takes: tuple[str, ...] = ()
+
+
+class Room:
+    """All that the control listeners of one broker serve. `run` is a chore of its server."""
+
+    def __init__(self, hub: Broker) -> None:
+        self._hub = hub
+        self._verbs: dict[str, dict[str, Verb]] = {
+            "/clients": {"GET": Verb(self._clients, ("connected", "username", "prefix", "limit"))},
+            "/clients/ID": {"GET": Verb(self._client), "DELETE": Verb(self._throw_out, ("session",))},
+            "/subscribers": {"GET": Verb(self._subscribers, ("topic", "limit"))},
+            "/retained": {"GET": Verb(self._retained, ("filter", "limit"))},
+            "/bans": {"GET": Verb(self._bans, ("limit",)), "POST": Verb(self._ban), "DELETE": Verb(self._unban, _PARTS_OF_A_BAN)},
+            "/bridges": {"GET": Verb(self._bridges)},
+            "/statistics": {"GET": Verb(self._statistics)},
+        }
+
+    async def run(self, server: Server) -> None:
+        await receive_visitors(server, "control", Reception(self._answer, fault, BODY_BYTES_MAX))
+
+    async def _answer(self, request: Request) -> Answer:
+        try:
+            return self._answered(request)
+        except Refused as refused:
+            return fault(refused.status, str(refused))
+        except InvalidTopic as error:
+            return fault(400, str(error))
+
+    def _answered(self, request: Request) -> Answer:
+        if request.from_browser:
+            raise Refused(403, "this is not for web pages")
+        place, name = _place(request.path)
+        verbs = self._verbs.get(place)
+        if verbs is None:
+            raise Refused(404, f"there are {', '.join(self._verbs)} here")
+        verb = verbs.get("GET" if request.method == "HEAD" else request.method)
+        if verb is None:
+            return fault(405, f"only {', '.join(verbs)} are served here", {"Allow": ", ".join(verbs)})
+        return verb.run(name, _parameters(request.query, verb.takes), request)
+
+    # ---- to look ----
+
+    def _clients(self, _: str, given: Parameters, request: Request) -> Answer:
+        connected = _one_of("connected", given, {"true": True, "false": False})
+        username, prefix = given.get("username"), given.get("prefix", "")
+        chosen = (
+            [
+                info
+                for info in some
+                if info.client_id.startswith(prefix)
+                and (username is None or info.username == username)
+                and (connected is None or (info.peer is not None) is connected)
+            ]
+            for some in self._hub.client_slices()
+        )
+        return _listed("clients", chosen, given)
+
+    def _client(self, client_id: str, given: Parameters, request: Request) -> Answer:
+        info = self._hub.client(client_id)
+        if info is None:
+            raise _no_client(client_id)
+        subscriptions = [{name: value for name, value in _fields(one).items() if name != "client_id"} for one in self._hub.subscriptions(client_id)]
+        return _told(_fields(info) | {"subscriptions": subscriptions})
+
+    def _subscribers(self, _: str, given: Parameters, request: Request) -> Answer:
+        if "topic" not in given:
+            raise Refused(400, "say which: ?topic=a/b")
+        return _listed("subscribers", self._hub.subscriber_slices(given["topic"]), given)
+
+    def _retained(self, _: str, given: Parameters, request: Request) -> Answer:
+        slices = self._hub.retained_slices(given.get("filter", "#"))
+        return _listed("retained", (list(map(_retained_info, some)) for some in slices), given)
+
+    def _bans(self, _: str, given: Parameters, request: Request) -> Answer:
+        return _listed("bans", _sliced(self._hub.bans()), given)
+
+    def _bridges(self, _: str, given: Parameters, request: Request) -> Answer:
+        return _listed("bridges", _sliced(self._hub.bridges), given)
+
+    def _statistics(self, _: str, given: Parameters, request: Request) -> Answer:
+        return _told(self._hub.statistics())
+
+    # ---- to do ----
+
+    def _throw_out(self, client_id: str, given: Parameters, request: Request) -> Answer:
+        drop = _one_of("session", given, {"drop": True, "keep": False}) or False
+        info = self._hub.client(client_id)
+        if info is None:
+            raise _no_client(client_id)
+        self._hub.disconnect(client_id, drop_session=drop)
+        what = "its session is dropped" if drop else "its session is not touched"
+        logger.info("control: %r is thrown out, and %s, by %s", client_id, what, request.peer)
+        return _told({"was_connected": info.peer is not None, "session_dropped": self._hub.client(client_id) is None})
+
+    def _ban(self, _: str, given: Parameters, request: Request) -> Answer:
+        try:
+            ban = msgspec.json.decode(request.body, type=Ban)
+            count = self._hub.ban(client_id=ban.client_id, username=ban.username, address=ban.address, until=ban.until)
+        except ValueError as error:  # msgspec's are such too
+            raise Refused(
+                400, f'expected {{"client_id": ..., "username": ..., "address": ..., "until": ...}}, one of the first three at least: {error}'
+            ) from None
+        logger.info("control: %s banned, %d thrown out, by %s", _described(_fields(ban)), count, request.peer)
+        return _told({"disconnected_count": count})
+
+    def _unban(self, _: str, given: Parameters, request: Request) -> Answer:
+        if not given:
+            raise Refused(400, "say whose, exactly as the ban does: ?client_id=...&username=...&address=...")
+        named = {name: given.get(name) for name in _PARTS_OF_A_BAN}
+        if not self._hub.unban(**named):
+            if any({name: getattr(ban, name) for name in named} == named for ban in self._hub.bans()):
+                raise Refused(409, "this ban is the config's: take it out of [[banned]] there")
+            raise Refused(404, f"there is no ban of exactly {_described(named)}")
+        logger.info("control: %s no longer banned, by %s", _described(named), request.peer)
+        return _told({})
+
+
+# ---- what was asked -----------------------------------------------------------------------------------------------------------
+
+
+def _place(path: str) -> tuple[str, str]:
+    """("/clients/ID", the ID) or (path, "")."""
+    head, found, name = path.partition("/clients/")
+    if found and not head and "/" not in name:
+        return "/clients/ID", _decoded(name)
+    return path, ""
+
+
+def _parameters(query: str, names: Sequence[str]) -> dict[str, str]:
+    """A "+" stays what it is: wildcards are more common here than forms."""
+    found: dict[str, str] = {}
+    for part in filter(None, query.split("&")):
+        name, _, value = part.partition("=")
+        if name not in names:
+            raise Refused(400, f"unknown parameter {name!r}; there " + (f"are {', '.join(names)}" if names else "are none here"))
+        if name in found:
+            raise Refused(400, f"{name} is there twice")
+        found[name] = _decoded(value)
+    return found
+
+
+def _decoded(text: str) -> str:
+    try:
+        return unquote(text, errors="strict")
+    except UnicodeDecodeError:
+        raise Refused(400, f"{text!r} is not UTF-8, percent-encoded") from None
+
+
+def _one_of(name: str, given: Parameters, values: Mapping[str, bool]) -> bool | None:
+    if name not in given:
+        return None
+    if given[name] not in values:
+        raise Refused(400, f"{name}: expected {' or '.join(values)}, got {given[name]!r}")
+    return values[given[name]]
+
+
+def _no_client(client_id: str) -> Refused:
+    return Refused(404, f"there is no client {client_id!r}, and no session of it")
+
+
+# ---- what is told -------------------------------------------------------------------------------------------------------------
+
+
+def fault(status: int, line: str, headers: Mapping[str, str] | None = None) -> Answer:
+    if len(line) > LINE_LENGTH_MAX:
+        line = f"{line[:LINE_LENGTH_MAX]}..."
+    return Answer(status, msgspec.json.encode({"error": line.replace("\n", " ")}) + b"\n", _JSON, headers or {})
+
+
+def _told(value: Mapping[str, Any]) -> Answer:
+    return Answer(200, msgspec.json.encode(value) + b"\n", _JSON)
+
+
+def _listed(name: str, slices: Iterable[Sequence[msgspec.Struct]], given: Parameters) -> Answer:
+    """One thing a line, and at the end whether there would be more of them, if a limit was given."""
+    limit = math.inf
+    if "limit" in given:
+        if not (given["limit"].isascii() and given["limit"].isdecimal() and len(given["limit"]) <= 9 and int(given["limit"])):
+            raise Refused(400, f"limit: expected a number from 1 on, got {given['limit']!r}")
+        limit = int(given["limit"])
+    return Answer(200, _pieces(name, slices, limit), _JSON)
+
+
+def _pieces(name: str, slices: Iterable[Sequence[msgspec.Struct]], limit: float) -> Iterator[bytes]:
+    encode = msgspec.json.Encoder().encode
+    count = 0
+    more = False
+    yield f'{{"{name}":['.encode()
+    for some in slices:
+        more = count + len(some) > limit
+        if more:
+            some = some[: int(limit) - count]
+        lines = b",\n".join([encode(one) for one in some])
+        yield (b",\n" if count and lines else b"\n" if lines else b"") + lines
+        count += len(some)
+        if more:
+            break
+    yield b'%b],"more":%b}\n' % (b"\n" if count else b"", b"true" if more else b"false")
+
+
+def _sliced(whole: Sequence[msgspec.Struct]) -> Iterator[Sequence[msgspec.Struct]]:
+    return (whole[start : start + STEP_COUNT] for start in range(0, len(whole), STEP_COUNT))
+
+
+def _retained_info(message: Message) -> RetainedInfo:
+    return RetainedInfo(
+        topic=message.topic, payload_bytes=len(message.payload), qos=message.qos, expires_in_s=message.properties.message_expiry_interval
+    )
+
+
+def _fields(one: msgspec.Struct) -> dict[str, Any]:
+    return msgspec.structs.asdict(one)
+
+
+def _described(parts: Mapping[str, Any]) -> str:
+    """Of a ban, for people."""
+    return ", ".join(f"{name} {str(value)!r}" for name, value in parts.items() if value is not None)
