@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-COMMANDS: Final = ("serve", "check", "passwd", "explain", "sub", "pub", "rr", "bench")
+COMMANDS: Final = ("serve", "check", "passwd", "explain", "ctl", "sub", "pub", "rr", "bench")
 """Each is a module of this package with a `command`."""
 
 HELP: Final = """\
@@ -23,6 +23,8 @@ Run a broker
             (as mosquitto_passwd)
   explain   Say who may publish, subscribe or receive what,
             and by which rule
+  ctl       Ask a running one which clients it has; throw
+            out, ban
 Talk to one
   sub       Print messages (as mosquitto_sub)
   pub       Publish messages (as mosquitto_pub)

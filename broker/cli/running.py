@@ -150,7 +150,8 @@ def _usage_line(name: str, command: click.Command, error: click.ClickException) 
         return f"-h is the host here, and wants one; for help: broker {name} --help"
     message = " ".join(error.format_message().split())
     message = message[:1].lower() + message[1:] if message[1:2].islower() else message
-    return f"{message.rstrip('.')}; see 'broker {name} --help'"
+    path = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx is not None else f"broker {name}"
+    return f"{message.rstrip('.')}; see '{path} --help'"
 
 
 def _stdout_is_gone() -> int:

@@ -11,7 +11,7 @@ from broker.cli import values
 
 @dataclass(frozen=True)
 class Order:
-    """The command line of serve. Any of hosts, port and unix replaces all listeners of the file."""
+    """The command line of serve. Any of hosts, port and unix replaces all listeners of the file; control is one more."""
 
     config: str | None
     hosts: tuple[str, ...]
@@ -20,6 +20,7 @@ class Order:
     allow_anonymous: bool
     verbose: bool
     store: str | None = None
+    control: str | None = None
 
 
 @click.command(
@@ -46,6 +47,7 @@ class Order:
     metavar="PATH",
     help="Keep sessions, retained messages and Wills in this file.  [default: none; a restart forgets them]",
 )
+@click.option("--control", type=values.path, metavar="PATH", help="Open a Unix socket for 'broker ctl --socket PATH': for this user (and root) only.")
 @click.option("--allow-anonymous", is_flag=True, help="Let in clients without a user name, wherever they come from.")
 @click.option("-v", "--verbose", is_flag=True, help="Log everything there is to log.")
 def command(
@@ -54,9 +56,10 @@ def command(
     unix: tuple[str, ...],
     config: str | None,
     store: str | None,
+    control: str | None,
     allow_anonymous: bool,
     verbose: bool,
 ) -> int:
     from broker.cli.serving import serve
 
-    return serve(Order(config, hosts, port, unix, allow_anonymous, verbose, store))
+    return serve(Order(config, hosts, port, unix, allow_anonymous, verbose, store, control))

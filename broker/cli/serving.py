@@ -61,6 +61,8 @@ def listen_line(error: ListenError, order: Order) -> str:
     if error.errno not in (errno.EADDRINUSE, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOENT):
         return str(error)
     unix = error.address.startswith("unix://")
+    if order.control is not None and error.address == f"unix://{os.path.abspath(order.control)}":
+        return f"{error}: --control PATH"
     if order.config is not None and listeners_of(order) is None:
         return f"{error}; {'unix' if unix else 'port'} of [[listeners]] in {order.config}"
     return f"{error}: {'--unix PATH' if unix else '--port PORT'}"
@@ -85,7 +87,10 @@ def load(order: Order, sockets: Mapping[str, Sequence[int]]) -> Config:
         store=None if order.store is None else os.path.abspath(order.store),
     )
     try:
-        config = config.replaced(listeners=systemd.placed(config.listeners, sockets, default=config.listeners is DEFAULT_LISTENERS))
+        placed = systemd.placed(config.listeners, sockets, default=config.listeners is DEFAULT_LISTENERS)
+        if order.control is not None:
+            placed = [*placed, Listener(protocol="control", unix=os.path.abspath(order.control))]
+        config = config.replaced(listeners=placed)
     except ConfigError as error:
         raise ConfigError(error.problems, order.config or "listeners") from None
     refuse_open(config, order.config if listeners is None else None)

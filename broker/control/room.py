@@ -146,8 +146,8 @@ class Room:
         if info is None:
             raise _no_client(client_id)
         self._hub.disconnect(client_id, drop_session=drop)
-        what = "its session is dropped" if drop else "its session is not touched"
-        logger.info("control: %r is thrown out, and %s, by %s", client_id, what, request.peer)
+        if drop or info.peer is not None:
+            logger.info("control: %r was thrown out%s by %s", client_id, ", and its session dropped," if drop else "", request.peer)
         return _told({"was_connected": info.peer is not None, "session_dropped": self._hub.client(client_id) is None})
 
     def _ban(self, _: str, given: Parameters, request: Request) -> Answer:
@@ -158,7 +158,7 @@ class Room:
             raise Refused(
                 400, f'expected {{"client_id": ..., "username": ..., "address": ..., "until": ...}}, one of the first three at least: {error}'
             ) from None
-        logger.info("control: %s banned, %d thrown out, by %s", _described(_fields(ban)), count, request.peer)
+        logger.info("control: %s was banned by %s, and %d thrown out", _described(_fields(ban)), request.peer, count)
         return _told({"disconnected_count": count})
 
     def _unban(self, _: str, given: Parameters, request: Request) -> Answer:
@@ -169,7 +169,7 @@ class Room:
             if any({name: getattr(ban, name) for name in named} == named for ban in self._hub.bans()):
                 raise Refused(409, "this ban is the config's: take it out of [[banned]] there")
             raise Refused(404, f"there is no ban of exactly {_described(named)}")
-        logger.info("control: %s no longer banned, by %s", _described(named), request.peer)
+        logger.info("control: the ban of %s was taken back by %s", _described(named), request.peer)
         return _told({})
 
 

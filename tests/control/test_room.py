@@ -173,13 +173,14 @@ async def test_a_client_is_thrown_out_and_the_log_says_by_whom(hub: Broker, aske
         assert (await asker.ask("/clients/a%2Fb", "DELETE")).json == {"was_connected": True, "session_dropped": False}
         assert await client.receive() == Disconnect(ReasonCode.ADMINISTRATIVE_ACTION)
         await client.stream.aclose()
+    assert (await asker.ask("/clients/a%2Fb?session=keep", "DELETE")).json == {"was_connected": False, "session_dropped": False}
     assert (await asker.ask("/clients/a%2Fb?session=drop", "DELETE")).json == {"was_connected": False, "session_dropped": True}
     reply = await asker.ask("/clients/a%2Fb", "DELETE")
     assert (reply.status, reply.json) == (404, {"error": "there is no client 'a/b', and no session of it"})
     who = f"unix (process {os.getpid()} of user {os.getuid()})" if sys.platform == "linux" else "unix"
     assert [line for line in caplog.messages if line.startswith("control:")] == [
-        f"control: 'a/b' is thrown out, and its session is not touched, by {who}",
-        f"control: 'a/b' is thrown out, and its session is dropped, by {who}",
+        f"control: 'a/b' was thrown out by {who}",
+        f"control: 'a/b' was thrown out, and its session dropped, by {who}",
     ]
 
 
@@ -198,9 +199,9 @@ async def test_bans_come_and_go(hub: Broker, asker: Asker, caplog: pytest.LogCap
     assert (await asker.ask("/bans?username=ann&client_id=a", "DELETE")).status == 404
     assert (await asker.ask("/bans?username=ann", "DELETE")).json == {}
     assert hub.bans() == []
-    assert [line.partition(", by unix")[0] for line in caplog.messages if line.startswith("control:")] == [
-        "control: username 'ann', until '2901-01-01 00:00:00+00:00' banned, 1 thrown out",
-        "control: username 'ann' no longer banned",
+    assert [line.partition(" by unix")[0] for line in caplog.messages if line.startswith("control:")] == [
+        "control: username 'ann', until '2901-01-01 00:00:00+00:00' was banned",
+        "control: the ban of username 'ann' was taken back",
     ]
 
 
@@ -377,8 +378,8 @@ async def test_over_tls_whoever_shows_a_certificate(tmp_path: Path, caplog: pyte
             await stranger.send_all(b"GET /clients HTTP/1.1\r\nHost: x\r\n\r\n")
             assert b"HTTP/1" not in await Visitor(stranger).rest()
     (line,) = [line for line in caplog.messages if line.startswith("control:")]
-    assert line.startswith("control: username 'eve' banned, 0 thrown out, by 127.0.0.1:")
-    assert line.endswith(", 'ann'")
+    assert line.startswith("control: username 'eve' was banned by 127.0.0.1:")
+    assert line.endswith(", 'ann', and 0 thrown out")
 
 
 def test_a_context_that_asks_nobody_is_no_lock() -> None:
