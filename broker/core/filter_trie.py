@@ -163,9 +163,10 @@ class FilterTrie:
             return True
         return topic.partition("/")[0] in root.children
 
-    def entries(self, topic: str) -> list[Entry]:
-        """Of every filter that matches a topic [MQTT5-4.7.3-4], by the rule for `$` [MQTT5-4.7.2-1]."""
+    def entries(self, topic: str) -> tuple[list[Entry], int]:
+        """Of every filter that matches a topic [MQTT5-4.7.3-4], by the rule for `$` [MQTT5-4.7.2-1]; and how many nodes were looked at for it."""
         found: list[Entry] = []
+        steps = 0
         levels = topic.split("/")
         hidden = topic.startswith("$")
         nodes = [self._root]
@@ -187,8 +188,9 @@ class FilterTrie:
                         below.append(branch)
                     elif branch is not None and left == 0:
                         found.append(branch)
+            steps += len(nodes)
             if not below:
-                return found
+                return found, steps
             nodes = below
             hidden = False
         for node in nodes:
@@ -196,7 +198,7 @@ class FilterTrie:
                 found.append(node.entry)
             if node.multi is not None:  # "a/#" matches "a" too
                 found.append(node.multi)
-        return found
+        return found, steps + len(nodes)
 
     def filters(self, topic: str) -> list[tuple[str, Entry]]:
         """`entries`, each with its filter, for people who ask: slower, and for no message."""

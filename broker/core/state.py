@@ -76,7 +76,7 @@ class State:
         self.asks_authentication = asks_authentication
         self.response_information = response_information
         self.bytes_underway = bytes_underway
-        self.topics = TopicTable(limits.routes_count_max)
+        self.topics = TopicTable(limits.routes_count_max, self.spend)
         self.journal = journal
         """None: nothing outlives the process."""
         self.committed = 0
@@ -124,6 +124,10 @@ class State:
         """The rule `refuse` acted on the message being routed."""
         self.waiting = Account()
         """All queues and outboxes' waiting messages together, and what else is held for clients."""
+
+    def spend(self, work: int) -> None:
+        """A look-up was as much work as so many deliveries."""
+        self.work += work
 
     def time_newcomers(self) -> None:
         """Set the timers of those who have not been connected at once."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from itertools import product
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from broker.core.limits import Limits
 from broker.core.link import Link
 from broker.core.session import Session
 from broker.core.subscription import FilterEntry, SharedGroup, Subscription
-from broker.core.topic_table import KEPT_TOPIC_LENGTH_MAX, TARGETS_PER_ROUTE_COUNT, TopicTable
+from broker.core.topic_table import KEPT_TOPIC_LENGTH_MAX, SIZE_OF_ROUTE, STEPS_PER_WORK_SHIFT, Route, TopicTable
 from broker.core.waiting import Account
 from broker.wire.topics import matches, split_shared
 
@@ -38,7 +39,7 @@ def subscription(who: Session, qos: int = 0, *, no_local: bool = False, retain_a
 
 
 def is_empty(table: TopicTable) -> bool:
-    return not table.literals and table.wildcards.is_empty() and table._targets_count == sum(len(route.targets) for route in table._routes.values())
+    return not table.literals and table.wildcards.is_empty() and table._routes_size == sum(size_of(route) for route in table._routes.values())
 
 
 def check_route(table: TopicTable, topic: str, model: dict[tuple[Session, str], Subscription]) -> None:
@@ -71,6 +72,14 @@ def set_of_ids(members: Any) -> list[int]:
     return sorted(id(member) for member in members)
 
 
+WORK: list[int] = []
+"""What the look-ups said that they took."""
+
+
+def size_of(route: Route) -> int:
+    return len(route.groups) + sum(len(target.subscriptions) for target in route.targets)
+
+
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("add"), st.integers(0, 2), FILTERS, st.integers(0, 2), st.booleans(), st.booleans(), st.integers(0, 2)),
@@ -85,7 +94,7 @@ STEPS = st.lists(
 @settings(max_examples=400)
 @given(STEPS, st.lists(TOPICS, min_size=1, max_size=5, unique=True), st.sampled_from([1, 2, 3, 1000]))
 def test_every_route_is_right_under_churn(steps: list[Any], topics: list[str], routes_count_max: int) -> None:
-    table = TopicTable(routes_count_max)
+    table = TopicTable(routes_count_max, WORK.append)
     sessions = [session(f"s{number}") for number in range(3)]
     model: dict[tuple[Session, str], Subscription] = {}
     held = {topic: table.route(topic) for topic in topics}  # as a link's known topics hold them
@@ -114,7 +123,7 @@ def test_every_route_is_right_under_churn(steps: list[Any], topics: list[str], r
         assert len(table._routes) <= routes_count_max
         assert table.subscriptions_count == len(model)
         assert table.shared_count == sum(split_shared(filter)[0] is not None for _, filter in model)
-        assert table._targets_count == sum(len(route.targets) for route in table._routes.values())
+        assert table._routes_size == sum(size_of(route) for route in table._routes.values())
     for who, filter in list(model):
         assert table.remove(who, filter)
     assert is_empty(table)
@@ -122,7 +131,7 @@ def test_every_route_is_right_under_churn(steps: list[Any], topics: list[str], r
 
 
 def test_one_subscription_stands_for_itself_and_several_in_an_entry() -> None:
-    table, one, two = TopicTable(10), session("one"), session("two")
+    table, one, two = TopicTable(10, WORK.append), session("one"), session("two")
     first = subscription(one)
     table.add("a/b", first)
     assert table.literals["a/b"] is first
@@ -141,7 +150,7 @@ def test_one_subscription_stands_for_itself_and_several_in_an_entry() -> None:
 
 
 def test_the_trie_gives_back_its_branches() -> None:
-    table, one, two = TopicTable(10), session("one"), session("two")
+    table, one, two = TopicTable(10, WORK.append), session("one"), session("two")
     filters = ["a/+/c", "a/+/c/#", "a/#", "+/+", "#", "a/b/+", "+/b/c/d/e/f/#", "$share/g/a/+/c", "$share/h/#"]
     for filter in filters:
         table.add(filter, subscription(one))
@@ -156,7 +165,7 @@ def test_the_trie_gives_back_its_branches() -> None:
 
 
 def test_a_literal_subscription_makes_one_route_stale_and_a_wildcard_those_of_its_first_level() -> None:
-    table, one, other = TopicTable(10), session(), session("other")
+    table, one, other = TopicTable(10, WORK.append), session(), session("other")
     for topic in ("a/b", "a/c", "z/b"):
         table.add(topic, subscription(other))
     near, sibling, far = table.route("a/b"), table.route("a/c"), table.route("z/b")
@@ -170,7 +179,7 @@ def test_a_literal_subscription_makes_one_route_stale_and_a_wildcard_those_of_it
 
 
 def test_an_evicted_route_is_stale_for_whoever_still_holds_it() -> None:
-    table, one, other = TopicTable(2), session(), session("other")
+    table, one, other = TopicTable(2, WORK.append), session(), session("other")
     for topic in ("a", "b", "c"):
         table.add(topic, subscription(other))
     held = table.route("a")
@@ -184,7 +193,7 @@ def test_an_evicted_route_is_stale_for_whoever_still_holds_it() -> None:
 
 
 def test_a_route_to_nobody_is_not_kept() -> None:
-    table, one = TopicTable(2), session()
+    table, one = TopicTable(2, WORK.append), session()
     nowhere = table.route("a")
     assert (nowhere.targets, nowhere.groups, table._routes, table._buckets) == ([], [], {}, {})
     assert not table.is_fresh(nowhere)  # whoever holds it looks again, and so sees who comes
@@ -193,27 +202,60 @@ def test_a_route_to_nobody_is_not_kept() -> None:
 
 
 def test_routes_together_hold_a_bounded_number_of_targets() -> None:
-    table = TopicTable(10)
+    table = TopicTable(10, WORK.append)
     for number in range(100):
         table.add("#", subscription(session(f"s{number}")))
     for number in range(10):
         assert len(table.route(f"t/{number}").targets) == 100
-        assert table._targets_count <= 10 * TARGETS_PER_ROUTE_COUNT + 100
+        assert table._routes_size <= 10 * SIZE_OF_ROUTE + 100
+
+
+def test_a_thousand_ways_to_one_session_count_on_a_route_as_such() -> None:
+    """Each is held there, to be merged again: ten thousand filters of one client on a hundred thousand routes were 13 GB."""
+    table, one = TopicTable(10, WORK.append), session()
+    every_way = ["/".join(levels) for levels in product(("+", "a"), repeat=8)]
+    for filter in every_way:
+        table.add(f"{filter}/#", subscription(one))
+    for number in range(10):
+        assert len(table.route("/".join(["a"] * 8 + [str(number)])).targets) == 1
+        assert len(table._routes) == 1
+        assert table._routes_size == len(every_way)
+
+
+def test_groups_count_on_a_route_too() -> None:
+    table, one = TopicTable(10, WORK.append), session()
+    for number in range(1000):
+        table.add(f"$share/{number}/#", subscription(one))
+    for number in range(10):
+        assert len(table.route(f"a/{number}").groups) == 1000
+        assert len(table._routes) == 1
+
+
+def test_a_look_up_says_how_much_work_it_was() -> None:
+    """A client's filters can match in ten thousand ways, or lead nowhere in as many; others have to get their turn between two such topics."""
+    table, one = TopicTable(10, WORK.append), session()
+    for levels in product(("+", "a"), repeat=8):
+        table.add("/".join([*levels, "b"]), subscription(one))
+    for topic, steps in (("a", 2), ("a/" * 8 + "b", 700), ("a/" * 8 + "c", 500), ("b", 1)):
+        WORK.clear()
+        table.route(topic)
+        assert sum(WORK) >= steps >> STEPS_PER_WORK_SHIFT, topic
+        assert sum(WORK) <= steps, topic
 
 
 def test_long_topics_are_routed_and_not_kept() -> None:
-    table, one = TopicTable(10), session()
+    table, one = TopicTable(10, WORK.append), session()
     topic = "t" * (KEPT_TOPIC_LENGTH_MAX + 1)
     table.add("+", subscription(one))
     route = table.route(topic)
     assert [target.session for target in route.targets] == [one]
     assert not table.is_fresh(route)
     assert not table._routes
-    assert table._targets_count == 0
+    assert table._routes_size == 0
 
 
 def test_a_session_that_left_a_literal_filter_is_not_kept_by_the_route() -> None:
-    table = TopicTable(10)
+    table = TopicTable(10, WORK.append)
     one = session("it leaves")
     table.add("a/b", subscription(one))
     assert len(table.route("a/b").targets) == 1
