@@ -47,7 +47,7 @@ from broker.net.authentication import Authenticate
 from broker.net.bound_socket import BoundSocket
 from broker.net.doors import Doorkeeper, anonymous_at, is_locked, without_live
 from broker.net.listen import adopted_is_private
-from broker.net.listener import Listener
+from broker.net.listener import Listener, control_faults
 from broker.net.observer import ClientLog
 from broker.net.server import Server
 from broker.net.settings import Settings, limit_faults, override_faults
@@ -370,7 +370,8 @@ def check_open(
     problems = []
     for index, listener in enumerate(listeners):
         own = listener if isinstance(listener, Listener) else None
-        if own is not None and own.protocol == "control":  # `listener.check` has seen to it
+        if own is not None and own.protocol == "control":
+            problems += [(f"listeners[{index}].{key}", text) for key, _, text in (fault.partition(": ") for fault in control_faults(own))]
             continue
         is_page = own is not None and own.protocol == "http"
         if is_locked(own, config) or (authenticate is not None and not is_page):

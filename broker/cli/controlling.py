@@ -265,8 +265,12 @@ def statistics(where: Where) -> int:
         return DONE
     found = json.loads(text)
     width = max(map(len, found))
-    show("\n".join(f"{name:<{width}}  {value:,.3f}" if isinstance(value, float) else f"{name:<{width}}  {value:,}" for name, value in found.items()))
+    show("\n".join(f"{name:<{width}}  {_counted(value)}" for name, value in found.items()))
     return DONE
+
+
+def _counted(value: object) -> str:
+    return f"{value:,.3f}" if isinstance(value, float) else f"{value:,}"
 
 
 def kick(where: Where, client_id: str, *, drop_session: bool) -> int:

@@ -15,7 +15,7 @@ from urllib.parse import unquote
 import msgspec
 
 from broker.auth.bans import Ban
-from broker.errors import InvalidTopic
+from broker.errors import InvalidTopic, shown
 from broker.hub import Broker
 from broker.messages import Message
 from broker.net.http import Answer, Reception, Request
@@ -147,7 +147,7 @@ class Room:
             raise _no_client(client_id)
         self._hub.disconnect(client_id, drop_session=drop)
         if drop or info.peer is not None:
-            logger.info("control: %r was thrown out%s by %s", client_id, ", and its session dropped," if drop else "", request.peer)
+            logger.info("control: %s was thrown out%s by %s", shown(client_id), ", and its session dropped," if drop else "", request.peer)
         return _told({"was_connected": info.peer is not None, "session_dropped": self._hub.client(client_id) is None})
 
     def _ban(self, _: str, given: Parameters, request: Request) -> Answer:
@@ -272,4 +272,4 @@ def _fields(one: msgspec.Struct) -> dict[str, Any]:
 
 def _described(parts: Mapping[str, Any]) -> str:
     """Of a ban, for people."""
-    return ", ".join(f"{name} {str(value)!r}" for name, value in parts.items() if value is not None)
+    return ", ".join(f"{name} {shown(str(value))}" for name, value in parts.items() if value is not None)

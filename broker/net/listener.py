@@ -8,6 +8,7 @@ import math
 import os
 import re
 import ssl
+import stat
 from typing import Final, Literal
 from urllib.parse import unquote, urlsplit
 
@@ -246,14 +247,14 @@ def _page_faults(listener: Listener) -> list[str]:
     if isinstance(listener.tls, TlsFiles) and listener.tls.identity != "none":
         faults.append(f'tls.identity: means nothing with protocol = "{listener.protocol}"; require_certificate asks for one')
     if listener.protocol == "control":
-        return faults + _control_faults(listener)
+        return faults + control_faults(listener)
     if any(importlib.util.find_spec(name) is None for name in ("prometheus_client", "h11")):
         faults.append("protocol: http needs an extra that is not installed: pip install 'trio-mqtt-broker[metrics]'")
     return faults
 
 
-def _control_faults(listener: Listener) -> list[str]:
-    """Whoever comes in there may do all there is, so nothing that lets in strangers can be written."""
+def control_faults(listener: Listener) -> list[str]:
+    """Whoever comes in at a control listener may do all there is, so nothing that lets in strangers can be written."""
     faults = []
     if listener.allow_anonymous is not None:
         faults.append('allow_anonymous: means nothing with protocol = "control": who may open its Unix socket may come in, and nobody else')
@@ -264,7 +265,16 @@ def _control_faults(listener: Listener) -> list[str]:
             'protocol: control needs a Unix socket (unix = "/run/broker/control.sock"), whose mode says who may open it, or TLS that requires a '
             "certificate (client_ca, require_certificate): any user of this machine, and any page in a browser, can open a port"
         )
+    elif listener.unix is not None and listener.descriptor is not None and _is_open_to_all(listener.unix):
+        faults.append(f"protocol: anybody on this machine may open {listener.unix}; SocketMode=0600 in the .socket unit says who may (unset: all)")
     return faults
+
+
+def _is_open_to_all(path: str) -> bool:
+    try:
+        return bool(os.stat(path).st_mode & stat.S_IWOTH)
+    except OSError:  # nobody finds it
+        return False
 
 
 def _is_host(host: str) -> bool:

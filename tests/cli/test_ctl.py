@@ -21,7 +21,7 @@ import pytest
 from broker.cli import controlling, ctl
 from broker.cli.controlling import TABLES, printable, table
 from broker.cli.ctl import Where
-from tests.cli.conftest import Run, Start, only_line
+from tests.cli.conftest import Run, Start, only_line, run
 from tests.systems import unix_only
 
 pytestmark = unix_only
@@ -123,11 +123,11 @@ def test_there_may_be_more_than_is_shown(start: Start, run_here: Run, path: str)
     assert (done.returncode, len(done.stdout.splitlines()), only_line(done.stderr)) == (0, 2, "broker: there are more than 1 (--limit)")
 
 
-def test_a_path_that_is_taken_is_told_with_its_flag(run_here: Run, path: str) -> None:
+def test_a_path_that_is_taken_is_told_with_its_flag(path: str) -> None:
     with socket.socket(socket.AF_UNIX) as taken:
         taken.bind(path)
         taken.listen()
-        done = run_here("serve", "-p", "0", "--control", path)
+        done = run("serve", "-p", "0", "--control", path)  # in a process of its own, whose logging it sets up
     assert done.returncode == 1
     assert "another program is listening there" in only_line(done.stderr)
     assert only_line(done.stderr).endswith(": --control PATH")

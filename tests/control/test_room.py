@@ -19,6 +19,7 @@ from urllib.parse import quote
 import pytest
 import trio
 import trustme
+from msgspec.structs import replace
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from broker import Bridge, BridgeTopic, Broker, ClientInfo, Config, ConfigError, Listener, TlsFiles, open_broker
@@ -322,6 +323,30 @@ async def test_sockets_that_listen_already_are_taken_if_a_path_says_who_may_open
     with socket.create_server(("127.0.0.1", 0)) as listening, pytest.raises(ConfigError, match=NOT_PRIVATE):
         async with open_broker(listeners=[Listener(protocol="control", descriptor=listening.fileno())]):
             pytest.fail("entered")
+
+
+@unix_only
+async def test_systemds_own_mode_lets_everybody_in_and_is_not_taken(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+        path.chmod(0o666)
+        with pytest.raises(ConfigError, match="anybody on this machine may open .*; SocketMode=0600"):
+            async with open_broker(listeners=[Listener(protocol="control", descriptor=listening.fileno())]):
+                pytest.fail("entered")
+
+
+async def test_a_reload_lets_nobody_else_in(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "server.pem"))
+    files = TlsFiles(certificate=str(tmp_path / "server.pem"), client_ca=str(tmp_path / "ca.pem"), require_certificate=True)
+    asks, asks_not = (Config(listeners=(Listener(protocol="control", port=0, tls=replace(files, require_certificate=one)),)) for one in (True, False))
+    async with open_broker(asks) as hub:
+        assert hub.reload(asks) == []
+        with pytest.raises(ConfigError, match=NOT_PRIVATE):
+            hub.reload(asks_not)
+        assert hub._server.bound[0].listener.asks_certificate
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="there are no abstract names")
