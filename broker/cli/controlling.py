@@ -221,13 +221,19 @@ def table(columns: Sequence[Column], rows: Sequence[Row]) -> str:
 # ---- the commands -------------------------------------------------------------------------------------------------
 
 
-def look(where: Where, name: str, given: Mapping[str, object]) -> int:
+def burden(row: Row) -> int:
+    """What waits for a client, or is not acknowledged by it."""
+    return int(row["queue_bytes"]) + int(row["inflight_bytes"])
+
+
+def look(where: Where, name: str, given: Mapping[str, object], first: Callable[[Row], int] | None = None) -> int:
+    """first: those for which it is largest come first."""
     text = ask(where, "GET", f"/{name}", given)
     if where.json:
         show(text.rstrip("\n"))
         return DONE
     found = json.loads(text)
-    show(table(TABLES[name], found[name]))
+    show(table(TABLES[name], found[name] if first is None else sorted(found[name], key=first, reverse=True)))
     if found["more"]:
         say(f"there are more than {len(found[name]):,} (--limit)")
     return DONE

@@ -100,14 +100,16 @@ _limit = click.option("--limit", type=values.count, metavar="N", help="At most s
 
 @_asks("clients", "List clients: connected or not, with what waits for them. 'broker ctl client ID' says more of one.")
 @click.option("--connected/--away", default=None, help="Only those that are connected, or that are not.")
+@click.option("--waiting", is_flag=True, help="Only those for whom something waits, or is not acknowledged; the one with most of it first.")
 @click.option("-u", "--user", "username", type=values.text, metavar="NAME", help="Only those of this user.")
 @click.option("--prefix", type=values.text, metavar="TEXT", help="Only those whose Client Identifier begins so.")
 @_limit
-def clients(where: Where, connected: bool | None, username: str | None, prefix: str | None, limit: int | None) -> int:
+def clients(where: Where, connected: bool | None, waiting: bool, username: str | None, prefix: str | None, limit: int | None) -> int:
     from broker.cli import controlling
 
-    given = {"connected": None if connected is None else str(connected).lower(), "username": username, "prefix": prefix, "limit": limit}
-    return controlling.look(where, "clients", given)
+    here = None if connected is None else str(connected).lower()
+    given = {"connected": here, "waiting": "true" if waiting else None, "username": username, "prefix": prefix, "limit": limit}
+    return controlling.look(where, "clients", given, first=controlling.burden if waiting else None)
 
 
 @_asks("client", "Show one client, and what it subscribes to.")

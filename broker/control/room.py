@@ -64,7 +64,7 @@ class Room:
     def __init__(self, hub: Broker) -> None:
         self._hub = hub
         self._verbs: dict[str, dict[str, Verb]] = {
-            "/clients": {"GET": Verb(self._clients, ("connected", "username", "prefix", "limit"))},
+            "/clients": {"GET": Verb(self._clients, ("connected", "waiting", "username", "prefix", "limit"))},
             "/clients/ID": {"GET": Verb(self._client), "DELETE": Verb(self._throw_out, ("session",))},
             "/subscribers": {"GET": Verb(self._subscribers, ("topic", "limit"))},
             "/retained": {"GET": Verb(self._retained, ("filter", "limit"))},
@@ -100,6 +100,7 @@ class Room:
 
     def _clients(self, _: str, given: Parameters, request: Request) -> Answer:
         connected = _one_of("connected", given, {"true": True, "false": False})
+        waiting = _one_of("waiting", given, {"true": True, "false": False})
         username, prefix = given.get("username"), given.get("prefix", "")
         chosen = (
             [
@@ -108,6 +109,7 @@ class Room:
                 if info.client_id.startswith(prefix)
                 and (username is None or info.username == username)
                 and (connected is None or (info.peer is not None) is connected)
+                and (waiting is None or (info.queue_count + info.inflight_count > 0) is waiting)
             ]
             for some in self._hub.client_slices()
         )

@@ -102,8 +102,13 @@ def test_for_programs_and_by_the_file(start: Start, run_here: Run, tmp_path: Pat
     assert isinstance(away, list)
     assert [one["client_id"] for one in away] == ["kept"]
     assert asked("clients", "--json", "--socket", str(tmp_path / "other.sock")) == asked("clients", *own)
+    for name, payload in (("less", "x"), ("more", "x" * 100)):
+        assert run_here("sub", "-p", port, "-c", "-i", name, "-x", "60", "-t", name, "-q", "1", "-E").returncode == 0
+        assert run_here("pub", "-p", port, "-t", name, "-m", payload, "-q", "1").returncode == 0
+    done = run_here("ctl", "-c", str(file), "clients", "--waiting")
+    assert [cells[0] for cells in columns(done.stdout)] == ["CLIENT", "more", "less"]
     assert asked("client", "kept", *own)["session_expiry_s"] == 60
-    assert asked(*own, "statistics")["clients_total"] == 1
+    assert asked(*own, "statistics")["clients_total"] == 3
     assert asked(*own, "ban", "-i", "other") == {"disconnected_count": 0}
     assert asked(*own, "unban", "-i", "other") == {}
     assert asked(*own, "bans") == {"bans": [], "more": False}

@@ -95,6 +95,10 @@ async def test_clients_all_and_some(hub: Broker, asker: Asker) -> None:
         assert await named("?connected=true") == ["dev-ann", "dev-cy", "tool"]
         assert await named("?connected=false") == ["dev-ben"]
         assert await named("?username=ann&prefix=dev-") == ["dev-ann"]
+        await clients[0].subscribe("x", 1)
+        await hub.publish("x", "y", qos=1)
+        assert await named("?waiting=true") == ["dev-ann"]
+        assert await named("?waiting=false") == ["dev-ben", "dev-cy", "tool"]
         assert await named("?limit=2") == ["dev-ann", "dev-ben"]
         assert (await asker.get("/clients?limit=3"))["more"] is True
         assert (await asker.get("/clients?limit=4"))["more"] is False
@@ -230,7 +234,7 @@ async def test_bans_of_the_config_are_listed_and_stay(path: Path) -> None:
         ("GET", "/clients/%ff", b"", 400, "'%ff' is not UTF-8"),
         ("PUT", "/clients", b"", 405, "only GET are served here"),
         ("POST", "/clients/a", b"{}", 405, "only GET, DELETE are served here"),
-        ("GET", "/clients?conected=true", b"", 400, "unknown parameter 'conected'; there are connected, username, prefix, limit"),
+        ("GET", "/clients?conected=true", b"", 400, "unknown parameter 'conected'; there are connected, waiting, username, prefix, limit"),
         ("GET", "/statistics?x=1", b"", 400, "unknown parameter 'x'; there are none here"),
         ("GET", "/clients?connected=yes", b"", 400, "connected: expected true or false, got 'yes'"),
         ("GET", "/clients?prefix=a&prefix=b", b"", 400, "prefix is there twice"),

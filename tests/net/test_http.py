@@ -127,12 +127,14 @@ async def test_a_fault_of_ours_is_answered_and_the_next_request_served(caplog: p
     pieces=st.lists(
         st.binary(max_size=30)
         | st.sampled_from([b"GET ", b"HEAD ", b"/", b" HTTP/1.1\r\n", b" HTTP/1.0\r\n", b"Host: x\r\n", b"\r\n", b"Content-Length: 2\r\n",
-                           b"Transfer-Encoding: chunked\r\n", b"Accept: \xff;version=9\r\n", b"Upgrade: websocket\r\n", b"Connection: close\r\n"])
+                           b"Transfer-Encoding: chunked\r\n", b"3\r\nabc\r\n", b"0\r\n\r\n", b"POST / HTTP/1.1\r\nHost: x\r\n",
+                           b"Accept: \xff;version=9\r\n", b"Upgrade: websocket\r\n", b"Connection: close\r\n"])
         | st.just(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"),
         max_size=20,
-    )
+    ),
+    body_bytes_max=st.sampled_from([0, 4]),
 )  # fmt: skip
-async def test_whatever_is_said_it_is_no_fault_of_ours(pieces: list[bytes]) -> None:
+async def test_whatever_is_said_it_is_no_fault_of_ours(pieces: list[bytes], body_bytes_max: int) -> None:
     faults: list[logging.LogRecord] = []
     handler = logging.Handler(logging.ERROR)
     handler.emit = faults.append  # type: ignore[assignment]
@@ -140,7 +142,7 @@ async def test_whatever_is_said_it_is_no_fault_of_ours(pieces: list[bytes]) -> N
     logger.addHandler(handler)
     try:
         async with trio.open_nursery() as nursery:
-            visitor = await arrived(nursery)
+            visitor = await visited(nursery, Reception(answer, body_bytes_max=body_bytes_max))
             for piece in pieces:
                 with contextlib.suppress(trio.BrokenResourceError):
                     await visitor.stream.send_all(piece)
