@@ -195,8 +195,8 @@ class MessageChannel:
         self._buffer.clear()
         return held, left
 
-    def count_refused(self, count: int = 1) -> None:
-        self._refused += count
+    def count_refused(self) -> None:
+        self._refused += 1
 
     # ---- for the tasks that take -------------------------------------------------------------------------------------
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -14,6 +13,7 @@ from broker.bridge.link import BridgeLink
 from broker.bridge.settings import Bridge, BridgeInfo, BridgeTls, check_bridges
 from broker.core.message import ApplicationMessage
 from broker.net.inside import INSIDE
+from broker.net.signatures import signatures
 
 if TYPE_CHECKING:
     from broker.net.server import Server
@@ -95,7 +95,7 @@ class Keeper:
     def __init__(self, bridge: Bridge, server: Server, keepers: dict[str, Keeper]) -> None:
         self._bridge = bridge
         self._wanted: Bridge | None = bridge
-        self._seen = signatures(bridge)
+        self._seen = _signatures(bridge)
         self._server = server
         self._keepers = keepers
         self._condition = Condition()
@@ -109,7 +109,7 @@ class Keeper:
         try:
             while self._wanted is not None and not self._ending:
                 bridge = self._bridge = self._wanted
-                self._seen = signatures(bridge)
+                self._seen = _signatures(bridge)
                 self._server.engine.reserve(bridge.local_client_id, INSIDE, trio.current_time())
                 self._link = BridgeLink(bridge, self._server, self._condition)
                 await self._link.run(ready)
@@ -128,7 +128,7 @@ class Keeper:
 
     def use(self, bridge: Bridge | None) -> None:
         """From now on this one; None: none."""
-        unchanged = bridge is not None and bridge == self._wanted and signatures(bridge) == self._seen
+        unchanged = bridge is not None and bridge == self._wanted and _signatures(bridge) == self._seen
         self._wanted = bridge
         if self._link is not None and unchanged and not self._link.is_refused:
             self._link.hurry()  # what kept it from the other broker may have been mended, such as a password
@@ -173,15 +173,7 @@ class _Once:
             status.started()
 
 
-def signatures(bridge: Bridge) -> dict[str, tuple[int, ...]]:
-    """What tells each certificate file's content from another: a bridge whose files have changed is one that has changed."""
+def _signatures(bridge: Bridge) -> dict[str, tuple[int, ...]]:
+    """Of its certificate files: a bridge whose files have changed is one that has changed."""
     tls = bridge.tls
-    found: dict[str, tuple[int, ...]] = {}
-    for path in (tls.ca, tls.certificate, tls.key) if isinstance(tls, BridgeTls) else ():
-        if path is not None:
-            try:
-                status = os.stat(path)
-                found[path] = (status.st_mtime_ns, status.st_size, status.st_ino)
-            except OSError:
-                found[path] = ()
-    return found
+    return signatures((tls.ca, tls.certificate, tls.key) if isinstance(tls, BridgeTls) else ())

@@ -125,10 +125,7 @@ def session_expiry(value: str) -> float:
 
 def seconds(value: str) -> float:
     """A duration of more than no time, and finite."""
-    number = _number(value)
-    if not 0 < number < math.inf:
-        raise click.BadParameter(f"seconds, more than 0, expected, not {quoted(value)}")
-    return number
+    return _more_than_0(value, "seconds")
 
 
 def seconds_or_none(value: str) -> float:
@@ -140,16 +137,20 @@ def seconds_or_none(value: str) -> float:
 
 
 def rate(value: str) -> float:
-    number = _number(value)
-    if not 0 < number < math.inf:
-        raise click.BadParameter(f"messages a second, more than 0, expected, not {quoted(value)}")
-    return number
+    return _more_than_0(value, "messages a second")
 
 
 def percent(value: str) -> float:
     number = _number(value)
     if not 0.1 <= number <= 100:
         raise click.BadParameter(f"a number from 0.1 to 100 expected, not {quoted(value)}")
+    return number
+
+
+def _more_than_0(value: str, what: str) -> float:
+    number = _number(value)
+    if not 0 < number < math.inf:
+        raise click.BadParameter(f"{what}, more than 0, expected, not {quoted(value)}")
     return number
 
 

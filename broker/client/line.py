@@ -44,9 +44,13 @@ class Line:
             reason = self.lost.reason if isinstance(self.lost, ConnectionLost) else None
             raise ConnectionLost(str(self.lost), reason) from self.lost
 
-    def wake(self) -> None:
-        if self.connector is not None:
-            self.connector.wake()
+    async def wait(self, done: trio.Event) -> None:
+        """Until that is set, or no connection will come any more."""
+        self.waiters.add(done)
+        try:
+            await done.wait()
+        finally:
+            self.waiters.discard(done)
 
     def send_now(self) -> None:
         """Give the kernel what waits, without a turn for the writing task, as far as it takes that at once."""

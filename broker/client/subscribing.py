@@ -135,12 +135,7 @@ class Subscriber:
         line.check_open()
         exchange = self.begin_unsubscribe(filters, user_properties)
         self._router.give_up(filters)
-        done: trio.Event = exchange.owner
-        line.waiters.add(done)
-        try:
-            await done.wait()
-        finally:
-            line.waiters.discard(done)
+        await line.wait(exchange.owner)
         if not exchange.done:
             line.check_open()
         return exchange.reasons

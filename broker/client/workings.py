@@ -54,13 +54,7 @@ class Workings:
 
     async def ask_and_wait(self, requests: tuple[SubscriptionRequest, ...]) -> None:
         """The same, until it is answered, however, or nobody will answer any more."""
-        answered = self.ask(requests)
-        waiters = self._driver.line.waiters
-        waiters.add(answered)
-        try:
-            await answered.wait()
-        finally:
-            waiters.discard(answered)
+        await self._driver.line.wait(self.ask(requests))
 
     def owed(self, oldest: Outgoing | None) -> tuple[object, ...] | None:
         """What the broker owes on this connection, an answer to SUBSCRIBE or to that message; None: nothing. It is another as soon as anything has

@@ -98,7 +98,7 @@ def _check_pace(state: State, link: Link, now: float) -> tuple[ReasonCode, str] 
     return ReasonCode.CONNECTION_RATE_EXCEEDED, cause
 
 
-def refuse(state: State, link: Link, reason: ReasonCode, cause: str, now: float) -> None:
+def refuse(state: State, link: Link, reason: ReasonCode, cause: str) -> None:
     """CONNACK with the reason where this version has one [MQTT5-3.1.4-2] [MQTT311-3.2.2-6], then close; nothing after it counts.
 
     A peer that has sent no CONNECT is told nothing.
@@ -131,6 +131,6 @@ def waits_for_us(link: Link) -> bool:
     return link.auth is not None and not link.auth.done and not link.auth.challenged
 
 
-def time_out(state: State, link: Link, now: float) -> None:
+def time_out(state: State, link: Link) -> None:
     """It is not connected, and should be by now. Where it waits for an answer of ours it may well come again, which 0x87 would tell it not to."""
-    refuse(state, link, ReasonCode.SERVER_UNAVAILABLE if waits_for_us(link) else ReasonCode.NOT_AUTHORIZED, "it was not connected in time", now)
+    refuse(state, link, ReasonCode.SERVER_UNAVAILABLE if waits_for_us(link) else ReasonCode.NOT_AUTHORIZED, "it was not connected in time")

@@ -75,7 +75,7 @@ def _send_auth(state: State, link: Link, packet: Auth, now: float) -> None:
     elif link.phase == CONNECTED:
         close_link(state, link, ReasonCode.PACKET_TOO_LARGE, "its Maximum Packet Size is too small for an AUTH", now)
     else:
-        refuse(state, link, ReasonCode.PACKET_TOO_LARGE, "its Maximum Packet Size is too small for an AUTH", now)
+        refuse(state, link, ReasonCode.PACKET_TOO_LARGE, "its Maximum Packet Size is too small for an AUTH")
 
 
 def authenticated(
@@ -110,7 +110,7 @@ def authenticated(
     elif refused is not None:
         nameless = refused == ReasonCode.NOT_AUTHORIZED and request.username is None and request.method is None
         cause = "it gave no user name" if nameless else _REFUSALS.get(refused, "authentication failed")
-        refuse(state, link, refused, cause, now)  # [MQTT5-4.12.0-4]
+        refuse(state, link, refused, cause)  # [MQTT5-4.12.0-4]
     else:
         link.username = username
         link.access = access or link.access

@@ -47,7 +47,7 @@ def on_connect(state: State, link: Link, packet: Connect, now: float) -> None:
         link.receive_maximum = properties.receive_maximum or PACKET_ID_MAX
     refusal = unserved(state, link, packet)
     if refusal is not None:
-        refuse(state, link, *refusal, now)
+        refuse(state, link, *refusal)
         return
     method = properties.authentication_method
     if state.asks_authentication:
@@ -56,7 +56,7 @@ def on_connect(state: State, link: Link, packet: Connect, now: float) -> None:
         link.auth = AuthRequest(packet.client_id, packet.username, packet.password, method, properties.authentication_data)
         link.auth.connect = packet
     elif method is not None:
-        refuse(state, link, ReasonCode.BAD_AUTHENTICATION_METHOD, f"authentication method {method!r} is not supported", now)  # [MQTT5-4.12.0-1]
+        refuse(state, link, ReasonCode.BAD_AUTHENTICATION_METHOD, f"authentication method {method!r} is not supported")  # [MQTT5-4.12.0-1]
     else:
         accept(state, link, packet, now)
 
@@ -69,7 +69,7 @@ def accept(state: State, link: Link, packet: Connect, now: float, final_data: by
     # Here, not when CONNECT came: others may have been let in while it was asked who this one is, and under which identifier it is served.
     refusal = refusal_of(state, link, will, now)
     if refusal is not None:
-        refuse(state, link, *refusal, now)
+        refuse(state, link, *refusal)
         return
     if not link.client_id:
         link.client_id = state.new_client_id()  # [MQTT5-3.1.3-6]
@@ -77,7 +77,7 @@ def accept(state: State, link: Link, packet: Connect, now: float, final_data: by
             link.client_id = state.new_client_id()
     access = link.access
     if will is not None and access.refuses_wills and not access.may(link.username, link.client_id, "publish", will.topic):
-        refuse(state, link, ReasonCode.NOT_AUTHORIZED, f"the Will Topic {will.topic!r} is not allowed", now)
+        refuse(state, link, ReasonCode.NOT_AUTHORIZED, f"the Will Topic {will.topic!r} is not allowed")
         return
     session = state.sessions.get(link.client_id)
     if session is not None:

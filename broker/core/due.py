@@ -44,7 +44,7 @@ def on_due(state: State, kind: int, owner: Any, now: float) -> None:
         # Not 0x87: it was authorized, for a time; and a client that reads 0x87 does not come back with something newer.
         close_link(state, owner, ReasonCode.MAXIMUM_CONNECT_TIME, "what it authenticated with has expired", now)
     elif kind == CONNECT_TIMEOUT and owner.phase != ENDED:
-        time_out(state, owner, now)
+        time_out(state, owner)
 
 
 def _keep_alive_due(state: State, link: Link, now: float) -> None:

@@ -112,7 +112,7 @@ class Engine:
         state.links[link] = None
         state.counters.connections_count += 1
         if state.shutting_down:
-            refuse(state, link, ReasonCode.SERVER_UNAVAILABLE, "the broker is shutting down", now)
+            refuse(state, link, ReasonCode.SERVER_UNAVAILABLE, "the broker is shutting down")
         else:
             state.newcomers[link] = now + link.limits.connect_timeout_s
         return link
@@ -511,7 +511,7 @@ class Engine:
         if link.phase == CONNECTED:
             close_link(self.state, link, ReasonCode.SERVER_SHUTTING_DOWN, "the broker is shutting down", now)
         elif link.phase != ENDED:
-            refuse(self.state, link, ReasonCode.SERVER_UNAVAILABLE, "the broker is shutting down", now)
+            refuse(self.state, link, ReasonCode.SERVER_UNAVAILABLE, "the broker is shutting down")
 
 
 def _all_arrived(link: Link) -> int:

@@ -101,7 +101,7 @@ def _refusal(state: State, link: Link, message: ApplicationMessage) -> ReasonCod
     topic = message.topic
     if topic.count("/") >= link.limits.filter_levels_max or (link.mount_point and topic_name_fault(topic) is not None):  # too long, then
         return ReasonCode.TOPIC_NAME_INVALID
-    if (topic.startswith("$SYS/") and not is_bridge_state(topic)) or not may_publish(state, link, topic):
+    if (topic.startswith("$SYS/") and not is_bridge_state(topic)) or not may_publish(link, topic):
         return ReasonCode.NOT_AUTHORIZED
     if message.retain and not may_retain(state, message, link.is_mqtt_5):
         return ReasonCode.QUOTA_EXCEEDED
@@ -117,7 +117,7 @@ def may_retain(state: State, message: ApplicationMessage, is_mqtt_5: bool) -> bo
     return len(state.retained) < state.limits.retained_count_max or state.retained.get(message.topic) is not None
 
 
-def may_publish(state: State, link: Link, topic: str) -> bool:
+def may_publish(link: Link, topic: str) -> bool:
     access = link.access
     return access.allows_all or access.may(link.username, link.client_id, "publish", topic)
 

@@ -189,7 +189,7 @@ def violation(state: State, link: Link, error: PeerError, now: float) -> None:
         link.closing = True
         state.mark_ready(link)
     elif link.phase != ENDED:
-        refuse(state, link, error.reason, cause, now)
+        refuse(state, link, error.reason, cause)
 
 
 def make_room(state: State, now: float) -> None:
@@ -212,7 +212,7 @@ def make_room(state: State, now: float) -> None:
         if link.phase == CONNECTED:
             close_link(state, link, ReasonCode.QUOTA_EXCEEDED, cause, now)
         else:
-            refuse(state, link, ReasonCode.QUOTA_EXCEEDED, cause, now)
+            refuse(state, link, ReasonCode.QUOTA_EXCEEDED, cause)
 
 
 def _check_properties_length(first_byte: int, body: bytes, bytes_max: int) -> None:

@@ -71,7 +71,7 @@ def retain(state: State, link: Link, now: float) -> bool:
         packet_id = 0 if first == KEPT_PLAIN else data[topic_stop] << 8 | data[topic_stop + 1]
         if (first != KEPT_PLAIN and packet_id == 0) or (not taken and state.over_memory_for_later(end - position)):
             break
-        topic = _topic(state, link, data[body + 2 : topic_stop])
+        topic = _topic(link, data[body + 2 : topic_stop])
         if not topic:
             break
         topic_field = data[body:topic_stop]
@@ -97,7 +97,7 @@ def retain(state: State, link: Link, now: float) -> bool:
     return taken > 0
 
 
-def _topic(state: State, link: Link, encoded: bytes) -> str:
+def _topic(link: Link, encoded: bytes) -> str:
     """The topic, if it is well-formed and this client may publish there; "" for one that the general way has to look at."""
     if encoded[0] == _DOLLAR:
         return ""
@@ -107,7 +107,7 @@ def _topic(state: State, link: Link, encoded: bytes) -> str:
         return ""
     if "\0" in topic or "+" in topic or "#" in topic or topic.count("/") >= link.limits.filter_levels_max:
         return ""
-    return topic if link.access.allows_all or may_publish(state, link, topic) else ""
+    return topic if link.access.allows_all or may_publish(link, topic) else ""
 
 
 def _hand_on(state: State, link: Link, topic: str, kept: Kept, packet_id: int, now: float) -> bool:

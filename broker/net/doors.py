@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +28,7 @@ from broker.net.bound_socket import BoundSocket
 from broker.net.listener import Listener
 from broker.net.locks import Guard, Lock
 from broker.net.origins import ANY
+from broker.net.signatures import signatures
 from broker.net.tls import TlsFiles, make_context
 from broker.reasons import ReasonCode
 
@@ -380,7 +380,7 @@ class Doorkeeper:
                             logger.error("%s changed and is not used, by a fault of the broker: please report it", names, exc_info=error)
 
     def _signatures(self) -> dict[str, tuple[int, ...]]:
-        """What tells each file's content from another, as far as the file system knows."""
+        """Of all files that are read again when they change."""
         settings = self._settings
         paths = set() if settings is None else {settings.password_file, settings.acl_file}
         if settings is not None and settings.jwt is not None:
@@ -391,15 +391,7 @@ class Doorkeeper:
                 paths.update(listener.tls.paths)
             if listener.jwt is not None:
                 paths.update(listener.jwt.paths)
-        found: dict[str, tuple[int, ...]] = {}
-        for path in paths:
-            if path is not None:
-                try:
-                    status = os.stat(path)
-                    found[path] = (status.st_mtime_ns, status.st_size, status.st_ino)
-                except OSError:
-                    found[path] = ()
-        return found
+        return signatures(paths)
 
 
 def _matched(old: Sequence[Listener], new: Sequence[Listener]) -> list[Listener]:

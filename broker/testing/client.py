@@ -363,7 +363,7 @@ class SimulatedClient:
             receipt = Receipt(note, packet.qos, packet.retain, packet.dup, 0 if self.line is None else self.line.number, self.simulation.serial)
             if packet.qos == 2:
                 self.held[packet_id] = receipt
-            self.simulation.ledger.check_receipt(self, receipt, self.simulation.now)
+            self.simulation.ledger.check_receipt(self, receipt)
             expiry_s = packet.properties.message_expiry_interval
             if expiry_s is not None and (note.expires_at > 1e12 or not (0 if packet.dup else 1) <= expiry_s <= round(note.expires_at - note.at)):
                 raise BrokenPromise(f"{note.key} came with {expiry_s} s to live, of {note.expires_at - note.at}")

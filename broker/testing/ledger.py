@@ -143,7 +143,7 @@ class Ledger:
 
     # ---- as it comes ----
 
-    def check_receipt(self, client: SimulatedClient, receipt: Receipt, now: float) -> None:
+    def check_receipt(self, client: SimulatedClient, receipt: Receipt) -> None:
         """May this client have this message at all?"""
         note = receipt.note
         if not self.may_use(client.spec.username, note.topic):

@@ -243,7 +243,7 @@ class OwnClient(SimulatedClient):
         if note is not None:
             number = 0 if self.line is None else self.line.number
             receipt = Receipt(note, packet.qos, packet.retain, packet.dup, number, self.simulation.serial)
-            ledger.check_receipt(self, receipt, self.simulation.now)
+            ledger.check_receipt(self, receipt)
             self.receipts.append(receipt)
         if self.holding:
             self._kept.append(delivery)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import sys
 import uuid
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import find_program
-from tests.e2e.tools import BROKER, ROOT, Client, CommandClient, DrivenClient, Options, Program
+from tests.e2e.tools import BROKER, ROOT, Client, CommandClient, DrivenClient, Options, serving
 
 DRIVERS = Path(__file__).parent / "drivers"
 Open = Callable[..., Client]
@@ -36,13 +35,8 @@ def address() -> Iterator[tuple[str, int]]:
         host, port = url.removeprefix("mqtt://").split(":")
         yield host, int(port)
         return
-    program = Program([*BROKER, "serve", "--host", "127.0.0.1", "-p", "0"], listening)
-    try:
+    with serving(["--host", "127.0.0.1", "-p", "0"], listening) as program:
         yield "127.0.0.1", program.wait("listening")["port"]
-    finally:
-        program.stop(signal.SIGTERM)
-    assert program.process.returncode == 0, "".join(program.log)
-    assert "Traceback" not in "".join(program.log), "".join(program.log)
 
 
 @pytest.fixture

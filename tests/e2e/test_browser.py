@@ -24,7 +24,7 @@ from urllib.parse import urlencode
 import pytest
 
 from tests.conftest import SECONDS_MAX, find_program
-from tests.e2e.tools import BROKER, Program
+from tests.e2e.tools import Program, serving
 
 HERE = Path(__file__).parent
 PAGE = HERE / "browser" / "page.html"
@@ -99,13 +99,8 @@ def broker(pages: PageServer, tmp_path_factory: pytest.TempPathFactory) -> Itera
     listener = '[[listeners]]\nport = 0\nprotocol = "websocket"\n'
     allowed = f'origins = ["http://dashboard.example:{pages.server_address[1]}"]\n'
     file.write_text(f'{listener}path = "/plain"\n{listener}path = "/allowed"\n{allowed}')
-    program = Program([*BROKER, "serve", "-c", str(file)], broker_event)
-    try:
+    with serving(["-c", str(file)], broker_event) as program:
         yield program
-    finally:
-        program.stop(signal.SIGTERM)
-    assert program.process.returncode == 0, "".join(program.log)
-    assert "Traceback" not in "".join(program.log), "".join(program.log)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import trustme
 from cryptography import x509
 
 from tests.e2e.conftest import Open, make
-from tests.e2e.tools import BROKER, SECONDS_MAX, Client, Options, Program, Received
+from tests.e2e.tools import SECONDS_MAX, Client, Options, Program, Received, serving
 
 CONFIG = """
 [[listeners]]
@@ -72,13 +72,8 @@ def folder(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="module")
 def program(folder: Path) -> Iterator[Program]:
-    program = Program([*BROKER, "serve", "-c", str(folder / "broker.toml")], listening)
-    try:
+    with serving(["-c", str(folder / "broker.toml")], listening) as program:
         yield program
-    finally:
-        program.stop(signal.SIGTERM)
-    assert program.process.returncode == 0, "".join(program.log)
-    assert "Traceback" not in "".join(program.log), "".join(program.log)
 
 
 @pytest.fixture(scope="module")

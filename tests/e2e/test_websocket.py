@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import Open, make
-from tests.e2e.tools import BROKER, SECONDS_MAX, Client, Options, Program, Received, Will
+from tests.e2e.tools import SECONDS_MAX, Client, Options, Received, Will, serving
 
 CONFIG = """
 [[listeners]]
@@ -39,13 +38,8 @@ def ports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, int]]:
     """{"websockets": its port, "tcp": its port}."""
     file = tmp_path_factory.mktemp("websocket") / "broker.toml"
     file.write_text(CONFIG)
-    program = Program([*BROKER, "serve", "-c", str(file)], listening)
-    try:
+    with serving(["-c", str(file)], listening) as program:
         yield {"websockets": program.wait("ws")["port"], "tcp": program.wait("mqtt")["port"]}
-    finally:
-        program.stop(signal.SIGTERM)
-    assert program.process.returncode == 0, "".join(program.log)
-    assert "Traceback" not in "".join(program.log), "".join(program.log)
 
 
 @pytest.fixture

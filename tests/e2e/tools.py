@@ -14,7 +14,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,18 @@ class Program:
             for pipe in (self.process.stdin, self.process.stdout):
                 if pipe is not None:
                     pipe.close()
+
+
+@contextmanager
+def serving(argv: Sequence[str], parse: Callable[[str], dict[str, Any]]) -> Iterator[Program]:
+    """`broker serve` with those arguments, until the block ends; it has to end in good order."""
+    program = Program([*BROKER, "serve", *argv], parse)
+    try:
+        yield program
+    finally:
+        program.stop(signal.SIGTERM)
+    assert program.process.returncode == 0, "".join(program.log)
+    assert "Traceback" not in "".join(program.log), "".join(program.log)
 
 
 class Client:
