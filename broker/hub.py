@@ -237,11 +237,11 @@ class Broker:
         return client_slices(self._engine)
 
     def subscriber_slices(self, topic: str) -> Iterator[Sequence[SubscriptionInfo]]:
-        """`subscribers(topic)` likewise."""
+        """`subscribers(topic)` likewise; a step may be empty."""
         return subscriber_slices(self._engine, topic)
 
     def retained_slices(self, filter: str = "#") -> Iterator[Sequence[Message]]:
-        """`retained(filter)` likewise; a step may be empty, where many topics had to be looked at."""
+        """`retained(filter)` likewise."""
         return retained_slices(self._engine, filter)
 
     @property

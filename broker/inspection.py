@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Final
 
 import msgspec
@@ -15,7 +16,7 @@ from broker.core.engine import Engine
 from broker.core.kept import message_of
 from broker.core.message import ApplicationMessage
 from broker.core.session import Session
-from broker.core.subscription import Subscription
+from broker.core.subscription import Subscription, by_filter
 from broker.messages import Message, Version
 from broker.net.connection import Connection
 from broker.wire.topics import split_shared
@@ -115,16 +116,30 @@ def client_slices(engine: Engine) -> Iterator[Sequence[ClientInfo]]:
 
 def subscriber_slices(engine: Engine, topic: str) -> Iterator[Sequence[SubscriptionInfo]]:
     """InvalidTopic at once."""
-    found = engine.subscriptions(topic)
-    return (
-        [
-            subscription_info(filter, one)
-            for one in subscriptions[start : start + STEP_COUNT]
-            if one.session.sink is None and not one.session.ended and one.session.may_receive(topic) and one.matches(topic)
-        ]
-        for filter, subscriptions in found
-        for start in range(0, len(subscriptions), STEP_COUNT)
-    )
+    cursor = engine.filter_cursor(topic)
+
+    def steps() -> Iterator[Sequence[SubscriptionInfo]]:
+        while not cursor.exhausted:
+            found: list[SubscriptionInfo] = []
+            seen_count = 0
+            for filter, subscriptions in chain.from_iterable(by_filter(*one) for one in cursor.next_batch(STEP_VISITS_MAX)):
+                for start in range(0, len(subscriptions), STEP_COUNT):
+                    some = subscriptions[start : start + STEP_COUNT]
+                    found += [subscription_info(filter, one) for one in some if _is_sent(one, filter, topic)]
+                    seen_count += len(some)
+                    if seen_count >= STEP_COUNT:
+                        yield found
+                        found = []
+                        seen_count = 0
+            yield found
+
+    return steps()
+
+
+def _is_sent(subscription: Subscription, filter: str, topic: str) -> bool:
+    """Is it still there, a client's, and allowed what comes on this topic?"""
+    session = subscription.session
+    return session.subscriptions.get(filter) is subscription and session.sink is None and session.may_receive(topic) and subscription.matches(topic)
 
 
 def retained_slices(engine: Engine, filter: str) -> Iterator[Sequence[Message]]:

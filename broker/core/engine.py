@@ -22,7 +22,7 @@ from broker.core.delivery import pump
 from broker.core.due import on_due
 from broker.core.ending import close_link, discard, end_session, leave
 from broker.core.gates import gate, let_through, open_gates
-from broker.core.inside import InternalSubscription, retained_cursor, retained_on, subscribe_internal, subscriptions_on
+from broker.core.inside import InternalSubscription, filter_cursor, retained_cursor, retained_on, subscribe_internal
 from broker.core.journal import Journal
 from broker.core.leftovers import finish
 from broker.core.limits import Limits
@@ -44,10 +44,10 @@ from broker.reasons import ReasonCode
 from broker.wire.topics import topic_name_fault
 
 if TYPE_CHECKING:
+    from broker.core.filter_trie import FilterCursor
     from broker.core.retained import ReplayCursor
     from broker.core.saved import Changes, Saved
     from broker.core.session import Sink
-    from broker.core.subscription import Subscription
 
 
 class Engine:
@@ -391,9 +391,9 @@ class Engine:
     def client(self, client_id: str) -> Session | None:
         return self.state.sessions.get(client_id)
 
-    def subscriptions(self, topic: str) -> list[tuple[str, list[Subscription]]]:
-        """Of each Topic Filter that matches, as it was subscribed, the subscriptions there are now. It asks no access rules. Raises InvalidTopic."""
-        return subscriptions_on(self.state, topic)
+    def filter_cursor(self, topic: str) -> FilterCursor:
+        """The Topic Filters that match, in steps, for `core.subscription.by_filter`. It asks no access rules. Raises InvalidTopic."""
+        return filter_cursor(self.state, topic)
 
     def disconnect(self, client_id: str, reason: ReasonCode, now: float, *, drop_session: bool = False) -> bool:
         """Throw a client out; was there one, or a session to drop?"""

@@ -200,31 +200,9 @@ class FilterTrie:
                 found.append(node.multi)
         return found, steps + len(nodes)
 
-    def filters(self, topic: str) -> list[tuple[str, Entry]]:
-        """`entries`, each with its filter, for people who ask: slower, and for no message."""
-        found: list[tuple[str, Entry]] = []
-        levels = topic.split("/")
-        nodes: list[tuple[_Node, _Steps | None]] = [(self._root, None)]
-        for depth, level in enumerate(levels):
-            below: list[tuple[_Node, _Steps | None]] = []
-            last = depth == len(levels) - 1
-            hidden = depth == 0 and topic.startswith("$")
-            for node, steps in nodes:
-                if node.multi is not None and not hidden:
-                    found.append((_spelled(_Steps(steps, "#")), node.multi))
-                for name in (level,) if hidden else (level, "+"):
-                    branch = node.branch(name)
-                    if isinstance(branch, _Node):
-                        below.append((branch, _Steps(steps, name)))
-                    elif branch is not None and last:
-                        found.append((_spelled(_Steps(steps, name)), branch))
-            nodes = below
-        for node, steps in nodes:
-            if node.entry is not None:
-                found.append((_spelled(steps), node.entry))
-            if node.multi is not None:
-                found.append((_spelled(_Steps(steps, "#")), node.multi))
-        return found
+    def cursor(self, topic: str, first: list[tuple[str, Entry]]) -> FilterCursor:
+        """`entries` in steps, each with its filter, for people who ask: slower, and for no message. first: what is found before any step."""
+        return FilterCursor(self._root, topic, first)
 
     def sole(self, topic: str, found: Entry | None) -> Entry | None:
         """The only entry that matches a topic, which does not begin with `$`, besides `found`; `found` if none does, and SEVERAL if there
@@ -257,3 +235,44 @@ class FilterTrie:
         if leaf is None:
             return found
         return leaf if found is None else SEVERAL
+
+
+class FilterCursor:
+    """Gives each filter that matches a topic, and who is there, in steps. What comes or goes between two of them may be given or not, so whoever is
+    given may have gone."""
+
+    __slots__ = ("_first", "_levels", "_open", "_topic")
+
+    def __init__(self, root: _Node, topic: str, first: list[tuple[str, Entry]]) -> None:
+        self._topic = topic
+        self._levels = topic.split("/")
+        self._open: list[tuple[_Node, int, _Steps | None]] = [(root, 0, None)]
+        self._first = first
+
+    @property
+    def exhausted(self) -> bool:
+        return not self._open
+
+    def next_batch(self, visits_max: int) -> list[tuple[str, Entry]]:
+        """After looking at no more than visits_max nodes. May be empty while there are more to come."""
+        found, self._first = self._first, []
+        opened = self._open
+        levels = self._levels
+        visits = 0
+        while opened and visits < visits_max:
+            visits += 1
+            node, depth, steps = opened.pop()
+            hidden = depth == 0 and self._topic.startswith("$")  # [MQTT5-4.7.2-1]
+            if node.multi is not None and not hidden:
+                found.append((_spelled(_Steps(steps, "#")), node.multi))
+            if depth == len(levels):
+                if node.entry is not None:
+                    found.append((_spelled(steps), node.entry))
+                continue
+            for level in [levels[depth]] if hidden else [levels[depth], "+"]:
+                branch = node.branch(level)
+                if isinstance(branch, _Node):
+                    opened.append((branch, depth + 1, _Steps(steps, level)))
+                elif branch is not None and depth == len(levels) - 1:
+                    found.append((_spelled(_Steps(steps, level)), branch))
+        return found

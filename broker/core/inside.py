@@ -13,6 +13,7 @@ from broker.errors import InvalidTopic, shown
 from broker.wire.topics import topic_filter_fault, topic_name_fault
 
 if TYPE_CHECKING:
+    from broker.core.filter_trie import FilterCursor
     from broker.core.message import ApplicationMessage
     from broker.core.retained import ReplayCursor
     from broker.core.session import Sink
@@ -58,13 +59,12 @@ def retained_cursor(state: State, filter: str) -> ReplayCursor:
     return state.retained.cursor(filter)
 
 
-def subscriptions_on(state: State, topic: str) -> list[tuple[str, list[Subscription]]]:
-    """Of each Topic Filter that matches, as it was subscribed (`$share/...` included), the subscriptions there are now; it asks no access rules.
-    Raises InvalidTopic."""
+def filter_cursor(state: State, topic: str) -> FilterCursor:
+    """The Topic Filters that match, in steps; it asks no access rules. Raises InvalidTopic."""
     fault = topic_name_fault(topic)
     if fault is not None:
         raise InvalidTopic(f"{shown(topic)} is not a topic name: {fault}")
-    return state.topics.subscriptions(topic)
+    return state.topics.cursor(topic)
 
 
 def _check(filter: str) -> None:

@@ -149,3 +149,11 @@ def without_subscriber(entry: Entry, subscription: Subscription, group: str | No
     if len(entry.subscriptions) == 1:
         return next(iter(entry.subscriptions.values()))
     return entry if entry.subscriptions else None
+
+
+def by_filter(filter: str, entry: Entry) -> list[tuple[str, list[Subscription]]]:
+    """Who is there, by the Topic Filter as it was subscribed, `$share/...` included."""
+    if isinstance(entry, Subscription):
+        return [(filter, [entry])]
+    found = [(filter, list(entry.subscriptions.values()))] if entry.subscriptions else []
+    return found + [(f"$share/{group.name}/{filter}", list(group.members)) for group in entry.groups.values()]

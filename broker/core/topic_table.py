@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from broker.core.filter_trie import FilterTrie
+from broker.core.filter_trie import FilterCursor, FilterTrie
 from broker.core.subscription import Entry, SharedGroup, Subscription, with_subscriber, without_subscriber
 from broker.wire.topics import split_shared
 
@@ -245,20 +245,10 @@ class TopicTable:
     def is_fresh(self, route: Route) -> bool:
         return not route.stale and route.bucket_version == route.bucket.version and route.version == self._version
 
-    def subscriptions(self, topic: str) -> list[tuple[str, list[Subscription]]]:
-        """Of each Topic Filter that matches, as it was subscribed, the subscriptions there are now. No route is made or kept."""
-        entries = self.wildcards.filters(topic)
-        if topic in self.literals:
-            entries.append((topic, self.literals[topic]))
-        found: list[tuple[str, list[Subscription]]] = []
-        for filter, entry in entries:
-            if isinstance(entry, Subscription):
-                found.append((filter, [entry]))
-                continue
-            if entry.subscriptions:
-                found.append((filter, list(entry.subscriptions.values())))
-            found += [(f"$share/{group.name}/{filter}", list(group.members)) for group in entry.groups.values()]
-        return found
+    def cursor(self, topic: str) -> FilterCursor:
+        """Every filter that matches a topic, in steps. No route is made or kept."""
+        literal = self.literals.get(topic)
+        return self.wildcards.cursor(topic, [] if literal is None else [(topic, literal)])
 
     # ---- inside ----
 

@@ -15,7 +15,7 @@ from broker.core.allowance import Allowance
 from broker.core.limits import Limits
 from broker.core.link import Link
 from broker.core.session import Session
-from broker.core.subscription import FilterEntry, SharedGroup, Subscription
+from broker.core.subscription import FilterEntry, SharedGroup, Subscription, by_filter
 from broker.core.topic_table import KEPT_TOPIC_LENGTH_MAX, SIZE_OF_ROUTE, STEPS_PER_WORK_SHIFT, Route, TopicTable
 from broker.core.waiting import Account
 from broker.wire.topics import matches, split_shared
@@ -42,6 +42,15 @@ def is_empty(table: TopicTable) -> bool:
     return not table.literals and table.wildcards.is_empty() and table._routes_size == sum(size_of(route) for route in table._routes.values())
 
 
+def subscriptions(table: TopicTable, topic: str, visits_max: int) -> list[tuple[str, Subscription]]:
+    """All that match, by a cursor in steps of so many nodes."""
+    cursor = table.cursor(topic)
+    found = []
+    while not cursor.exhausted:
+        found += [(filter, one) for entry in cursor.next_batch(visits_max) for filter, some in by_filter(*entry) for one in some]
+    return found
+
+
 def check_route(table: TopicTable, topic: str, model: dict[tuple[Session, str], Subscription]) -> None:
     route = table.route(topic)
     expected: dict[Session, list[Subscription]] = {}
@@ -61,9 +70,9 @@ def check_route(table: TopicTable, topic: str, model: dict[tuple[Session, str], 
         assert target.retain_as_published == any(one.retain_as_published for one in some)
         assert sorted(target.identifiers) == sorted(one.identifier for one in some if one.identifier)
     assert sorted(map(set_of_ids, (group.members for group in route.groups))) == sorted(map(set_of_ids, members.values()))
-    listed = {(one.session, filter): one for filter, some in table.subscriptions(topic) for one in some}
+    listed = {(one.session, filter): one for filter, one in subscriptions(table, topic, 1)}
     assert listed == {(who, filter): one for (who, filter), one in model.items() if matches(split_shared(filter)[1], topic)}
-    assert len(listed) == sum(len(some) for _, some in table.subscriptions(topic))
+    assert len(listed) == len(subscriptions(table, topic, 1000))
     assert route.any_no_local == any(one.no_local for some in expected.values() for one in some)
     assert route.plain == (not members and not route.any_no_local and not any(one.identifier for some in expected.values() for one in some))
 
@@ -346,3 +355,20 @@ def test_joining_and_leaving_keep_the_places(steps: list[tuple[bool, int]]) -> N
             group.leave(who)
         assert set_of_ids(group.members) == set_of_ids(model.values())
         assert {who: group.members[position] for who, position in group._positions.items()} == model
+
+
+def test_a_cursor_looks_at_so_many_nodes_a_step_and_outlives_what_goes_meanwhile() -> None:
+    table, one = TopicTable(10, WORK.append), session("one")
+    filters = ["/".join(levels) for levels in product("a+", repeat=10)]
+    for filter in filters:
+        table.add(filter, subscription(one))
+    topic = "/".join("a" * 10)
+    assert sorted(filter for filter, _ in subscriptions(table, topic, 7)) == sorted(filters)
+    cursor = table.cursor(topic)
+    assert [filter for filter, _ in cursor.next_batch(9)] == [topic]  # which needs no step
+    assert len(cursor.next_batch(1)) == 2
+    for filter in filters:
+        table.remove(one, filter)
+    assert is_empty(table)
+    while not cursor.exhausted:
+        assert len(cursor.next_batch(5)) <= 20

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from datetime import UTC, datetime
+from itertools import product
 
 import pytest
 import trio
@@ -32,7 +33,7 @@ async def test_a_client_and_what_it_subscribes_to() -> None:
         wild = SubscriptionInfo(client_id="a", filter="x/+", qos=1, no_local=True, identifier=7)
         shared = SubscriptionInfo(client_id="a", filter="$share/g/x/y", qos=2, share_group="g")
         assert hub.subscriptions("a") == [wild, shared]
-        assert hub.subscribers("x/y") == [wild, shared]
+        assert hub.subscribers("x/y") == [shared, wild]
         assert hub.subscribers("x/z") == [wild]
         assert hub.subscribers("x") == []
         await client.send(Disconnect())
@@ -130,3 +131,16 @@ async def test_bans_that_hold() -> None:
         assert hub.unban(client_id="c")
         assert not hub.unban(username="ann")
         assert hub.bans() == [BanInfo(username="ann", in_config=True)]
+
+
+async def test_a_topic_that_matches_in_very_many_ways_is_looked_up_in_steps() -> None:
+    async with open_broker() as hub, trio.open_nursery() as nursery:
+        client = await attached(hub, nursery)
+        await client.connect("a")
+        filters = ["/".join(levels) for levels in product("x+", repeat=11)]
+        for start in range(0, len(filters), 512):
+            await client.send(Subscribe(1, tuple(SubscriptionRequest(filter, 0) for filter in filters[start : start + 512])))
+            assert isinstance(await client.receive(), SubAck)
+        steps = [len(step) for step in hub.subscriber_slices("/".join("x" * 11))]
+        assert (sum(steps), max(steps)) == (len(filters), STEP_COUNT)
+        await client.stream.aclose()
