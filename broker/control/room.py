@@ -17,6 +17,7 @@ import msgspec
 from broker.auth.bans import Ban
 from broker.errors import InvalidTopic, shown
 from broker.hub import Broker
+from broker.inspection import STEP_COUNT, ClientInfo, SubscriptionInfo
 from broker.messages import Message
 from broker.net.http import Answer, Reception, Request
 from broker.net.server import Server
@@ -25,7 +26,6 @@ from broker.net.visitors import receive_visitors
 BODY_BYTES_MAX: Final = 65_536
 LINE_LENGTH_MAX: Final = 1_000
 """Of an error: it may repeat what was asked."""
-STEP_COUNT: Final = 256
 _JSON: Final = "application/json"
 _PARTS_OF_A_BAN: Final = ("client_id", "username", "address")
 
@@ -93,7 +93,7 @@ class Room:
             raise Refused(404, f"there are {', '.join(self._verbs)} here")
         verb = verbs.get("GET" if request.method == "HEAD" else request.method)
         if verb is None:
-            return fault(405, f"only {', '.join(verbs)} are served here", {"Allow": ", ".join(verbs)})
+            return fault(405, f"nothing but {', '.join(verbs)} is served here", {"Allow": ", ".join(verbs)})
         return verb.run(name, _parameters(request.query, verb.takes), request)
 
     # ---- to look ----
@@ -119,8 +119,7 @@ class Room:
         info = self._hub.client(client_id)
         if info is None:
             raise _no_client(client_id)
-        subscriptions = [{name: value for name, value in _fields(one).items() if name != "client_id"} for one in self._hub.subscriptions(client_id)]
-        return _told(_fields(info) | {"subscriptions": subscriptions})
+        return Answer(200, _pieces_of_one(info, self._hub.subscriptions(client_id)), _JSON)
 
     def _subscribers(self, _: str, given: Parameters, request: Request) -> Answer:
         if "topic" not in given:
@@ -160,7 +159,7 @@ class Room:
             raise Refused(
                 400, f'expected {{"client_id": ..., "username": ..., "address": ..., "until": ...}}, one of the first three at least: {error}'
             ) from None
-        logger.info("control: %s was banned by %s, and %d thrown out", _described(_fields(ban)), request.peer, count)
+        logger.info("control: %s was banned by %s, and %d thrown out", _described(msgspec.structs.asdict(ban)), request.peer, count)
         return _told({"disconnected_count": count})
 
     def _unban(self, _: str, given: Parameters, request: Request) -> Answer:
@@ -258,6 +257,16 @@ def _pieces(name: str, slices: Iterable[Sequence[msgspec.Struct]], limit: float)
     yield b'%b],"more":%b}\n' % (b"\n" if count else b"", b"true" if more else b"false")
 
 
+def _pieces_of_one(info: ClientInfo, subscriptions: Sequence[SubscriptionInfo]) -> Iterator[bytes]:
+    """Its fields, and its subscriptions, of which there may be ten thousand."""
+    encode = msgspec.json.Encoder().encode
+    separator = encode(info)[:-1] + b',"subscriptions":[\n'
+    for some in _sliced(subscriptions):
+        yield separator + b",\n".join([encode(one) for one in some])
+        separator = b",\n"
+    yield b"\n]}\n" if subscriptions else separator + b"]}\n"
+
+
 def _sliced(whole: Sequence[msgspec.Struct]) -> Iterator[Sequence[msgspec.Struct]]:
     return (whole[start : start + STEP_COUNT] for start in range(0, len(whole), STEP_COUNT))
 
@@ -266,10 +275,6 @@ def _retained_info(message: Message) -> RetainedInfo:
     return RetainedInfo(
         topic=message.topic, payload_bytes=len(message.payload), qos=message.qos, expires_in_s=message.properties.message_expiry_interval
     )
-
-
-def _fields(one: msgspec.Struct) -> dict[str, Any]:
-    return msgspec.structs.asdict(one)
 
 
 def _described(parts: Mapping[str, Any]) -> str:

@@ -119,11 +119,20 @@ async def test_one_client_with_what_it_subscribes_to(hub: Broker, asker: Asker, 
         client = await come(hub, nursery, client_id, None, "a/+", "$share/g/b")
         found = await asker.get(f"/clients/{quote(client_id, safe='')}")
         assert (found["client_id"], found["subscriptions_count"]) == (client_id, 2)
-        options = {"qos": 1, "no_local": False, "retain_as_published": False, "identifier": None}
+        options = {"client_id": client_id, "qos": 1, "no_local": False, "retain_as_published": False, "identifier": None}
         assert found["subscriptions"] == [
             {"filter": "a/+", "share_group": None, **options},
             {"filter": "$share/g/b", "share_group": "g", **options},
         ]
+        await client.stream.aclose()
+
+
+@unix_only
+@pytest.mark.parametrize("count", [0, 1, STEP_COUNT, STEP_COUNT + 1])
+async def test_one_client_with_very_many_subscriptions(hub: Broker, asker: Asker, count: int) -> None:
+    async with trio.open_nursery() as nursery:
+        client = await come(hub, nursery, "c", None, *map(str, range(count)))
+        assert [one["filter"] for one in (await asker.get("/clients/c"))["subscriptions"]] == list(map(str, range(count)))
         await client.stream.aclose()
 
 
@@ -232,8 +241,8 @@ async def test_bans_of_the_config_are_listed_and_stay(path: Path) -> None:
         ("GET", "/x/clients/a", b"", 404, "there are /clients"),
         ("GET", "/clients/nobody", b"", 404, "there is no client 'nobody'"),
         ("GET", "/clients/%ff", b"", 400, "'%ff' is not UTF-8"),
-        ("PUT", "/clients", b"", 405, "only GET are served here"),
-        ("POST", "/clients/a", b"{}", 405, "only GET, DELETE are served here"),
+        ("PUT", "/clients", b"", 405, "nothing but GET is served here"),
+        ("POST", "/clients/a", b"{}", 405, "nothing but GET, DELETE is served here"),
         ("GET", "/clients?conected=true", b"", 400, "unknown parameter 'conected'; there are connected, waiting, username, prefix, limit"),
         ("GET", "/statistics?x=1", b"", 400, "unknown parameter 'x'; there are none here"),
         ("GET", "/clients?connected=yes", b"", 400, "connected: expected true or false, got 'yes'"),
