@@ -293,7 +293,7 @@ async def _connected(
         handle=driver.handle,
         lost=driver.connection_lost,
         failed=driver.fail,
-        due=(driver.due, driver.on_due),
+        due=(driver.router.next_deadline, driver.router.tick),
         turns=driver.router,
         auth=auth,
         password=password,

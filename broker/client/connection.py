@@ -107,10 +107,11 @@ class Connector:
     def wake_writer(self) -> None:
         """Bytes may wait, and no deadline has come nearer."""
         core = self._core
-        if core.closing and not self._closing_seen:
+        closing = core.closing
+        if closing and not self._closing_seen:
             self._closing_seen = True
             self._end_within(self._close_grace_s)
-        if self.resting and (core.closing or core.wants_to_send):
+        if self.resting and (closing or core.wants_to_send):
             self.resting = False
             self._writer.unpark_all()
 
@@ -137,7 +138,7 @@ class Connector:
         except BROKEN:
             return 0
 
-    def send_now(self) -> None:
+    def send_now(self, now: float) -> None:
         """Give the kernel what waits as far as it takes it at once. What it does not take, or fails at, is the writing task's."""
         core = self._core
         if self._direct is None or self._sending or core.closing:
@@ -145,7 +146,7 @@ class Connector:
         data = core.data_to_send()
         count = self.give_to_kernel(data) if data else 0
         if count:
-            core.bytes_sent(count, trio.current_time())
+            core.bytes_sent(count, now)
 
     def close(self, reason: ReasonCode, *, linger: bool = True) -> None:
         """Say goodbye and end all tasks within a deadline. linger: wait (close_grace_s at most) for the broker to close its side.

@@ -92,12 +92,6 @@ class Driver:
 
     # ---- what the core says ------------------------------------------------------------------------------------------
 
-    def due(self) -> float:
-        return self.router.next_deadline()
-
-    def on_due(self, now: float) -> None:
-        self.router.tick(now)
-
     def connection_lost(self) -> None:
         """A connection is over, whether or not another follows."""
         if self._was_connected:

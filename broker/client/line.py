@@ -52,10 +52,10 @@ class Line:
         finally:
             self.waiters.discard(done)
 
-    def send_now(self) -> None:
+    def send_now(self, now: float) -> None:
         """Give the kernel what waits, without a turn for the writing task, as far as it takes that at once."""
         if self.connector is not None:
-            self.connector.send_now()
+            self.connector.send_now(now)
 
     def end(self, error: BaseException) -> None:
         """No connection will come any more; the first reason counts."""

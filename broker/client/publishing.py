@@ -25,8 +25,8 @@ _NOT_GIVEN: Final = Outgoing(Publish(""), 0)
 class Publisher:
     def __init__(self, line: Line, outgoing_count_max: int) -> None:
         self._line = line
-        self._places = outgoing_count_max
-        """So many more of QoS 1 and 2 may be under way."""
+        self._places_count = self._places = outgoing_count_max
+        """So many of QoS 1 and 2 may be under way; and so many more."""
         self._placeless = trio.lowlevel.ParkingLot()
         self._pace = Pace()
         self.counts = dict.fromkeys(("published", "refused", "unknown", "expired", "dropped_offline"), 0)
@@ -112,8 +112,8 @@ class Publisher:
                 self._leave_window()
             raise
         # Others' publishes of QoS 1 and 2 wait for answers anyway: the writing task sends all of a turn's at once.
-        if at_once and (publish.qos == 0 or line.core.outgoing_count == 1):
-            line.send_now()
+        if at_once and (publish.qos == 0 or self._places == self._places_count - 1):
+            line.send_now(now)
         if publish.properties.message_expiry_interval is None:
             line.handle_publish()
         else:

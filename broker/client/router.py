@@ -225,7 +225,11 @@ class Router:
 
     def room(self) -> int:
         """So many packets may be acted on before somebody has to give way."""
-        return max(1, min(IN_A_ROW_COUNT_MAX, min(channel.room for channel in self._all_channels())))
+        room = min(IN_A_ROW_COUNT_MAX, self.unclaimed.room)
+        for subscription in self._open.values():
+            for channel in subscription.channel.siblings:
+                room = min(room, channel.room)
+        return max(1, room)
 
     async def give_way(self) -> None:
         """A turn for all others, and more of them for the loops whose buffers are almost full."""

@@ -39,7 +39,11 @@ class ClientKeepAlive:
 
     def deadline(self) -> float:
         """When a PINGREQ is due; or when the answer to one is, or anything else from the broker."""
-        return min(self._ping_due(), self._answer_due())
+        if self._asked_at is None:
+            return min(self.sent_at, self.received_at) + self._seconds * _PING_SHARE if self._seconds else math.inf
+        # The answer may stand behind much that comes slowly, and the broker has to hear of us meanwhile; one PINGREQ that has not left is enough.
+        ping_due = self.sent_at + self._seconds * _PING_SHARE if self._seconds and not self._before_it_bytes else math.inf
+        return min(ping_due, self._answer_due())
 
     def is_overdue(self, now: float) -> bool:
         """Has the broker been silent for too long? Else a PINGREQ is due."""
@@ -47,14 +51,6 @@ class ClientKeepAlive:
 
     def _answer_due(self) -> float:
         return math.inf if self._asked_at is None else max(self._asked_at, self.received_at) + self._response_timeout_s
-
-    def _ping_due(self) -> float:
-        if self._seconds == 0:
-            return math.inf
-        if self._asked_at is None:
-            return min(self.sent_at, self.received_at) + self._seconds * _PING_SHARE
-        # Its answer may stand behind much that comes slowly, and the broker has to hear of us meanwhile; one that has not left is enough.
-        return self.sent_at + self._seconds * _PING_SHARE if not self._before_it_bytes else math.inf
 
     def ping_made(self, bytes_to_send: int, now: float) -> None:
         """A PINGREQ stands at the end of so many bytes, itself included."""

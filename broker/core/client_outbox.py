@@ -277,7 +277,7 @@ class ClientOutbox:
         sender = self.sender
         if self._expiring:
             self._expire_until(math.nextafter(self.now, -math.inf))  # what may live for 0 s may still be sent at once
-        while waiting_bytes < limit:
+        while sender.resend and waiting_bytes < limit:
             again = sender.next_resend()
             if again is None:
                 break
