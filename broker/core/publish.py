@@ -12,7 +12,7 @@ from broker.core.gates import note
 from broker.core.kept import Expiring, Kept, kept_of, size_as_kept
 from broker.core.link import CONNECTED
 from broker.core.message import ApplicationMessage
-from broker.core.topic_table import KEPT_TOPIC_LENGTH_MAX
+from broker.core.topic_table import KEPT_TOPIC_LENGTH_MAX, STEPS_PER_WORK_SHIFT
 from broker.errors import ProtocolError
 from broker.reasons import ReasonCode
 from broker.wire.codec import encode_string, encode_within
@@ -191,6 +191,7 @@ def replaced(state: State, kept: Kept | None, gone: Kept | None) -> None:
 def route(state: State, message: ApplicationMessage, publisher: Link | None, now: float, taken: bool) -> ReasonCode:
     """taken: somebody has it already."""
     way = state.topics.route(message.topic)
+    state.work += way.size >> STEPS_PER_WORK_SHIFT  # each filter's identifier is in the copy, and each one's No Local may have to be asked
     targets = way.targets
     groups = way.groups
     matched = False
