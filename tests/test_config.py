@@ -146,7 +146,7 @@ def test_mistakes_in_limits_of_listeners_and_users() -> None:
     found = problems_of(
         {
             "limits": {"outbox_bytes_high": 2000},
-            "listeners": [{"limits": {"sessions_count_max": 1, "queue_cuont_max": 1, "outbox_bytes_max": 1999}}, {"limits": 5}],
+            "listeners": [{"limits": {"sessions_count_max": 1, "queue_cuont_max": 1, "outbox_bytes_max": 1999}}, {"port": 1884, "limits": 5}],
             "limits_for": [
                 {"users": ["ann"], "connect_timeout_s": 1, "memory_bytes_max": 1},
                 {"users": ["ann"], "receive_maximum": 0, "maximum_qos": "two"},
@@ -220,10 +220,20 @@ def test_mistakes_in_the_files_are_told_too(tmp_path: Path) -> None:
         ({"log": {"target": "a\0b"}}, "log.target", "must not contain U+0000"),
         ({"listeners": [{"unix": "a\0b"}]}, "listeners[0].unix", "must not contain U+0000"),
         ({"listeners": [{"tls": {"certificate": "a\0b"}}]}, "listeners[0].tls.certificate", "must not contain U+0000"),
+        # What `serve` could not do, or not as it was meant.
+        ({"listeners": [{"unix": ""}]}, "listeners[0].unix", "expected the path of a socket, got ''"),
+        ({"listeners": [{"path": "/ws"}]}, "listeners[0].path", 'means something only with protocol = "websocket"'),
+        ({"listeners": [{"port": 1884}, {"port": 1885}, {"port": 1884}]}, "listeners[2].port", "listeners[0] listens there already"),
+        ({"listeners": [{}, {"protocol": "websocket"}]}, "listeners[1].port", "listeners[0] listens there already"),
     ],
 )
 def test_one_mistake(data: dict[str, Any], key: str, expected: str) -> None:
     assert problems_of(data) == {key: expected}
+
+
+def test_listeners_that_do_not_meet() -> None:
+    listeners = Config.from_dict({"listeners": [{"port": 0}, {"port": 0}, {"systemd": "a"}, {"systemd": "b"}, {"host": "::1"}, {}]}).listeners
+    assert len(listeners) == 6
 
 
 def test_file_mistakes_name_the_file(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ has one too.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, TypeAlias
@@ -200,4 +201,5 @@ def table_rules(tables: Sequence[tuple[str | None, str, May]], source: str) -> l
 
 
 def _quoted(text: str) -> str:
-    return repr(text if len(text) <= 40 else text[:40] + "...")
+    """A word that was meant for one of ours, and nothing else: the file may be one of passwords, or a key, and this goes into the log."""
+    return repr(text) if re.fullmatch(r"[A-Za-z\t]{1,20}", text) else "something else"

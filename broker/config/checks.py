@@ -175,9 +175,10 @@ def _url_faults(url: str, listeners: Sequence[Listener]) -> list[str]:
 
 def read_listeners(found: Sequence[tuple[str, ListenerConfig]], limits: Limits, folder: Path | None, problems: Problems) -> tuple[Listener, ...]:
     listeners = []
+    places: dict[str | tuple[str, int], str] = {}
     for place, entry in found:
         unix = entry.unix
-        if unix is not None and folder is not None:
+        if unix and folder is not None:
             unix = str(folder / unix)
         passwords, rules = at(folder, entry.password_file), at(folder, entry.acl_file)
         check_file(load_passwords, passwords, f"{place}.password_file", problems)
@@ -198,5 +199,10 @@ def read_listeners(found: Sequence[tuple[str, ListenerConfig]], limits: Limits, 
         for fault in check(listener):
             key, _, text = fault.partition(": ")
             problems.append((f"{place}.{key}", text))
+        if listener.systemd is None and (listener.unix is not None or listener.port):
+            address = listener.unix or (listener.host, listener.port)
+            if address in places:
+                problems.append((f"{place}.{'unix' if listener.unix else 'port'}", f"{places[address]} listens there already"))
+            places.setdefault(address, place)
         listeners.append(listener)
     return tuple(listeners)

@@ -201,6 +201,8 @@ def check(listener: Listener) -> list[str]:
         faults += _page_faults(listener)
     elif listener.origins is not None and listener.protocol != "websocket":
         faults.append('origins: means something only with protocol = "websocket"')
+    if listener.protocol == "mqtt" and listener.path != PATH:
+        faults.append('path: means something only with protocol = "websocket"')
     fault = mount_point_fault(listener.mount_point)
     if fault is not None:
         faults.append(f"mount_point: {fault}")
@@ -218,7 +220,9 @@ def check(listener: Listener) -> list[str]:
             faults.append("systemd: is instead of host, port and unix")
     if listener.unix is not None:
         faults += [f"{name}: {NOT_WITH_UNIX}" for name in ("host", "port") if getattr(listener, name) != getattr(DEFAULT, name)]
-        if not HAS_UNIX:
+        if not listener.unix:
+            faults.append("unix: expected the path of a socket, got ''")
+        elif not HAS_UNIX:
             faults.append("unix: this system has no Unix sockets")
         elif len(os.fsencode(listener.unix)) > PATH_BYTES_MAX:
             faults.append(f"unix: the path is longer than {PATH_BYTES_MAX} bytes, which the system does not take")

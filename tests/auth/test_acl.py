@@ -86,6 +86,16 @@ def test_mistakes_are_named_by_line() -> None:
     )
 
 
+@pytest.mark.parametrize("line", ["ann:hunter2", "MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQC7", "topic hunter2: a/b", "-----BEGIN"])
+def test_a_mistake_does_not_say_what_may_be_a_secret(line: str) -> None:
+    """A file of passwords, or a key, that was given for one of rules: what is wrong with it goes into the log."""
+    with pytest.raises(ConfigError) as caught:
+        parse_rules(line, "acl")
+    assert "got something else" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+    assert "MIIE" not in str(caught.value)
+
+
 def test_the_same_in_tables() -> None:
     rules = AccessRules(table_rules([("ann", "a/#", "read"), (None, "home/%u", "readwrite"), (None, "b", "write"), ("ann", "a/b", "deny")], "config"))
     assert rules("ann", "x", "receive", "a/c")
