@@ -16,7 +16,7 @@ from broker.errors import BrokerError, ConnectionLost, ConnectRefused, NotSuppor
 from broker.net.transport import BROKEN, Transport, receive
 from broker.reasons import ReasonCode
 from broker.wire.codec import decode, encode
-from broker.wire.framing import FrameDecoder
+from broker.wire.framing import PACKET_BYTES_LARGEST, FrameDecoder
 from broker.wire.packets import (
     MQTT_5,
     Auth,
@@ -45,7 +45,6 @@ DIALS_COUNT_MAX: Final = 64
 BATCH_BYTES: Final = 65_536
 """Published with one send, at most."""
 STALLED_S: Final = 30.0
-PACKET_BYTES_LARGEST: Final = 268_435_460
 _PUBACK, _PUBREC, _PUBREL, _PUBCOMP = 0x40, 0x50, 0x62, 0x70
 
 

@@ -23,10 +23,10 @@ from broker.client.connect import Attachable, connect
 from broker.client.reconnect import Reconnect
 from broker.client.workings import Workings
 from broker.core.client_state import PACKET_BYTES_MAX
-from broker.core.link import PACKET_BYTES_LARGEST
 from broker.errors import BrokerError, ConnectRefused
 from broker.messages import Will
 from broker.reasons import ReasonCode
+from broker.wire.framing import PACKET_BYTES_LARGEST
 from broker.words import strerror
 
 if TYPE_CHECKING:

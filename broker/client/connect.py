@@ -29,6 +29,7 @@ from broker.net.dial import Target, dial, parse_url
 from broker.net.memory import memory_stream_pair
 from broker.reasons import ReasonCode
 from broker.wire.codec import encode
+from broker.wire.framing import PACKET_BYTES_LARGEST
 from broker.wire.packets import MQTT_5, MQTT_31, MQTT_311, NO_PROPERTIES, Properties
 from broker.wire.primitives import encode_string
 
@@ -163,7 +164,7 @@ def connect(
     _check_range("keep_alive_s", keep_alive_s, 0, 65_535)
     _check_range("topic_alias_maximum", topic_alias_maximum, 0, 65_535)
     _check_range("receive_maximum", receive_maximum, 1, 65_535)
-    _check_range("packet_bytes_max", packet_bytes_max, 1, 268_435_460)
+    _check_range("packet_bytes_max", packet_bytes_max, 1, PACKET_BYTES_LARGEST)
     options = ClientOptions(
         client_id=client_id,
         version=level,

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, TypeAlias
 from msgspec import Struct
 
 from broker.reasons import ReasonCode
+from broker.wire.framing import PACKET_BYTES_LARGEST
 from broker.wire.packets import MQTT_5, NO_PROPERTIES, ConnAck, Packet, Properties, Publish, SubscriptionRequest, WillMessage
 
 OnPacket: TypeAlias = Callable[[Literal["sent", "received"], Packet, bytes], None]
@@ -161,7 +162,7 @@ class Capabilities:
         properties = NO_PROPERTIES if connack is None else connack.properties
         self.receive_maximum: int = _or(properties.receive_maximum, 65_535) if version >= MQTT_5 else UNTOLD_COUNT_MAX
         self.maximum_qos: int = _or(properties.maximum_qos, 2)
-        self.packet_bytes_max: int = _or(properties.maximum_packet_size, 268_435_460)
+        self.packet_bytes_max: int = _or(properties.maximum_packet_size, PACKET_BYTES_LARGEST)
         self.topic_alias_maximum: int = _or(properties.topic_alias_maximum, 0)
         self.retain: bool = properties.retain_available != 0
         self.wildcards: bool = properties.wildcard_subscription_available != 0

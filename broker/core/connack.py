@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final
 
-from broker.core.link import PACKET_BYTES_LARGEST
 from broker.core.session import NEVER_EXPIRES, Session
 from broker.reasons import ReasonCode
 from broker.wire.codec import encode, encode_within
+from broker.wire.framing import PACKET_BYTES_LARGEST
 from broker.wire.packets import MQTT_5, MQTT_311, ConnAck, Connect, Properties
 
 if TYPE_CHECKING:

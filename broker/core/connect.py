@@ -20,13 +20,14 @@ from broker.core.ending import close_link, drop_will, end_session, keep_will, le
 from broker.core.gates import gate, note
 from broker.core.inflight import PACKET_ID_MAX
 from broker.core.limits import outbox_mark
-from broker.core.link import AUTHENTICATING, CONNECTED, PACKET_BYTES_LARGEST
+from broker.core.link import AUTHENTICATING, CONNECTED
 from broker.core.mount import mounted_will
 from broker.core.rate import Rate
 from broker.core.runs import OTHER_FORM_BYTES_MAX
 from broker.core.session import Session, granted_expiry_s
 from broker.reasons import ReasonCode
 from broker.wire.codec import encode
+from broker.wire.framing import PACKET_BYTES_LARGEST
 from broker.wire.packets import MQTT_5, MQTT_31, NO_PROPERTIES, Connect, PubRel
 
 if TYPE_CHECKING:

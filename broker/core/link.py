@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from broker.core.inflight import PACKET_ID_MAX
 from broker.core.outbox import Outbox
-from broker.wire.framing import FrameDecoder
+from broker.wire.framing import PACKET_BYTES_LARGEST, FrameDecoder
 from broker.wire.packets import MQTT_5
 
 if TYPE_CHECKING:
@@ -30,9 +30,6 @@ AWAITING_CONNECT: Final = 0
 AUTHENTICATING: Final = 1
 CONNECTED: Final = 2
 ENDED: Final = 3
-
-PACKET_BYTES_LARGEST: Final = 268_435_460
-"""The protocol's own limit: one byte, four of length, 268,435,455 of body (MQTT 5.0, 2.1.4)."""
 
 
 class Link:

@@ -111,14 +111,13 @@ def read_doors(
                 problems.extend((f"{place}.{key}" if key else place, expected) for key, expected in error.problems)
         return None if jwt is None else tokens[jwt]
 
-    top_passwords = settings.password_file if settings is not None else None
-    top_rules = rules_of(settings.acl_file, "acl_file") if settings is not None else []
-    tables = table_rules([(rule.user, rule.topic, rule.may) for rule in settings.access], "config") if settings is not None else []
-    top = None
-    if settings is not None and (settings.acl_file is not None or settings.access):
-        top = AccessRules([*top_rules, *tables])
-    known = passwords_of(top_passwords, "password_file")
-    signed = tokens_of(settings.jwt, "jwt") if settings is not None else None
+    top = known = signed = None
+    if settings is not None:
+        if settings.acl_file is not None or settings.access:
+            tables = table_rules([(rule.user, rule.topic, rule.may) for rule in settings.access], "config")
+            top = AccessRules([*rules_of(settings.acl_file, "acl_file"), *tables])
+        known = passwords_of(settings.password_file, "password_file")
+        signed = tokens_of(settings.jwt, "jwt")
     default = Door(Lock(guard, hook, known, anonymous_at(None, settings, hook), "none", signed, client_ids_at(None, settings)), top, None, None)
     of: dict[Listener, Door] = {}
     for index, listener in enumerate(listeners):
@@ -127,23 +126,28 @@ def read_doors(
         if asks_itself(listener):
             own, own_tokens = passwords_of(listener.password_file, f"{place}.password_file"), tokens_of(listener.jwt, f"{place}.jwt")
         identity = listener.tls.identity if isinstance(listener.tls, TlsFiles) else "none"
-        found = rules_of(listener.acl_file, f"{place}.acl_file")
-        context = listener.tls if not isinstance(listener.tls, TlsFiles) else None
-        if context is not None and getattr(context, "protocol", ssl.PROTOCOL_TLS_CLIENT) is ssl.PROTOCOL_TLS_CLIENT:
-            # No context at all, or one for clients. Else the first who came would find out, and the accepting task with it.
-            problems.append((f"{place}.tls", "expected TlsFiles, or a context for servers, as ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)"))
-            context = None
-        if isinstance(listener.tls, TlsFiles):
-            try:
-                context = make_context(listener.tls, listener.protocol)
-            except ConfigError as error:
-                problems.extend((f"{place}.tls.{key}", text) for key, text in error.problems)
+        own_rules = None if listener.acl_file is None else AccessRules(rules_of(listener.acl_file, f"{place}.acl_file"))
+        context = _context_of(listener, f"{place}.tls", problems)
         lock = Lock(guard, hook, own, anonymous_at(listener, settings, hook), identity, own_tokens, client_ids_at(listener, settings))
-        own_rules = None if listener.acl_file is None else AccessRules(found)
         of[listener] = Door(lock, own_rules, context, origins_at(listener, settings, hook, context))
     if problems:
         raise ConfigError(problems)
     return Doors(default, of)
+
+
+def _context_of(listener: Listener, place: str, problems: list[tuple[str, str]]) -> ssl.SSLContext | None:
+    """None where there is no TLS, and where its files or the context are at fault."""
+    if isinstance(listener.tls, TlsFiles):
+        try:
+            return make_context(listener.tls, listener.protocol)
+        except ConfigError as error:
+            problems.extend((f"{place}.{key}", text) for key, text in error.problems)
+            return None
+    if listener.tls is not None and getattr(listener.tls, "protocol", ssl.PROTOCOL_TLS_CLIENT) is ssl.PROTOCOL_TLS_CLIENT:
+        # No context at all, or one for clients. Else the first who came would find out, and the accepting task with it.
+        problems.append((place, "expected TlsFiles, or a context for servers, as ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)"))
+        return None
+    return listener.tls
 
 
 def anonymous_at(listener: Listener | None, settings: Settings | None, hook: Authenticate | None) -> bool | None:

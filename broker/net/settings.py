@@ -12,6 +12,7 @@ from broker.auth.tokens import Jwt
 from broker.core.allowance import UserLimits
 from broker.core.limits import OF_ALL, OF_STRANGERS, Limits
 from broker.net.listener import Listener
+from broker.wire.framing import PACKET_BYTES_LARGEST
 
 
 class OverflowRule(Protocol):
@@ -93,8 +94,8 @@ BEFORE_CONNECT: Final = "holds before anybody knows whose client it is: it belon
 # name: (least, most); all others are 0 or more.
 RANGES: Final[dict[str, tuple[float, float]]] = {
     "keepalive_s_max": (1, 65_535),
-    "packet_bytes_max": (128, 268_435_460),
-    "control_bytes_max": (128, 268_435_460),
+    "packet_bytes_max": (128, PACKET_BYTES_LARGEST),
+    "control_bytes_max": (128, PACKET_BYTES_LARGEST),
     "client_id_bytes_max": (1, 65_535),
     "inflight_count_max": (1, 65_535),
     "inflight_bytes_max": (1, math.inf),  # at 0 nothing of QoS 1 or 2 would ever be sent

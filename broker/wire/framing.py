@@ -12,6 +12,9 @@ from typing import Final
 
 from broker.errors import IncompletePacket, MalformedPacket, PacketTooLarge
 
+PACKET_BYTES_LARGEST: Final = 268_435_460
+"""The protocol's own limit: one byte, four of length, 268,435,455 of body (MQTT 5.0, 2.1.4)."""
+
 _PIECES_MAX: Final = 256
 """So many pieces are made one. A peer that sends two bytes at a time would else make us hold twenty-five times as much."""
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from broker.core.link import PACKET_BYTES_LARGEST
 from broker.core.message import ApplicationMessage
 from broker.reasons import ReasonCode
 from broker.wire.codec import encode
+from broker.wire.framing import PACKET_BYTES_LARGEST
 from broker.wire.packets import (
     MQTT_5,
     MQTT_311,
