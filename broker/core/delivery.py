@@ -14,10 +14,11 @@ from broker.core.ending import close_link
 from broker.core.gates import gate_exactly, note
 from broker.core.kept import FIRST_BYTE, KEPT_PLAIN, KEPT_PLAIN_5, Kept, message_of, replayed, topic_of, with_packet_id
 from broker.core.mount import own_topic_field
+from broker.core.owed import Delivery, KeptDelivery, PublishRun
 from broker.core.packet_ids import packet_ids
 from broker.core.record import note_replaced
 from broker.core.runs import OTHER_FORM_BYTES_MAX
-from broker.core.waiting import Delivery, KeptDelivery, PublishRun, WaitingQueue
+from broker.core.waiting import WaitingQueue
 from broker.core.waiting_run import QueuedRun, WaitingRun
 from broker.reasons import ReasonCode
 from broker.wire.codec import encode_varint

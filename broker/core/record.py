@@ -10,17 +10,17 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final
 
+from broker.core.owed import Delivery, PublishRun, Unacknowledged
 from broker.core.packet_ids import any_of
 from broker.core.run_rows import ALL, Piece, RunRow, RunRows
 from broker.core.saved import HELD, RELEASED, SENT, WAITING, Changes, SavedIds, SavedMessage, SavedSession, SavedSubscription
-from broker.core.waiting import Delivery, PublishRun
 from broker.core.waiting_run import QueuedRun
 from broker.wire.packets import MQTT_5
 
 if TYPE_CHECKING:
     from broker.core.run_rows import StoredRuns
     from broker.core.session import Session
-    from broker.core.waiting import Unacknowledged, WaitingQueue
+    from broker.core.waiting import WaitingQueue
 
 NO_LOCAL: Final = 0x04
 RETAIN_AS_PUBLISHED: Final = 0x08

@@ -16,6 +16,7 @@ from broker.core.ending import end_session, keep_will, publish_will, settle_will
 from broker.core.inflight import NO_SENDER, Receiver, Sender
 from broker.core.journal import Journal
 from broker.core.kept import Expiring, Kept, is_on
+from broker.core.owed import PublishRun
 from broker.core.publish import replaced
 from broker.core.record import NO_LOCAL, OWED, RETAIN_AS_PUBLISHED, WILD, Record
 from broker.core.replay import Replay
@@ -23,7 +24,6 @@ from broker.core.restoring_messages import DAMAGE, Sent, delivery_of, numbers_of
 from broker.core.restoring_runs import RestoredRuns
 from broker.core.saved import HELD, WAITING
 from broker.core.session import Session
-from broker.core.waiting import PublishRun
 from broker.wire.codec import encode_string
 from broker.wire.packets import NO_PROPERTIES, WillMessage
 from broker.wire.properties import WILL, decode_properties

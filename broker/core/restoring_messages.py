@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from broker.core.kept import topic_at, topic_end
 from broker.core.message import ApplicationMessage
-from broker.core.waiting import Delivery, Unacknowledged
+from broker.core.owed import Delivery, Unacknowledged
 from broker.errors import PeerError
 from broker.wire.packets import MQTT_5, NO_PROPERTIES, PUBLISH
 from broker.wire.primitives import read_varint

@@ -6,12 +6,12 @@ from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from broker.core.kept import topic_at, topic_end
+from broker.core.owed import Delivery, PublishRun
 from broker.core.packet_ids import any_of
 from broker.core.restoring_messages import DAMAGE, Sent, delivery_of, is_frame_of, numbers_of
 from broker.core.run_rows import ALL, RunRow, SharedFrames
 from broker.core.runs import alike
 from broker.core.saved import SENT, SavedMessage
-from broker.core.waiting import Delivery, PublishRun
 from broker.core.waiting_run import QueuedRun
 from broker.wire.packets import MQTT_5, PUBLISH
 from broker.wire.properties import decode_properties

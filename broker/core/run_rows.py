@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
+from broker.core.owed import PublishRun
 from broker.core.packet_ids import PacketIds, packet_ids
 from broker.core.saved import Changes, SavedRun, SavedShared, places
-from broker.core.waiting import PublishRun
 from broker.core.waiting_run import QueuedRun
 from broker.wire.packets import MQTT_5, MQTT_311
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Final
 
 from broker.core.inflight import NO_RECEIVER, NO_SENDER, Receiver, Sender
 from broker.core.mount import is_below
+from broker.core.owed import Unacknowledged
 from broker.core.subscription import Subscription
-from broker.core.waiting import NOTHING_WAITS, Account, Unacknowledged, WaitingQueue
+from broker.core.waiting import NOTHING_WAITS, Account, WaitingQueue
 
 if TYPE_CHECKING:
     from broker.core.access import Access

@@ -13,7 +13,7 @@ from broker.core.message import ApplicationMessage, properties_size
 from broker.wire.packets import NO_PROPERTIES, Properties
 
 if TYPE_CHECKING:
-    from broker.core.waiting import PublishRun
+    from broker.core.owed import PublishRun
 
 
 class WaitingRun:

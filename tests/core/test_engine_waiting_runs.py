@@ -9,7 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from broker.core.overflow import OverflowRules
-from broker.core.waiting import Account, Delivery, WaitingQueue
+from broker.core.owed import Delivery
+from broker.core.waiting import Account, WaitingQueue
 from broker.core.waiting_run import WaitingRun
 from broker.wire.codec import encode
 from broker.wire.packets import MQTT_5, MQTT_311, NO_PROPERTIES, Properties, Publish

@@ -13,8 +13,8 @@ from broker.core.access import Access
 from broker.core.engine import Engine
 from broker.core.limits import Limits
 from broker.core.message import ApplicationMessage
+from broker.core.owed import KeptDelivery, PublishRun
 from broker.core.saved import SENT, WAITING
-from broker.core.waiting import KeptDelivery, PublishRun
 from broker.reasons import ReasonCode
 from broker.testing.shelf import Shelf
 from broker.wire.codec import encode

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from broker.core.message import ApplicationMessage
 from broker.core.outbox import Outbox
 from broker.core.overflow import OverflowRules
+from broker.core.owed import Delivery
 from broker.core.subscription import SharedGroup
-from broker.core.waiting import Account, Delivery, WaitingQueue
+from broker.core.waiting import Account, WaitingQueue
 
 
 def delivery(payload: bytes = b"") -> Delivery:

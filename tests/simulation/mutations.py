@@ -18,6 +18,7 @@ from broker.core.journal import Journal
 from broker.core.kept import Kept
 from broker.core.link import Link
 from broker.core.outbox import Outbox
+from broker.core.owed import Delivery
 from broker.core.retained import RetainedStore
 from broker.core.run_rows import ALL, RunRow, RunRows, StoredRuns
 from broker.core.saved import Changes
@@ -25,7 +26,7 @@ from broker.core.session import Session
 from broker.core.state import State
 from broker.core.subscription import SharedGroup
 from broker.core.topic_table import TopicTable
-from broker.core.waiting import Delivery, WaitingQueue
+from broker.core.waiting import WaitingQueue
 from broker.wire.packets import PUBREC, Publish, PubRec
 
 Mutation = Callable[[pytest.MonkeyPatch], None]
