@@ -13,7 +13,7 @@ from broker.core.ending import will_size
 from broker.core.link import ENDED
 from broker.reasons import CONNACK_CODES, ReasonCode, to_connack_return_code
 from broker.wire.codec import encode, encode_within
-from broker.wire.packets import MQTT_5, ConnAck, Connect, Properties, WillMessage
+from broker.wire.packets import MQTT_5, MQTT_31, ConnAck, Connect, Properties, WillMessage
 from broker.wire.topics import topic_name_fault
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ def unserved(state: State, link: Link, packet: Connect) -> tuple[ReasonCode, str
         return ReasonCode.SERVER_UNAVAILABLE, "the broker is shutting down"
     if link.refusal is not None:
         return link.refusal
+    if not packet.client_id and packet.version == MQTT_31:
+        return ReasonCode.CLIENT_IDENTIFIER_NOT_VALID, "MQTT 3.1 has no empty Client Identifier"
     if not packet.client_id and not packet.clean_start and packet.version < MQTT_5:
         return ReasonCode.CLIENT_IDENTIFIER_NOT_VALID, "an empty Client Identifier needs Clean Session 1"  # [MQTT311-3.1.3-8]
     bytes_max = link.limits.client_id_bytes_max

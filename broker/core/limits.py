@@ -31,9 +31,9 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     topic_alias_maximum: Topic Aliases a client may set on a connection, and the most we set towards one.
     maximum_qos: 0, 1 or 2; told in CONNACK.
     retain_available: False: retained messages are refused with 0x9A; told in CONNACK.
-    wildcard_subscription_available: False: filters with + or # are refused with 0xA2; told in CONNACK.
+    wildcard_subscription_available: False: filters with + or # are refused with 0xA2 (3.1.1: SUBACK 0x80); told in CONNACK.
     subscription_identifier_available: False: Subscription Identifiers are refused with 0xA1; told in CONNACK.
-    shared_subscription_available: False: $share/... is refused with 0x9E; told in CONNACK.
+    shared_subscription_available: False: $share/... is refused with 0x9E (3.1.1: SUBACK 0x80); told in CONNACK.
     queue_count_max: QoS 1 and 2 messages waiting, a session.
     queue_bytes_max: the same, in bytes.
     outbox_bytes_high: encoded bytes waiting for one client's socket; above it messages wait unencoded and its publishers are paused.

@@ -24,6 +24,10 @@ GRANTED: Final = (ReasonCode.SUCCESS, ReasonCode.GRANTED_QOS_1, ReasonCode.GRANT
 """The reason code for each QoS; calling the enum took a tenth of a subscription's time."""
 _GRANTED_BYTES: Final = (b"\x00", b"\x01", b"\x02")
 _SEPARATORS: Final = ("\0\0", "\1\0", "\2\0")
+_NOT_SUPPORTED: Final = {
+    ReasonCode.SHARED_SUBSCRIPTIONS_NOT_SUPPORTED: "shared subscriptions are not supported",
+    ReasonCode.WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED: "wildcard subscriptions are not supported",
+}
 
 
 def on_subscribe(state: State, link: Link, packet: Subscribe, now: float) -> None:
@@ -32,7 +36,8 @@ def on_subscribe(state: State, link: Link, packet: Subscribe, now: float) -> Non
     identifiers = packet.properties.subscription_identifiers
     if identifiers and not link.promised.subscription_identifier_available:
         raise ProtocolError("Subscription Identifiers are not supported", ReasonCode.SUBSCRIPTION_IDENTIFIERS_NOT_SUPPORTED)
-    _refuse_unavailable(link, packet)
+    if link.is_mqtt_5:
+        _refuse_unavailable(link, packet)
     _refuse_unanswerable(link, len(packet.subscriptions))
     identifier = identifiers[0] if identifiers else 0
     # As if each came in a packet of its own [MQTT5-3.8.4-5], with one combined answer [MQTT5-3.8.4-6] before anything that follows from it.
@@ -115,21 +120,27 @@ def _alike(body: bytes, start: int, qos: int) -> list[str] | None:
     return filters
 
 
-def _refuse_unavailable(link: Link, packet: Subscribe) -> None:
-    """What CONNACK said is not there may not be asked for; the connection ends before any filter has acted (MQTT 5.0, 3.2.2.3)."""
+def _unavailable(link: Link, filter: str) -> ReasonCode | None:
     promised = link.promised
     wildcards = promised.wildcard_subscription_available
+    if wildcards and not filter.startswith("$"):
+        return None
+    group, plain = split_shared(filter)
+    if group is not None and not promised.shared_subscription_available:
+        return ReasonCode.SHARED_SUBSCRIPTIONS_NOT_SUPPORTED
+    if not wildcards and ("+" in plain or "#" in plain):
+        return ReasonCode.WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED
+    return None
+
+
+def _refuse_unavailable(link: Link, packet: Subscribe) -> None:
+    """What CONNACK said is not there may not be asked for; the connection ends before any filter has acted (MQTT 5.0, 3.2.2.3)."""
     for request in packet.subscriptions:
-        if wildcards and not request.filter.startswith("$"):
-            continue
-        group, plain = split_shared(request.filter)
-        if group is not None:
-            if request.no_local:
-                raise ProtocolError("No Local on a shared subscription")  # [MQTT5-3.8.3-4]
-            if not promised.shared_subscription_available:
-                raise ProtocolError("shared subscriptions are not supported", ReasonCode.SHARED_SUBSCRIPTIONS_NOT_SUPPORTED)
-        if not wildcards and ("+" in plain or "#" in plain):
-            raise ProtocolError("wildcard subscriptions are not supported", ReasonCode.WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED)
+        if request.no_local and split_shared(request.filter)[0] is not None:
+            raise ProtocolError("No Local on a shared subscription")  # [MQTT5-3.8.3-4]
+        reason = _unavailable(link, request.filter)
+        if reason is not None:
+            raise ProtocolError(_NOT_SUPPORTED[reason], reason)
 
 
 def _refuse_unanswerable(link: Link, count: int) -> None:
@@ -145,6 +156,10 @@ def _subscribe(state: State, link: Link, session: Session, request: Subscription
     filter = request.filter
     if topic_filter_fault(filter) is not None:
         return ReasonCode.TOPIC_FILTER_INVALID
+    if not link.is_mqtt_5:
+        unavailable = _unavailable(link, filter)  # no CONNACK told it: each filter is refused by itself [MQTT311-3.8.3-2]
+        if unavailable is not None:
+            return unavailable
     wild = False
     if link.mount_point:
         wild = split_shared(filter)[1].startswith(("+", "#"))

@@ -195,3 +195,16 @@ async def test_31_is_accepted_by_its_own_name_only() -> None:
                 assert isinstance(packet, ConnAck)
                 assert packet.reason == 0x84
             await peer.expect_end()
+
+
+@pytest.mark.parametrize("flags", [0x00, 0x02])
+async def test_31_has_no_empty_client_identifier(flags: int) -> None:
+    """Its section on CONNECT wants one to 23 characters; longer ones are served all the same, as everywhere."""
+    async with Scene() as scene:
+        peer = await scene.peer(V31)
+        await peer.send(connect_frame(string(""), version=3, name="MQIsdp", flags=flags))
+        await peer.expect_bytes(bytes.fromhex("20 02 00 02"))
+        await peer.expect_end()
+        peer = await scene.peer(V31)
+        await peer.send(connect_frame(string("a" * 24), version=3, name="MQIsdp", flags=flags))
+        await peer.expect_bytes(bytes.fromhex("20 02 00 00"))
