@@ -256,6 +256,8 @@ def message_properties(
     if response_topic is not None:
         fields["response_topic"] = check_topic_name(response_topic)
     if correlation_data is not None:
+        if not isinstance(correlation_data, (bytes, bytearray, memoryview)):  # of a number, bytes() makes that many zeros
+            raise TypeError(f"correlation_data must be bytes-like, not {type(correlation_data).__name__}")
         fields["correlation_data"] = bytes(correlation_data)
     if user_properties:
         fields["user_properties"] = user_property_pairs(user_properties)

@@ -44,6 +44,10 @@ class Throttle:
         """Has it failed lately, more often than a person at a keyboard does?"""
         return self._count(address, now) >= 3
 
+    def has_failed(self, address: str, now: float) -> bool:
+        """Lately, and be it once."""
+        return self._count(address, now) > 0
+
     def _count(self, address: str, now: float) -> float:
         known = self._failures.get(address)
         if known is None:

@@ -195,7 +195,7 @@ def _check_kinds(where: Any, client_id: Any, username: Any, will: Any, reconnect
     if not isinstance(where, str) and not hasattr(where, "attach"):
         raise TypeError(f"where must be a URL or a Broker, not {type(where).__name__}")
     for name, text in (("client_id", client_id), ("username", username)):
-        if text is not None and not isinstance(text, str):
+        if not isinstance(text, str) and (text is not None or name == "client_id"):
             raise TypeError(f"{name} must be str, not {type(text).__name__}")
     if will is not None and not isinstance(will, Will):
         raise TypeError(f"will must be a Will, not {type(will).__name__}")

@@ -1,7 +1,7 @@
 """Who comes in by a listener: the rule, and the slow work of verifying passwords, which may harm nobody else.
 
 Hashing happens in threads, a few at a time. Whoever fails waits for the answer, longer each time; an address that goes on failing
-has its attempts one after another.
+has its attempts one after another, and one that has failed lets the others go first.
 A user whose password was right once is recognised quickly from then on (by a keyed digest, in memory), so that ten thousand devices
 which come back at once cost no minutes, and whoever guesses beside them at the same address cannot keep them out.
 """
@@ -13,7 +13,7 @@ import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -48,6 +48,8 @@ class Guard:
     def __init__(self) -> None:
         self.throttle = Throttle()
         self.limiter = trio.CapacityLimiter(HASHES_COUNT_MAX)
+        self.suspects = trio.CapacityLimiter(max(1, HASHES_COUNT_MAX // 2))
+        """Addresses that have failed get in line for a thread so many at a time, or a hundred of them would stand before everybody else."""
         self.bans = Bans()
         """Of the config."""
         self.own_bans = Bans()
@@ -74,7 +76,8 @@ class Guard:
         address = address_of(request.peer)
         async with self._turn(address):
             entry, counts = passwords.find(name)
-            right = await trio.to_thread.run_sync(entry.verifies, password or b"", limiter=self.limiter)
+            async with self.suspects if self.throttle.has_failed(address, trio.current_time()) else nullcontext():
+                right = await trio.to_thread.run_sync(entry.verifies, password or b"", limiter=self.limiter)
             if right and counts and password is not None:
                 passwords.prove(name, password)
                 return name

@@ -47,6 +47,7 @@ async def test_what_is_wrong_with_a_topic_is_one_line_however_long_the_topic() -
         (None, {}, "where must be a URL or a Broker, not NoneType"),
         ("mqtt://localhost", {"username": 5}, "username must be str, not int"),
         ("mqtt://localhost", {"client_id": b"x"}, "client_id must be str, not bytes"),
+        ("mqtt://localhost", {"client_id": None}, "client_id must be str, not NoneType"),
         ("mqtt://localhost", {"username": "u", "password": 5}, "password must be str or bytes, not int"),
         ("mqtt://localhost", {"keep_alive_s": 1.5}, "keep_alive_s must be a whole number, not float"),
         ("mqtt://localhost", {"close_grace_s": "5"}, "close_grace_s must be a number, not str"),
@@ -108,6 +109,14 @@ def test_no_mistake_in_a_url_shows_what_is_in_it(url: str) -> None:
     with pytest.raises(ValueError, match="URL") as caught:
         connect(url)
     assert "hidden" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("wrong", [5, "x"])
+async def test_correlation_data_are_bytes(wrong: Any) -> None:
+    """Of a number five zeros were sent."""
+    async with open_broker() as hub, connect(hub) as client:
+        with pytest.raises(TypeError, match=f"correlation_data must be bytes-like, not {type(wrong).__name__}"):
+            await client.publish("a", correlation_data=wrong)
 
 
 async def test_topics_and_filters_are_text() -> None:

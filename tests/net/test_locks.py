@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import MockClock
 
 from broker import Broker, Config, ConfigError, ConnectRequest, open_broker
@@ -445,3 +446,40 @@ async def test_a_file_that_could_not_be_read_is_tried_again(
 
 def test_the_limit_of_threads_leaves_a_core() -> None:
     assert 1 <= locks.HASHES_COUNT_MAX < math.inf
+
+
+async def test_those_who_have_failed_do_not_stand_before_everybody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forty addresses that guess had forty hashes in line, six seconds of them, before somebody who came for the first time."""
+    hashed: list[str] = []
+
+    async def hash_in_line(verify: Any, password: bytes, *, limiter: trio.CapacityLimiter) -> bool:
+        async with limiter:
+            await everybody_stands_in_line.wait()
+            hashed.append(password.decode())
+        return password == b"right"
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", hash_in_line)
+    everybody_stands_in_line = trio.Event()
+    guard = Guard()
+    guard.limiter = trio.CapacityLimiter(1)
+    guard.suspects = trio.CapacityLimiter(1)
+    passwords = Passwords({"ann": hash_password(b"right", iterations=QUICK)})
+
+    async def ask(address: str, password: str) -> None:
+        request: Any = SimpleNamespace(username="ann", password=password.encode(), peer=f"{address}:50000")
+        if await guard.check(passwords, request) is not None:
+            came_in.set()
+
+    came_in = trio.Event()
+    async with trio.open_nursery() as nursery:
+        for number in range(40):
+            address = f"192.0.2.{number}"
+            guard.throttle.failed(address, trio.current_time())
+            nursery.start_soon(ask, address, "wrong")
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(ask, "198.51.100.1", "right")
+        await trio.testing.wait_all_tasks_blocked()
+        everybody_stands_in_line.set()
+        await came_in.wait()
+        nursery.cancel_scope.cancel()
+    assert hashed.index("right") <= 2
