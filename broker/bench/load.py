@@ -14,15 +14,20 @@ from typing import Final, NamedTuple
 
 import trio
 
-from broker.bench.connections import CONNECT_TIMEOUT_S, DIALS_COUNT_MAX, Endpoint, Publisher, Subscriber
+from broker.bench.endpoint import Endpoint
 from broker.bench.histogram import Histogram
 from broker.bench.plan import Plan
+from broker.bench.publisher import Publisher
 from broker.bench.report import Interval, Result
+from broker.bench.subscriber import Subscriber
 from broker.errors import ConnectError
 from broker.net.transport import BROKEN, SocketTransport, StreamTransport, Transport
 
 Dial = Callable[[trio.Nursery], Awaitable[trio.abc.Stream]]
 """A connected stream to the broker; what it needs to live runs in the nursery given. Raises ConnectError."""
+CONNECT_TIMEOUT_S: Final = 10.0
+DIALS_COUNT_MAX: Final = 64
+"""Connections being opened at a time."""
 DRAIN_S_MAX: Final = 60.0
 GOODBYE_S: Final = 2.0
 PINGREQ_BYTES: Final = b"\xc0\x00"
