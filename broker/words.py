@@ -11,6 +11,7 @@ import sys
 from typing import Final
 
 _WINSOCK: Final = 10_000
+NAME_LENGTH_MAX: Final = 256
 _IN_USE: Final = (32, 33)
 """ERROR_SHARING_VIOLATION, ERROR_LOCK_VIOLATION."""
 
@@ -31,3 +32,8 @@ def strerror(error: OSError) -> str:
 def printable(text: str) -> str:
     """With escapes for what would end the line, or move a terminal's cursor: a peer's words can have anything in them."""
     return text if text.isprintable() else "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
+def named(name: str | None) -> str | None:
+    """A Client Identifier or user name as a log line has it, to be quoted there: 64 KiB of them, twice a connection, would fill the disk."""
+    return name if name is None or len(name) <= NAME_LENGTH_MAX else f"{name[:NAME_LENGTH_MAX]}... ({len(name):,} letters)"

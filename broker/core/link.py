@@ -11,6 +11,7 @@ from broker.core.inflight import PACKET_ID_MAX
 from broker.core.outbox import Outbox
 from broker.wire.framing import PACKET_BYTES_LARGEST, FrameDecoder
 from broker.wire.packets import MQTT_5
+from broker.words import named
 
 if TYPE_CHECKING:
     from broker.core.access import Access
@@ -167,4 +168,4 @@ class Link:
 
     def describe(self) -> str:
         """For log lines: the client and where it is."""
-        return f"{self.client_id!r} ({self.peer})" if self.client_id else f"({self.peer})"
+        return f"{named(self.client_id)!r} ({self.peer})" if self.client_id else f"({self.peer})"

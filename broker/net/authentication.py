@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Callable, Final, NamedTuple, TypeAlias  #
 import trio
 
 from broker.reasons import ReasonCode
+from broker.words import named
 
 if TYPE_CHECKING:
     from broker.auth.acl import AccessRules
@@ -107,7 +108,7 @@ async def ask(inquiry: Inquiry, authenticate: Authenticate, limiter: trio.Capaci
             frame = traceback.extract_tb(error.__traceback__)[-1]
             logger.error(
                 "the authenticate hook failed for client %r at %s: %s at %s:%s; refused",
-                question.client_id, connection.peer, type(error).__name__, frame.filename, frame.lineno,
+                named(question.client_id), connection.peer, type(error).__name__, frame.filename, frame.lineno,
             )  # fmt: skip
         else:
             if isinstance(answer, str):
@@ -118,7 +119,7 @@ async def ask(inquiry: Inquiry, authenticate: Authenticate, limiter: trio.Capaci
                 refused = ReasonCode.BAD_USER_NAME_OR_PASSWORD
     if scope.cancelled_caught and trio.current_time() >= deadline:  # the core's own deadline may have come first
         who = "the client" if question.challenged else "the authenticate hook"
-        logger.warning("%s gave no answer in time: client %r at %s; refused", who, question.client_id, connection.peer)
+        logger.warning("%s gave no answer in time: client %r at %s; refused", who, named(question.client_id), connection.peer)
         if question.challenged:
             refused = ReasonCode.NOT_AUTHORIZED
     if not question.done:

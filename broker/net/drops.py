@@ -11,6 +11,8 @@ from typing import Final
 
 import trio
 
+from broker.words import named
+
 INTERVAL_S: Final = 30.0
 CLIENTS_COUNT_MAX: Final = 1000
 """Remembered by name in one interval, a reason; those beyond are counted together."""
@@ -54,7 +56,7 @@ class Drops:
         others, self._others = self._others, {}
         ranked = sorted(counts.items(), key=lambda item: item[1], reverse=True)
         for (client_id, reason), count in ranked[:LINES_COUNT_MAX]:
-            _log(reason, count, repr(client_id))
+            _log(reason, count, repr(named(client_id)))
         for (_, reason), count in ranked[LINES_COUNT_MAX:]:
             others[reason] = others.get(reason, 0) + count
         for reason, count in others.items():

@@ -26,6 +26,7 @@ from broker.auth.throttle import Throttle, address_of
 from broker.net.authentication import Verdict
 from broker.net.tls import Identity, identity_of
 from broker.reasons import ReasonCode
+from broker.words import named
 
 if TYPE_CHECKING:
     from broker.auth.tokens import Tokens
@@ -96,7 +97,7 @@ class Guard:
                 if request.final_data is None and address:
                     await trio.sleep(self.throttle.failed(address, trio.current_time()))
         except scram.ScramFault as fault:
-            logger.info("SCRAM failed for client %r at %s: %s", request.client_id, request.peer, fault)
+            logger.info("SCRAM failed for client %r at %s: %s", named(request.client_id), request.peer, fault)
             return None
         return None if request.final_data is None else exchange.name
 
@@ -239,4 +240,4 @@ class Lock:
 
 
 def _tell_token_fault(client_id: str, peer: str, fault: tokens.TokenFault) -> None:
-    logger.info("the token of client %r at %s is not taken: %s", client_id, peer, fault)
+    logger.info("the token of client %r at %s is not taken: %s", named(client_id), peer, fault)

@@ -17,6 +17,7 @@ from broker.net.inside import INSIDE
 from broker.net.seldom import Seldom
 from broker.net.tally import Tally
 from broker.reasons import ReasonCode
+from broker.words import named
 
 if TYPE_CHECKING:
     from broker.core.link import Link
@@ -41,15 +42,15 @@ class ClientLog(Observer):
             return
         self.tally.connects_count += 1
         if self.connections:
-            logger.info("connected %r from %s user=%r version=%s", link.client_id, link.peer, link.username, _VERSIONS.get(link.version, "?"))
+            logger.info("connected %r from %s user=%r version=%s", *_who(link), _VERSIONS.get(link.version, "?"))
 
     def refused(self, link: Link, reason: ReasonCode, cause: str) -> None:
         self.tally.refuse(reason if link.version else None)
         told = _cause(link, cause)
         if reason == ReasonCode.CONNECTION_RATE_EXCEEDED:  # whoever is too often here would fill the log too
-            self._seldom.warn("connect rate", "refused %r from %s user=%r: %s (0x%02X)", link.client_id, link.peer, link.username, told, int(reason))
+            self._seldom.warn("connect rate", "refused %r from %s user=%r: %s (0x%02X)", *_who(link), told, int(reason))
         elif link.version:
-            logger.warning("refused %r from %s user=%r: %s (0x%02X)", link.client_id, link.peer, link.username, told, int(reason))
+            logger.warning("refused %r from %s user=%r: %s (0x%02X)", *_who(link), told, int(reason))
         elif cause != CONNECTION_LOST:
             logger.warning("no CONNECT from %s: %s", link.peer, told)
         elif self.connections:  # came and went without a word: whoever looks whether the port is open
@@ -58,20 +59,24 @@ class ClientLog(Observer):
     def violation(self, link: Link, cause: str) -> None:
         self.tally.violations_count += 1
         if link.phase not in (AWAITING_CONNECT, AUTHENTICATING):  # else `refused` follows, and says the same
-            logger.warning("protocol violation by %r from %s: %s", link.client_id, link.peer, cause)
+            logger.warning("protocol violation by %r from %s: %s", named(link.client_id), link.peer, cause)
 
     def disconnected(self, link: Link, cause: str, error: bool) -> None:
         if link.listener == INSIDE:
             return
         self.tally.lost_count += error
         if self.connections:
-            logger.info("disconnected %r from %s user=%r: %s", link.client_id, link.peer, link.username, _cause(link, cause))
+            logger.info("disconnected %r from %s user=%r: %s", *_who(link), _cause(link, cause))
 
     def held_up(self, link: Link) -> None:
-        self._seldom.warn("rate", "%r from %s user=%r sends faster than it may, and is made to wait", link.client_id, link.peer, link.username)
+        self._seldom.warn("rate", "%r from %s user=%r sends faster than it may, and is made to wait", *_who(link))
 
     def dropped(self, client_id: str, reason: str, count: int) -> None:
         self.drops.note(client_id, reason, count)
+
+
+def _who(link: Link) -> tuple[str | None, str, str | None]:
+    return named(link.client_id), link.peer, named(link.username)
 
 
 def _cause(link: Link, cause: str) -> str:

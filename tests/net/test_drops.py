@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 import re
+from typing import Any
 
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from broker.client import connect
+from broker.errors import ConnectRefused
+from broker.net.authentication import ConnectRequest
 from broker.net.drops import CLIENTS_COUNT_MAX, INTERVAL_S, LINES_COUNT_MAX, Drops
 from broker.opening import open_broker
 from tests.net.test_hub import attached
@@ -67,3 +71,31 @@ async def test_lines_and_memory_are_bounded(caplog: pytest.LogCaptureFixture, au
         assert lines[1] == "INFO dropped 1 message for 'c0': expired"
         assert lines[-1] == f"INFO dropped {CLIENTS_COUNT_MAX * 2 - LINES_COUNT_MAX} messages for other clients: expired"
         nursery.cancel_scope.cancel()
+
+
+async def test_a_name_of_64_kib_is_cut_in_every_line(caplog: pytest.LogCaptureFixture, autojump_clock: MockClock) -> None:
+    """Each connection wrote 300 kB, as escapes that its sender paid a quarter of: 500 of them were 76 MB of log."""
+    caplog.set_level(logging.INFO, "broker")
+    name = "\n" * 60_000
+    longest: Any = {"client_id": name, "username": name, "password": "x"}
+    async with open_broker(authenticate=_refuses) as hub:
+        with pytest.raises(ConnectRefused):
+            async with connect(hub, **longest):
+                pytest.fail("entered")
+    async with open_broker() as hub, connect(hub, **longest), open_broker(authenticate=_fails) as other:
+        hub._log.dropped(name, "expired", 1)
+        with pytest.raises(ConnectRefused):
+            async with connect(other, **longest):
+                pytest.fail("entered")
+    lines = [record.getMessage() for record in caplog.records]
+    for begin in ("refused ", "connected ", "disconnected ", "dropped ", "the authenticate hook failed"):
+        assert any(line.startswith(begin) for line in lines), begin
+    assert all("60,000 letters" in line and len(line) < 1500 for line in lines)
+
+
+async def _refuses(request: ConnectRequest) -> str | None:
+    return None
+
+
+async def _fails(request: ConnectRequest) -> str | None:
+    raise RuntimeError
