@@ -254,6 +254,8 @@ def _on_second_connect(state: State, link: Link, packet: Any, now: float) -> Non
 def _on_disconnect(state: State, link: Link, packet: Disconnect, now: float) -> None:
     if packet.reason not in CLIENT_DISCONNECT_CODES:
         raise ProtocolError(f"DISCONNECT with {packet.reason.describe()} from a client")  # [MQTT5-3.14.2-1]
+    if packet.properties.server_reference is not None:
+        raise ProtocolError("DISCONNECT with a Server Reference from a client")  # only a server sends one (3.14.2.2.5)
     on_disconnect(state, link, packet.reason, packet.properties, now)
 
 

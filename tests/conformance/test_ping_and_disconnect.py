@@ -87,6 +87,17 @@ async def test_codes_a_client_may_not_send(code: int) -> None:
         await watcher.expect(Publish("will", b"gone"))
 
 
+async def test_a_client_has_no_server_reference_to_give() -> None:
+    """It is no valid DISCONNECT then, so the Will goes out."""
+    async with Scene() as scene:
+        watcher = await scene.connect("watcher")
+        await watcher.subscribe("will")
+        peer = await scene.connect("a", will=WILL)
+        await peer.send(bytes.fromhex("e0 06 00 04 1c 00 01 62"))
+        await peer.expect_closed(0x82)
+        assert await watcher.payloads() == [b"gone"]
+
+
 @pytest.mark.statement("MQTT5-3.14.4-1", "MQTT311-3.14.4-2")
 @both_versions
 async def test_nothing_counts_after_a_disconnect(version: int) -> None:
