@@ -155,15 +155,16 @@ $(FUZZ)/.stamp: $(SOURCES)
 	@$(FUZZ)/bin/python -m pip install --quiet --disable-pip-version-check 'atheris>=2.3' 'msgspec>=0.19'
 	@touch $@
 
-# From an sdist, so that no machine code is left between the sources.
+# From an sdist, so that no machine code is left between the sources. As old as its beginning, so that what is edited meanwhile is compiled the next time.
 $(WHEEL)/.stamp-built: $(SOURCES) $(PACKAGE)
 	$(call make_environment,$(WHEEL))
 	@cc --version >/dev/null 2>&1 || { echo "a C compiler is needed. On Debian and Ubuntu: apt install gcc libc6-dev python3-dev" >&2; exit 1; }
 	@$(WHEEL)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt build
 	@rm -f dist/*-cp*.whl
+	@touch $(WHEEL)/begun
 	@echo "compiling, which takes a minute ..."
 	@PIP_CONSTRAINT=$(CURDIR)/constraints.txt HATCH_BUILD_HOOK_ENABLE_MYPYC=1 $(WHEEL)/bin/python -m build --outdir dist >$(WHEEL)/log 2>&1 || { cat $(WHEEL)/log >&2; exit 1; }
-	@touch $@
+	@mv $(WHEEL)/begun $@
 
 $(COMPILED)/.stamp: $(WHEEL)/.stamp-built
 	$(call make_environment,$(COMPILED))
