@@ -14,6 +14,7 @@ from broker.core.deadlines import SESSION_EXPIRY, WILL_DELAY
 from broker.core.gates import note
 from broker.core.link import CONNECTED, ENDED
 from broker.core.message import ApplicationMessage
+from broker.core.observer import DISCONNECTED
 from broker.core.session import granted_expiry_s
 from broker.errors import ProtocolError
 from broker.reasons import SERVER_DISCONNECT_CODES, ReasonCode
@@ -44,7 +45,7 @@ def on_disconnect(state: State, link: Link, reason: ReasonCode, properties: Prop
             raise ProtocolError("DISCONNECT sets a Session Expiry Interval, where CONNECT had none")  # not a valid DISCONNECT (3.14.2.2.2)
         session.expiry_s = granted_expiry_s(expiry, link.limits.session_expiry_s_max)
     normal = reason == ReasonCode.SUCCESS
-    leave(state, link, now, "it disconnected" if normal else f"it disconnected: {reason.describe()}", error=not normal, discard_will=normal)
+    leave(state, link, now, DISCONNECTED if normal else f"{DISCONNECTED}: {reason.describe()}", error=not normal, discard_will=normal)
     link.closing = True
     state.mark_ready(link)
 

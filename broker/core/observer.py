@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 CONNECTION_LOST: Final = "the connection was lost"
 """The cause of whatever the core knows no other cause for."""
+DISCONNECTED: Final = "it disconnected"
+"""By a DISCONNECT of Normal disconnection. The words of another reason code follow."""
 
 
 class Observer:

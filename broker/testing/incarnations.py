@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from broker.core.link import ENDED, Link
+from broker.core.observer import DISCONNECTED
 from broker.testing.ledger import WillView
 from broker.testing.wire import Line
 
@@ -55,7 +56,8 @@ class Incarnations:
         if line in self._goodbye_at and line.up.delivered_bytes >= self._goodbye_at[line] and not was_over:
             known = self.of.get(link.client_id)
             if known is not None and known.line is line:
-                known.said_goodbye = None if link.phase != ENDED else True
+                # What came before it in the same read may have made the broker end the connection, and then the Will is due.
+                known.said_goodbye = None if link.phase != ENDED else link.cause == DISCONNECTED
                 known.goodbye_in = self._simulation.engine.last_change
 
     def accepted(self, line: Line, at: float) -> None:
