@@ -111,7 +111,7 @@ def test_every_mistake_is_told() -> None:
             "limits": {"receive_maximum": 0, "queue_count_max": "many", "queue_cuont_max": 1},
             "log": {"level": "loud"},
             "listeners": [{"port": 99_999, "backlog": 0}, {"hots": "x", "unix_mode": "rw"}],
-            "overflow": [{"filter": "a/#/b", "rule": "refuse"}, {"filter": "a"}],
+            "overflow": [{"filter": "a/#/b", "rule": "refuse"}, {"filter": "a"}, {"filter": "$share/g/a/#", "rule": "latest"}],
         }
     )
     assert found["allow_anonymous"] == "expected true or false, got 3"
@@ -126,6 +126,7 @@ def test_every_mistake_is_told() -> None:
     assert "octal digits" in found["listeners[1].unix_mode"]
     assert "#" in found["overflow[0].filter"]
     assert found["overflow[1].rule"] == "is missing"
+    assert "'a/#'" in found["overflow[2].filter"]
 
 
 def test_limits_of_listeners_and_users() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 
@@ -43,4 +44,6 @@ def pattern_fault(pattern: str) -> str | None:
     """What is wrong with one of `client_ids`; None if nothing is."""
     if not pattern:
         return "an empty pattern fits nothing"
+    if re.search("%[a-tv-z]", pattern):
+        return f'"%u" is the user name, and there is nothing else with a "%", got {pattern!r}'
     return 'a * stands at the end only, as in "%u-*"' if "*" in pattern[:-1] else None

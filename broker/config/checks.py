@@ -21,7 +21,7 @@ from broker.net.dial import parse_url
 from broker.net.listener import NOT_WITH_UNIX, Listener, check, is_loopback
 from broker.net.settings import BEFORE_CONNECT, WHOLE_BROKER, limit_faults
 from broker.net.tls import TlsFiles, TlsName, make_context
-from broker.wire.topics import topic_filter_fault
+from broker.wire.topics import split_shared, topic_filter_fault
 
 _NOT_OF_LISTENERS: Final = dict.fromkeys(sorted(OF_ALL), WHOLE_BROKER)
 _NOT_OF_USERS: Final = _NOT_OF_LISTENERS | dict.fromkeys(sorted(OF_STRANGERS), BEFORE_CONNECT)
@@ -69,8 +69,11 @@ def check_not_negative(path: str, values: Mapping[str, float], problems: Problem
 
 
 def check_filters(filters: Sequence[tuple[str, str]], key: str, problems: Problems) -> None:
+    """Of rules, which are about topics: those of a shared subscription stand behind its group."""
     for place, filter in filters:
         fault = topic_filter_fault(filter)
+        if fault is None and split_shared(filter)[0] is not None:
+            fault = f"no message has a topic that begins so; the rule for this shared subscription is one for {split_shared(filter)[1]!r}"
         if fault is not None:
             problems.append((f"{place}.{key}", fault))
 

@@ -160,4 +160,5 @@ def test_called_as_the_user() -> None:
 def test_pattern_faults() -> None:
     assert pattern_fault("") is not None
     assert pattern_fault("a*b") is not None
-    assert [pattern_fault(one) for one in ("*", "a", "%u-*", "a%ub")] == [None] * 4
+    assert pattern_fault("%c-*") is not None
+    assert [pattern_fault(one) for one in ("*", "a", "%u-*", "a%ub", "100%")] == [None] * 5
