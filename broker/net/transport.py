@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 
 READ_BYTES: Final = 65_536
 READ_BYTES_CROWDED: Final = 16_384
+READ_BYTES_TOGETHER: Final = 8 * READ_BYTES
+"""Of all who stream, one read each: about 1 ms of small messages. Shared out evenly, not by a step from 64 to 16 KiB: a load near the step went
+back and forth over it (`pairs-10` in 5.0, whose frames are a byte longer, stayed below it and cost 1.17 times 3.1.1)."""
 READ_BYTES_MORE: Final = 131_008
 """For those who stream large frames: seven of 16 KiB with their heads. From 128 KiB on malloc would map and clear the memory anew for each read."""
-STREAMING_COUNT_CROWDED: Final = 8
 STREAM_SEND_BYTES: Final = 65_536
 """Handed to `send_all` at a time: what lies inside a foreign stream is no longer ours to count."""
 
@@ -43,8 +45,8 @@ wait_task_rescheduled: Final = trio.lowlevel.wait_task_rescheduled
 
 
 class Commons:
-    """What the sockets of one server share: how much a read takes, which is 64 KiB, or 16 KiB while many clients stream, so that a bystander's
-    turn comes soon; and where they wait who are silent."""
+    """What the sockets of one server share: how much a read takes, which is 64 KiB, and less, down to 16 KiB, while many clients stream, so that a
+    bystander's turn comes soon; and where they wait who are silent."""
 
     __slots__ = ("_scratch", "read_bytes", "silence", "streaming_count")
 
@@ -62,7 +64,7 @@ class Commons:
 
     def change_streaming(self, by: int) -> None:
         self.streaming_count += by
-        self.read_bytes = READ_BYTES_CROWDED if self.streaming_count > STREAMING_COUNT_CROWDED else READ_BYTES
+        self.read_bytes = max(READ_BYTES_CROWDED, min(READ_BYTES, READ_BYTES_TOGETHER // (self.streaming_count or 1)))
 
 
 class Transport(Protocol):

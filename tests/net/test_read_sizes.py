@@ -7,9 +7,30 @@ import socket
 import trio
 
 from broker import open_broker
-from broker.net.transport import READ_BYTES, READ_BYTES_CROWDED, STREAMING_COUNT_CROWDED, Commons, SocketTransport
+from broker.net.transport import READ_BYTES, READ_BYTES_CROWDED, READ_BYTES_TOGETHER, Commons, SocketTransport
 from broker.wire.packets import Publish
 from tests.net.mqtt import Client
+
+
+CROWD_COUNT = READ_BYTES_TOGETHER // READ_BYTES_CROWDED
+
+
+def test_who_streams_shares_a_round_evenly() -> None:
+    commons = Commons()
+    sizes = {0: commons.read_bytes}
+    for count in range(1, 4 * CROWD_COUNT):
+        commons.change_streaming(1)
+        sizes[count] = commons.read_bytes
+    together = {count: count * size for count, size in sizes.items()}
+    assert sizes[0] == sizes[1] == sizes[READ_BYTES_TOGETHER // READ_BYTES] == READ_BYTES
+    assert all(size == READ_BYTES_CROWDED for count, size in sizes.items() if count >= CROWD_COUNT)
+    assert all(together[count] <= READ_BYTES_TOGETHER for count in range(CROWD_COUNT + 1))
+    # No step: one more takes from the others what it needs itself, and no more.
+    assert all(together[count] > READ_BYTES_TOGETHER - count for count in range(READ_BYTES_TOGETHER // READ_BYTES, CROWD_COUNT + 1))
+    for count in reversed(range(1, 4 * CROWD_COUNT)):
+        assert commons.read_bytes == sizes[count]
+        commons.change_streaming(-1)
+    assert commons.read_bytes == READ_BYTES
 
 
 async def test_the_next_read_only_and_not_in_a_crowd() -> None:
@@ -21,10 +42,10 @@ async def test_the_next_read_only_and_not_in_a_crowd() -> None:
         transport.read_more(1000)
         assert transport.take() == bytes(1000)
         assert transport.streaming
-        commons.change_streaming(STREAMING_COUNT_CROWDED)
+        commons.change_streaming(CROWD_COUNT)
         transport.read_more(1000)
         assert transport.take() == bytes(READ_BYTES_CROWDED)
-        commons.change_streaming(-STREAMING_COUNT_CROWDED)
+        commons.change_streaming(-CROWD_COUNT)
         assert transport.take() == bytes(READ_BYTES + 2000 - READ_BYTES_CROWDED)
         assert not transport.streaming
         transport.close()
