@@ -11,7 +11,6 @@ from broker.net.transport import READ_BYTES, READ_BYTES_CROWDED, READ_BYTES_TOGE
 from broker.wire.packets import Publish
 from tests.net.mqtt import Client
 
-
 CROWD_COUNT = READ_BYTES_TOGETHER // READ_BYTES_CROWDED
 
 
