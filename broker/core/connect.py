@@ -15,13 +15,13 @@ from broker.core.admission import refusal_of, refuse, unserved
 from broker.core.auth import AuthRequest
 from broker.core.connack import CONNACK_NEW, CONNACK_PRESENT, connack
 from broker.core.deadlines import KEEP_ALIVE
-from broker.core.delivery import pump
 from broker.core.ending import close_link, drop_will, end_session, keep_will, leave
 from broker.core.gates import gate, note
 from broker.core.inflight import PACKET_ID_MAX
 from broker.core.limits import outbox_mark
 from broker.core.link import AUTHENTICATING, CONNECTED
 from broker.core.mount import mounted_will
+from broker.core.pumping import pump
 from broker.core.rate import Rate
 from broker.core.runs import OTHER_FORM_BYTES_MAX
 from broker.core.session import Session, granted_expiry_s

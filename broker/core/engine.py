@@ -18,7 +18,6 @@ from broker.core.access import Access, Authorize
 from broker.core.admission import refuse
 from broker.core.allowance import Allowance, UserLimits
 from broker.core.authenticating import authenticated, challenge
-from broker.core.delivery import pump
 from broker.core.due import on_due
 from broker.core.ending import close_link, discard, end_session, leave
 from broker.core.gates import gate, let_through, open_gates
@@ -32,6 +31,7 @@ from broker.core.new_limits import use_limits
 from broker.core.observer import CONNECTION_LOST, Observer
 from broker.core.overflow import OverflowRules
 from broker.core.publish import publish
+from broker.core.pumping import pump
 from broker.core.receiving import make_room, paced, process, violation
 from broker.core.relay import passed_on, sole_recipient
 from broker.core.reserved import drop_unreserved, release, reserve

@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from broker.core.acknowledging import PUBACK, PUBCOMP, PUBREC, PUBREL, complete, release, settle
-from broker.core.delivery import pump
 from broker.core.gates import note
 from broker.core.link import CONNECTED
 from broker.core.publish_run import publish_run
+from broker.core.pumping import pump
 
 if TYPE_CHECKING:
     from broker.core.link import Link

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Final
 
 from broker.core.access import is_bridge_state
 from broker.core.deadlines import RETAINED_EXPIRY
-from broker.core.delivery import deliver, pump
+from broker.core.delivery import deliver
 from broker.core.gates import note
 from broker.core.kept import Expiring, Kept, kept_of, size_as_kept
 from broker.core.link import CONNECTED
 from broker.core.message import ApplicationMessage
+from broker.core.pumping import pump
 from broker.core.topic_table import KEPT_TOPIC_LENGTH_MAX, STEPS_PER_WORK_SHIFT
 from broker.errors import ProtocolError
 from broker.reasons import ReasonCode

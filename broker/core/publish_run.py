@@ -10,13 +10,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from broker.core import pausing
-from broker.core.delivery import deliver, goes_as_run, may_send, queue_run, send_first
+from broker.core.delivery import deliver, goes_as_run, may_send, send_first
 from broker.core.gates import gate_exactly, note
 from broker.core.inflight import NO_RECEIVER, PACKET_ID_MAX
 from broker.core.owed import PublishRun
 from broker.core.packet_ids import PacketIds, packet_ids
 from broker.core.plain_properties import plain_stop
 from broker.core.publish import recognise
+from broker.core.queueing import queue_run
 from broker.core.runs import OTHER_FORM_BYTES_MAX, alike
 from broker.core.waiting_run import QueuedRun
 from broker.wire.packets import MQTT_5

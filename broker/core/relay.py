@@ -13,11 +13,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from broker.core import pausing
-from broker.core.delivery import deliver, wait_run
+from broker.core.delivery import deliver
 from broker.core.first import relay_firsts
 from broker.core.message import ApplicationMessage, forwarded
 from broker.core.plain_properties import plain_stop
 from broker.core.publish import recognise
+from broker.core.queueing import wait_run
 from broker.core.runs import OTHER_FORM_BYTES_MAX, alike, at_qos_0, tails
 from broker.core.waiting_run import WaitingRun
 from broker.wire.packets import MQTT_5, NO_PROPERTIES, PUBLISH, Properties

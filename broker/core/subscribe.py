@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from broker.core.delivery import pump
 from broker.core.gates import note
 from broker.core.mount import mounted_filter
+from broker.core.pumping import pump
 from broker.core.replay import Replay
 from broker.core.topic_table import DEEP_LEVELS, more_places
 from broker.errors import ProtocolError

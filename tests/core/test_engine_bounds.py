@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from broker.core.deadlines import SESSION_EXPIRY
-from broker.core.delivery import REPLAY_STEP_WORK, REPLAY_VISITS_COUNT
 from broker.core.engine import Engine
 from broker.core.limits import Limits
 from broker.core.link import Link
 from broker.core.message import ApplicationMessage
+from broker.core.pumping import REPLAY_STEP_WORK, REPLAY_VISITS_COUNT
 from broker.core.session import Session
 from broker.wire.codec import encode
 from broker.wire.packets import (

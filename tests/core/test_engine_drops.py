@@ -192,7 +192,7 @@ def test_there_is_no_other_reason_and_each_is_documented() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "count_dropped":
                 reason = node.args[1]
-                assert isinstance(reason, ast.Constant) or (isinstance(reason, ast.Name) and path.name == "delivery.py")
+                assert isinstance(reason, ast.Constant) or (isinstance(reason, ast.Name) and path.name == "queueing.py")
                 if isinstance(reason, ast.Constant):
                     found.add(str(reason.value))
     assert found == CASES.keys() == set(REASONS)
