@@ -45,7 +45,8 @@ from broker.messages import (
 from broker.metrics.sys_topics import SysTopics
 from broker.net.authentication import Authenticate
 from broker.net.bound_socket import BoundSocket
-from broker.net.doors import Doorkeeper, anonymous_at, is_locked, without_live
+from broker.net.doorkeeper import Doorkeeper, without_live
+from broker.net.doors import anonymous_at, is_locked
 from broker.net.listen import adopted_is_private
 from broker.net.listener import Listener, control_faults
 from broker.net.observer import ClientLog

@@ -31,7 +31,7 @@ from broker.net.authentication import Authenticate
 from broker.net.bound_socket import BoundSocket
 from broker.net.committer import Committer
 from broker.net.connection import bytes_underway
-from broker.net.doors import Doorkeeper
+from broker.net.doorkeeper import Doorkeeper
 from broker.net.listen import at_descriptor, bind_all
 from broker.net.listener import Listener, parse_listener
 from broker.net.observer import ClientLog

@@ -14,7 +14,7 @@ from broker import Broker, Config, ConfigError, open_broker
 from broker.auth.bans import Ban
 from broker.auth.hashes import PasswordHash
 from broker.auth.passwords import Passwords
-from broker.net import doors
+from broker.net import doorkeeper
 from broker.reasons import ReasonCode
 from broker.wire.packets import ConnAck, Connect, Disconnect, PingReq, PingResp, Properties
 from tests.net.mqtt import Client
@@ -138,7 +138,7 @@ async def test_what_cannot_be_banned(hub: Broker, monkeypatch: pytest.MonkeyPatc
         hub.ban()
     with pytest.raises(ValueError, match="address: expected an address"):
         hub.ban(address="example.org")
-    monkeypatch.setattr(doors, "BANS_COUNT_MAX", 2)
+    monkeypatch.setattr(doorkeeper, "BANS_COUNT_MAX", 2)
     hub.ban(client_id="a", until=datetime(2001, 1, 1, tzinfo=UTC))
     hub.ban(client_id="b")
     hub.ban(client_id="c")  # the one that has ended gives way

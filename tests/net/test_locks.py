@@ -18,7 +18,7 @@ from trio.testing import MockClock
 from broker import Broker, Config, ConfigError, ConnectRequest, open_broker
 from broker.auth.hashes import Argon2Hash, MosquittoHash, PasswordHash, hash_password
 from broker.auth.passwords import Passwords
-from broker.net import doors, locks
+from broker.net import doorkeeper, doors, locks
 from broker.net.listener import Listener
 from broker.net.locks import Guard
 from broker.reasons import ReasonCode
@@ -409,13 +409,13 @@ async def test_files_that_change_are_read_again_once_they_hold_still(
         may = hub._engine.state.access.may
         assert may(None, "x", "receive", "a")
         path.write_text("topic read a\ntopic raed b\n")
-        await trio.sleep(doors.WATCH_INTERVAL_S * 3)
+        await trio.sleep(doorkeeper.WATCH_INTERVAL_S * 3)
         assert may(None, "x", "receive", "a")
         assert [record.levelname for record in caplog.records if "is not used" in record.message] == ["ERROR"]
-        await trio.sleep(doors.WATCH_INTERVAL_S * 10)
+        await trio.sleep(doorkeeper.WATCH_INTERVAL_S * 10)
         assert sum("is not used" in record.message for record in caplog.records) == 1
         path.write_text("topic read b and more\ntopic read b\n")
-        await trio.sleep(doors.WATCH_INTERVAL_S * 3)
+        await trio.sleep(doorkeeper.WATCH_INTERVAL_S * 3)
         assert may(None, "x", "receive", "b")
         assert not may(None, "x", "receive", "a")
 
@@ -437,9 +437,9 @@ async def test_a_file_that_could_not_be_read_is_tried_again(
         path.write_text("topic read another\n")
         with monkeypatch.context() as patch:
             patch.setattr(doors, "load_rules", load)
-            await trio.sleep(doors.RETRY_INTERVAL_S * 3)
+            await trio.sleep(doorkeeper.RETRY_INTERVAL_S * 3)
         assert may(None, "x", "receive", "a")
-        await trio.sleep(doors.RETRY_INTERVAL_S * 2)
+        await trio.sleep(doorkeeper.RETRY_INTERVAL_S * 2)
         assert may(None, "x", "receive", "another")
         assert sum("is not used" in record.message for record in caplog.records) == 1
 

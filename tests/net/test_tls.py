@@ -27,7 +27,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from broker import Broker, Config, ConfigError, open_broker
 from broker import connect as connect_client
-from broker.net.doors import WATCH_INTERVAL_S
+from broker.net.doorkeeper import WATCH_INTERVAL_S
 from broker.net.listener import Listener
 from broker.net.tls import TlsFiles, TlsName, dns_names_of, identity_of
 from broker.reasons import ReasonCode
@@ -524,7 +524,7 @@ async def test_a_name_may_be_added_to_a_listener_that_is_open(pki: Pki, several:
 
 
 async def test_a_further_certificate_is_renewed_too(pki: Pki, several: TlsFiles, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("broker.net.doors.WATCH_INTERVAL_S", 0.01)
+    monkeypatch.setattr("broker.net.doorkeeper.WATCH_INTERVAL_S", 0.01)
     async with open_broker(config_of(several)) as hub:
         assert await trio.to_thread.run_sync(shown_to, port_of(hub), pki.ca_path, "d.example") == "main.example"
         pki.issue("other1", pki.ca.issue_cert("d.example"))
@@ -560,7 +560,7 @@ async def test_half_a_renewal_changes_nothing(pki: Pki, caplog: pytest.LogCaptur
 
 async def test_files_are_watched(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> None:
     assert WATCH_INTERVAL_S <= 5
-    monkeypatch.setattr("broker.net.doors.WATCH_INTERVAL_S", 0.01)
+    monkeypatch.setattr("broker.net.doorkeeper.WATCH_INTERVAL_S", 0.01)
     async with open_broker(config_of(pki.files)) as hub:
         port = port_of(hub)
         old = await trio.to_thread.run_sync(serial_of, port, pki.ca_path)

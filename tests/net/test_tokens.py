@@ -18,7 +18,7 @@ from trio.testing import MockClock
 
 from broker import Broker, Config, ConfigError, Listener, open_broker
 from broker.auth.tokens import Jwt, Tokens
-from broker.net import doors
+from broker.net import doorkeeper
 from broker.reasons import ReasonCode
 from broker.wire.packets import Auth, ConnAck, Connect, Disconnect, PingReq, PingResp, Properties, PubAck, Publish, WillMessage
 from tests.net.mqtt import Client
@@ -291,12 +291,12 @@ async def test_a_new_key_is_taken_over_and_a_wrong_one_is_not(settings: Jwt, aut
     async with open_broker(config_of(settings), listeners=[]) as hub:
         assert await answer(hub, SECRET) == YES
         path.write_text("short")
-        await trio.sleep(doors.WATCH_INTERVAL_S * 3)
+        await trio.sleep(doorkeeper.WATCH_INTERVAL_S * 3)
         assert "is not used" in caplog.text
         assert "short" not in caplog.text.replace(str(path), "")
         assert await answer(hub, SECRET) == YES
         path.write_text(OTHER)
-        await trio.sleep(doors.WATCH_INTERVAL_S * 3)
+        await trio.sleep(doorkeeper.WATCH_INTERVAL_S * 3)
         assert [await answer(hub, secret) for secret in (SECRET, OTHER)] == [BAD, YES]
         with pytest.raises(ConfigError, match="user_claim"):
             hub.reload(config_of(Jwt(key_file=str(path), user_claim="")))
