@@ -68,12 +68,43 @@ class TokenFault(Exception):
     """Why a token is not taken; for a log line."""
 
 
+class TokenRules(AccessRules):
+    """What a token allows, instead of the files. text: the same again, for `kept_rules`."""
+
+    __slots__ = ("text",)
+
+    def __init__(self, name: str, table: object) -> None:
+        """name: of the claim that has the table. TokenFault."""
+        if not isinstance(table, dict) or not set(table) <= set(_RIGHTS):
+            raise TokenFault(f"its {name} is no table of pub, sub and all")
+        rules = []
+        for word, filters in table.items():
+            if not isinstance(filters, list) or len(filters) > RULES_COUNT_MAX:
+                raise TokenFault(f"its {name}.{word} is no list of at most {RULES_COUNT_MAX:,} filters")
+            for filter in filters:
+                if not isinstance(filter, str) or topic_filter_fault(filter) is not None:
+                    raise TokenFault(f"its {name}.{word} has something that is no Topic Filter")
+                filled = filter.replace("${username}", "%u").replace("${clientid}", "%c")  # as others write them
+                rules.append(Rule(filled, _RIGHTS[word], None, True, f"token: {name}.{word}", filter))
+        super().__init__(rules)
+        self.text = json.dumps([name, table], separators=(",", ":"))
+
+
+def kept_rules(text: str) -> AccessRules:
+    """Those of `TokenRules.text`, which lay in a store; where it is damaged, nothing is allowed."""
+    try:
+        name, table = json.loads(text)
+        return TokenRules(str(name), table)
+    except (ValueError, TypeError, RecursionError, TokenFault):
+        return AccessRules(())
+
+
 class Claims(NamedTuple):
     """ends_at_s: Unix time, `math.inf` for never. rules: None leaves it to the files."""
 
     username: str
     ends_at_s: float
-    rules: AccessRules | None
+    rules: TokenRules | None
 
 
 class Key(NamedTuple):
@@ -95,6 +126,10 @@ class Tokens:
         self._keys = keys
         required = [settings.user_claim] + (["exp"] if settings.require_expiry else [])
         self._options: Options = {"require": required, "verify_sub": False, "verify_jti": False}
+
+    @property
+    def bring_rules(self) -> bool:
+        return self._settings.access_claim is not None
 
     def is_for(self, username: str | None, password: bytes | None) -> bool:
         """Is this CONNECT to be judged by a token, and not by a password?"""
@@ -119,7 +154,8 @@ class Tokens:
         ends_at_s = math.inf
         if "exp" in claims:
             ends_at_s = float(min(int(claims["exp"]), 1 << 53)) + self._settings.leeway_s
-        return Claims(name, ends_at_s, self._rules(claims))
+        claim = self._settings.access_claim
+        return Claims(name, ends_at_s, None if claim is None or claim not in claims else TokenRules(claim, claims[claim]))
 
     def _verified(self, token: bytes) -> dict[str, Any]:
         import jwt
@@ -160,24 +196,6 @@ class Tokens:
         if len(found) > CANDIDATES_COUNT_MAX:
             raise TokenFault(f"it does not say (kid) which of {len(found)} keys has signed it")
         return found
-
-    def _rules(self, claims: dict[str, Any]) -> AccessRules | None:
-        name = self._settings.access_claim
-        if name is None or name not in claims:
-            return None
-        table = claims[name]
-        if not isinstance(table, dict) or not set(table) <= set(_RIGHTS):
-            raise TokenFault(f"its {name} is no table of pub, sub and all")
-        rules = []
-        for word, filters in table.items():
-            if not isinstance(filters, list) or len(filters) > RULES_COUNT_MAX:
-                raise TokenFault(f"its {name}.{word} is no list of at most {RULES_COUNT_MAX:,} filters")
-            for filter in filters:
-                if not isinstance(filter, str) or topic_filter_fault(filter) is not None:
-                    raise TokenFault(f"its {name}.{word} has something that is no Topic Filter")
-                filled = filter.replace("${username}", "%u").replace("${clientid}", "%c")  # as others write them
-                rules.append(Rule(filled, _RIGHTS[word], None, True, f"token: {name}.{word}", filter))
-        return AccessRules(rules)
 
 
 def _can_be_sent(name: str) -> bool:

@@ -20,13 +20,19 @@ def is_bridge_state(topic: str) -> bool:
 
 
 class Access:
-    __slots__ = ("_authorize", "_on_error", "allows_all", "refuses_wills")
+    __slots__ = ("_authorize", "_on_error", "allows_all", "own", "refuses_wills")
 
     def __init__(
-        self, authorize: Authorize | None = None, on_error: Callable[[Exception], None] | None = None, *, refuses_wills: bool = True
+        self,
+        authorize: Authorize | None = None,
+        on_error: Callable[[Exception], None] | None = None,
+        *,
+        refuses_wills: bool = True,
+        own: str = "",
     ) -> None:
         """refuses_wills: a CONNECT whose Will may not be published is refused; else the client comes in, and the Will is not published,
-        which is Mosquitto's way."""
+        which is Mosquitto's way. own: where it is of one client, and not of a listener, what a store keeps to have the same again."""
+        self.own = own
         self._on_error = on_error
         self.use(authorize, refuses_wills=refuses_wills)
 

@@ -14,6 +14,7 @@ from broker.core.auth import AuthRequest
 from broker.core.connect import accept, give_access
 from broker.core.deadlines import AUTHENTICATION_END
 from broker.core.ending import close_link
+from broker.core.gates import note
 from broker.core.link import AUTHENTICATING, CONNECTED
 from broker.errors import ProtocolError
 from broker.reasons import ReasonCode
@@ -132,3 +133,6 @@ def _authenticate_until(state: State, link: Link, ends_at: float, access: Access
         link.access = access
         link.known_topics = {}
         give_access(state, session, link)
+        note(state, session)
+        if state.journal is not None:
+            state.journal.touch_will(session)

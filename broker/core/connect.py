@@ -113,8 +113,7 @@ def accept(state: State, link: Link, packet: Connect, now: float, final_data: by
 def _record(state: State, journal: Journal, session: Session, link: Link) -> None:
     """What is to outlive the process is written down before its client is told that it is there."""
     will = session.will
-    # One that its client may not publish, by rights that the store does not know, would be published after a crash.
-    if will is not None and session.access.may(link.username, link.client_id, "publish", will.topic):
+    if will is not None:
         journal.keep_will(session, link.listener)
     if session.record is None:
         if not session.lasts:
@@ -171,16 +170,16 @@ def _taken_over(state: State, link: Link, session: Session, packet: Connect, now
     state.deadlines.cancel(session.expiry_deadline)
     session.expiry_deadline = None
     drop_will(state, session)  # [MQTT5-3.1.3-9]
-    give_access(state, session, link)
-    if session.record is not None and session.record.is_restored:
+    is_restored = session.record is not None and session.record.is_restored
+    if session.record is not None:
         session.record.is_restored = False
-        _keep_permitted(state, session)
+    give_access(state, session, link, is_restored=is_restored)
     session.allowance = link.allowance
     return session
 
 
 def _keep_permitted(state: State, session: Session) -> None:
-    """Of what waits for it. The store knows nothing of rights that a client alone has, as a token gives them: its listener's held meanwhile."""
+    """Of what waits for it: that was put there by other rights."""
     queue = session.queue
     if queue.count and not session.access.allows_all:
         state.work += queue.count
@@ -189,12 +188,15 @@ def _keep_permitted(state: State, session: Session) -> None:
             state.count_dropped(session.client_id, "not-authorized", dropped)
 
 
-def give_access(state: State, session: Session, link: Link) -> None:
+def give_access(state: State, session: Session, link: Link, *, is_restored: bool = False) -> None:
     """A session may do what its link may: another one than before, if it came in by another listener, or with other rights of its own."""
-    if session.access is not link.access:
+    before = session.access
+    if before is not link.access:
         session.access = link.access
         state.work += len(session.subscriptions) >> 4
         state.topics.forget_routes_to(session)
+    if is_restored or before.own != link.access.own:
+        _keep_permitted(state, session)
 
 
 def _adopt_capabilities(link: Link, packet: Connect, now: float) -> None:

@@ -283,11 +283,12 @@ class Engine:
 
     # ---- what outlives the process ----
 
-    def restore(self, saved: Saved, now: float, unix_now: float, rules_of: Callable[[str], tuple[Access, Allowance]] | None = None) -> None:
-        """Before anybody comes: what a store has. rules_of: a listener, as `attach` named it, to what its clients may do, and how much."""
+    def restore(self, saved: Saved, now: float, unix_now: float, rules_of: Callable[[str, str], tuple[Access, Allowance]] | None = None) -> None:
+        """Before anybody comes: what a store has. rules_of: a listener, as `attach` named it, and an `Access.own`, to what its clients may
+        do, and how much."""
         self.settle(self.read(saved, now, unix_now, rules_of))
 
-    def read(self, saved: Saved, now: float, unix_now: float, rules_of: Callable[[str], tuple[Access, Allowance]] | None = None) -> Restored:
+    def read(self, saved: Saved, now: float, unix_now: float, rules_of: Callable[[str, str], tuple[Access, Allowance]] | None = None) -> Restored:
         """The half of `restore` that may wait for a disk. It asks nobody anything, so a thread may do it."""
         return read(self.state, saved, now, unix_now, rules_of)
 

@@ -185,10 +185,9 @@ class Journal:
                     self._will_numbers[session] = (number, listener)
                 due_at = None if session.will_deadline is None else session.will_deadline.at + to_unix_s
                 properties = encode_properties(will.properties)
+                client_id, username, rights = session.client_id, session.username, session.access.own
                 changes.wills.append(
-                    SavedWill(
-                        number, session.client_id, session.username, listener, will.topic, will.payload, will.qos, will.retain, properties, due_at
-                    )
+                    SavedWill(number, client_id, username, listener, will.topic, will.payload, will.qos, will.retain, properties, due_at, rights)
                 )
 
 

@@ -61,7 +61,7 @@ class Record:
         self.number = number
         self.listener = listener
         self.is_restored = False
-        """It came from the store, and its client has not come back: nobody knows what that one may do."""
+        """It came from the store, and its client has not come back: other rules may hold than when it left."""
         self.left_at = math.inf
         """When its client left, on the engine's clock; `math.inf` while it is there."""
         self.row: SavedSession | None = None
@@ -115,7 +115,8 @@ def _session_row(session: Session, record: Record, to_unix_s: float, changes: Ch
     if left_at is not None and before is not None and before.left_at is not None and abs(left_at - before.left_at) < CLOCKS_APART_S:
         left_at = before.left_at
     expiry_s = None if session.never_expires else session.expiry_s
-    row = SavedSession(record.number, session.client_id, session.username, session.mount_point, record.listener, expiry_s, left_at)
+    rights = session.access.own
+    row = SavedSession(record.number, session.client_id, session.username, session.mount_point, record.listener, expiry_s, left_at, rights)
     if row != before:
         record.row = row
         changes.sessions.append(row)

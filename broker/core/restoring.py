@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from broker.core.saved import Saved, SavedIds, SavedMessage, SavedRetained, SavedSession, SavedSubscription, SavedWill
     from broker.core.state import State
 
-RulesOf = Callable[[str], "tuple[Access, Allowance]"]
+RulesOf = Callable[[str, str], "tuple[Access, Allowance]"]
 
 
 class Restored:
@@ -91,7 +91,7 @@ def _sessions(state: State, rows: Iterable[SavedSession], now: float, unix_now: 
     for row in rows:
         away_s = 0.0 if row.left_at is None else max(0.0, unix_now - row.left_at)
         expiry_s = math.inf if row.expiry_s is None else row.expiry_s
-        access, allowance = (state.access, state.allowance) if rules_of is None else rules_of(row.listener)
+        access, allowance = (state.access, state.allowance) if rules_of is None else rules_of(row.listener, row.rights)
         session = Session(row.client_id, access, allowance, state.waiting, row.username, None, row.mount_point)
         session.expiry_s = expiry_s
         if expiry_s < math.inf:
@@ -194,7 +194,7 @@ def _wills(state: State, journal: Journal, rows: Iterable[SavedWill], now: float
             properties = NO_PROPERTIES
         will = WillMessage(row.topic, row.payload, row.qos, bool(row.retain), properties)
         if session is None:  # it ended with its connection, or meanwhile
-            access, allowance = (state.access, state.allowance) if rules_of is None else rules_of(row.listener)
+            access, allowance = (state.access, state.allowance) if rules_of is None else rules_of(row.listener, row.rights)
             session = Session(row.client_id, access, allowance, state.waiting, row.username)
             keep_will(state, session, will)
             publish_will(state, session, now)

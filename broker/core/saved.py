@@ -21,8 +21,8 @@ HELD: Final = 1
 
 
 class SavedSession(NamedTuple):
-    """Key: number. listener: where its client last came in, which says by which rules; expiry_s None: it never expires; left_at None: its client
-    was there."""
+    """Key: number. listener: where its client last came in, which says by which rules, unless it has rights of its own (`Access.own`);
+    expiry_s None: it never expires; left_at None: its client was there."""
 
     number: int
     client_id: str
@@ -31,6 +31,7 @@ class SavedSession(NamedTuple):
     listener: str
     expiry_s: float | None
     left_at: float | None
+    rights: str = ""
 
 
 class SavedSubscription(NamedTuple):
@@ -102,6 +103,7 @@ class SavedWill(NamedTuple):
     retain: int
     properties: bytes
     due_at: float | None
+    rights: str = ""
 
 
 class SavedRetained(NamedTuple):

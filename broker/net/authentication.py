@@ -19,7 +19,7 @@ from broker.reasons import ReasonCode
 from broker.words import named
 
 if TYPE_CHECKING:
-    from broker.auth.acl import AccessRules
+    from broker.auth.tokens import TokenRules
     from broker.net.inquiry import Inquiry
 
 QUESTIONS_COUNT_MAX: Final = 100
@@ -36,7 +36,7 @@ class Verdict(NamedTuple):
     refused: ReasonCode | None = None
     final_data: bytes | None = None
     ends_at_s: float = math.inf
-    rules: AccessRules | None = None
+    rules: TokenRules | None = None
     client_id: str = ""
 
 
@@ -69,7 +69,7 @@ class ConnectRequest:
         self.reauthentication = question.reauthentication
         self.final_data: bytes | None = None
         self.ends_at_s = math.inf
-        self._rules: AccessRules | None = None
+        self._rules: TokenRules | None = None
         """Of a token."""
 
     def __repr__(self) -> str:

@@ -95,7 +95,7 @@ class Committer:
         self._left_alone = False
         """It closes the store itself."""
 
-    async def restore(self, rules_of: Callable[[str], tuple[Access, Allowance]], *, in_thread: bool) -> None:
+    async def restore(self, rules_of: Callable[[str, str], tuple[Access, Allowance]], *, in_thread: bool) -> None:
         """Before anybody is served: read in a thread, where a million messages take seconds. in_thread: and settled there, for that takes long
         too; but not every rule may be asked there. StoreError."""
         now, unix_now = trio.current_time(), time.time()
@@ -111,7 +111,7 @@ class Committer:
         words = "opened the store %s (sessions: %d, queued messages: %d, retained messages: %d)"
         logger.info(words, self._store.path, had["clients_total"], had["queued_count"], had["retained_count"])
 
-    def _read(self, saved: Saved, now: float, unix_now: float, rules_of: Callable[[str], tuple[Access, Allowance]], settled: bool) -> Restored:
+    def _read(self, saved: Saved, now: float, unix_now: float, rules_of: Callable[[str, str], tuple[Access, Allowance]], settled: bool) -> Restored:
         try:
             restored = self._engine.read(saved, now, unix_now, rules_of)
             if settled:

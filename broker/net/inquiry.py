@@ -98,7 +98,9 @@ class Inquiry:
         now = trio.current_time()
         ends_at = now + (verdict.ends_at_s - time.time())
         # Without rules of its own it has the listener's, also if it had others before.
-        access = server.access_of(connection.bound) if verdict.rules is None else Access(verdict.rules, refuses_wills=False)
+        access = server.access_of(connection.bound)
+        if verdict.rules is not None:
+            access = Access(verdict.rules, refuses_wills=False, own=verdict.rules.text)
         name, refused, data = verdict.username, verdict.refused, verdict.final_data
         server.engine.authenticated(
             connection.link, name, now, refused=refused, data=data, ends_at=ends_at, access=access, client_id=verdict.client_id

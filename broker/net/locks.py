@@ -152,6 +152,11 @@ class Lock:
             return True
         return self.allow_anonymous is False or self.client_ids.bound or self._guard.has_bans
 
+    @property
+    def takes_rules(self) -> bool:
+        """May who comes in have rules of its own?"""
+        return self.hook is None and self.tokens is not None and self.tokens.bring_rules
+
     def is_banned(self, client_id: str, username: str | None, peer: str) -> bool:
         return self._guard.is_banned(client_id, username, peer)
 

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from broker.auth.throttle import address_of
+from broker.auth.tokens import kept_rules
+from broker.core.access import Access
 from broker.core.allowance import Allowance, UserLimits
 from broker.net import life
 from broker.net.addresses import Addresses
@@ -38,7 +40,6 @@ from broker.reasons import ReasonCode
 from broker.words import strerror
 
 if TYPE_CHECKING:
-    from broker.core.access import Access
     from broker.core.engine import Engine
     from broker.core.limits import Limits
     from broker.core.link import Link
@@ -234,14 +235,19 @@ class Server:
     def access_of(self, bound: BoundSocket | None) -> Access:
         return self.engine.access if bound is None or bound.access is None else bound.access
 
-    def rules_of(self, url: str) -> tuple[Access, Allowance]:
-        """What who came in there may do, and how much; where there is no such listener any more, what holds at the first one. "": by none."""
-        if not url:
-            return self.engine.access, self.engine.allowance
+    def rules_of(self, url: str, own: str) -> tuple[Access, Allowance]:
+        """What who came in there may do, and how much; where there is no such listener any more, what holds at the first one. "": by none.
+        own: `Access.own`, which counts as long as clients bring such there."""
+        bound: BoundSocket | None = None
         if url == INSIDE:
-            return self.access_of(self.inside), self.inside.allowance or self.engine.allowance
-        own = [one for one in self.bound if one.url == url] or [one for one in self.bound if one.listener.speaks_mqtt][:1]
-        return (self.access_of(own[0]), own[0].allowance or self.engine.allowance) if own else (self.engine.access, self.engine.allowance)
+            bound = self.inside
+        elif url:
+            first = [one for one in self.bound if one.listener.speaks_mqtt][:1]
+            bound = next(iter([one for one in self.bound if one.url == url] or first), None)
+        access = self.access_of(bound)
+        if own and self.lock_of(bound).takes_rules:
+            access = Access(kept_rules(own), refuses_wills=False, own=own)
+        return access, self.engine.allowance if bound is None or bound.allowance is None else bound.allowance
 
     def limits_of(self, bound: BoundSocket | None) -> Limits:
         """Of a client that comes in there, while nobody knows who it is."""

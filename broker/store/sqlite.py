@@ -34,7 +34,7 @@ from broker.errors import StoreError
 from broker.words import strerror
 
 APPLICATION_ID: Final = int.from_bytes(b"TMQB", "big")
-VERSION: Final = 3
+VERSION: Final = 4
 """Of the tables; in `user_version`, where 0 is a file without any."""
 
 WAL_BYTES_MAX: Final = 16 * 1024 * 1024
@@ -53,7 +53,7 @@ GIVEN_BACK_PAGES: Final = 64
 _TABLES: Final = (
     """CREATE TABLE sessions (
         number INTEGER PRIMARY KEY, client_id TEXT NOT NULL, username TEXT, mount_point TEXT NOT NULL, listener TEXT NOT NULL,
-        expiry_s REAL, left_at REAL)""",
+        expiry_s REAL, left_at REAL, rights TEXT NOT NULL DEFAULT '')""",
     """CREATE TABLE subscriptions (
         session INTEGER NOT NULL, filter TEXT NOT NULL, options INTEGER NOT NULL, identifier INTEGER NOT NULL,
         PRIMARY KEY (session, filter)) WITHOUT ROWID""",
@@ -69,9 +69,17 @@ _TABLES: Final = (
     "CREATE TABLE ids (session INTEGER NOT NULL, kind INTEGER NOT NULL, ids BLOB NOT NULL, PRIMARY KEY (session, kind)) WITHOUT ROWID",
     """CREATE TABLE wills (
         number INTEGER PRIMARY KEY, client_id TEXT NOT NULL, username TEXT, listener TEXT NOT NULL, topic TEXT NOT NULL, payload BLOB NOT NULL,
-        qos INTEGER NOT NULL, retain INTEGER NOT NULL, properties BLOB NOT NULL, due_at REAL)""",
+        qos INTEGER NOT NULL, retain INTEGER NOT NULL, properties BLOB NOT NULL, due_at REAL, rights TEXT NOT NULL DEFAULT '')""",
     "CREATE TABLE retained (topic TEXT PRIMARY KEY NOT NULL, frame BLOB NOT NULL, expires_at REAL) WITHOUT ROWID",
 )
+
+_UPGRADES: Final = {
+    3: (
+        "ALTER TABLE sessions ADD COLUMN rights TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE wills ADD COLUMN rights TEXT NOT NULL DEFAULT ''",
+    )
+}
+"""What makes the tables of an older version those of this one."""
 
 _MAGIC: Final = b"SQLite format 3\0"
 _HEADER_BYTES: Final = 100
@@ -237,7 +245,7 @@ class SqliteStore:
         if version == 0:  # with the first byte that is written, and no log beside it: whenever we are killed, it is empty or known as ours
             execute(f"PRAGMA application_id = {APPLICATION_ID}")
         execute("COMMIT")
-        if version not in (0, VERSION):
+        if version not in (0, *_UPGRADES, VERSION):
             age = "a newer" if version > VERSION else "an older"
             raise StoreError(
                 self.path, f"was written by {age} broker (version {version}, this one knows {VERSION}): use that one, or choose another path"
@@ -253,6 +261,12 @@ class SqliteStore:
             execute("BEGIN IMMEDIATE")
             for table in _TABLES:
                 execute(table)
+            execute(f"PRAGMA user_version = {VERSION}")
+            execute("COMMIT")
+        elif version != VERSION:
+            execute("BEGIN IMMEDIATE")
+            for statement in _UPGRADES[version]:
+                execute(statement)
             execute(f"PRAGMA user_version = {VERSION}")
             execute("COMMIT")
 
@@ -336,14 +350,14 @@ def _apply(connection: sqlite3.Connection, changes: Changes) -> None:
     each("DELETE FROM ids WHERE session = ? AND kind = ?", changes.ids_gone)
     each("DELETE FROM wills WHERE number = ?", [(number,) for number in changes.wills_gone])
     each("DELETE FROM retained WHERE topic = ?", [(topic,) for topic in changes.retained_gone])
-    each("REPLACE INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?)", changes.sessions)
+    each("REPLACE INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, ?)", changes.sessions)
     each("REPLACE INTO subscriptions VALUES (?, ?, ?, ?)", changes.subscriptions)
     each("REPLACE INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", changes.messages)
     each("REPLACE INTO shared VALUES (?, ?)", changes.shared)
     each("REPLACE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", changes.runs)
     each('UPDATE runs SET "order" = ?, places = ? WHERE number = ?', changes.runs_changed)
     each("REPLACE INTO ids VALUES (?, ?, ?)", changes.ids)
-    each("REPLACE INTO wills VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", changes.wills)
+    each("REPLACE INTO wills VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", changes.wills)
     each("REPLACE INTO retained VALUES (?, ?, ?)", changes.retained)
 
 

@@ -5,7 +5,7 @@ The simulation asks the same of everything together; here each kind of step stan
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
@@ -21,6 +21,7 @@ from broker.wire.codec import encode
 from broker.wire.packets import (
     MQTT_5,
     MQTT_311,
+    Auth,
     ConnAck,
     Connect,
     Disconnect,
@@ -39,6 +40,9 @@ from broker.wire.packets import (
 )
 from tests.core.harness import Peer, World
 
+if TYPE_CHECKING:
+    from broker.core.restoring import RulesOf
+
 LASTING = 1000
 """Of its Session Expiry Interval, seconds."""
 
@@ -52,6 +56,7 @@ class LastingWorld(World):
         self.disk_works = True
         self.unix_ahead = 1_000_000.0
         self._options = options
+        self.rules_of: RulesOf | None = None
         self._begin()
 
     def _begin(self) -> None:
@@ -81,7 +86,7 @@ class LastingWorld(World):
         self.now += 500
         self.disk_works = True
         self._begin()
-        self.engine.restore(self.shelf, self.now, self.now + self.unix_ahead)
+        self.engine.restore(self.shelf, self.now, self.now + self.unix_ahead, self.rules_of)
         self.settle()
 
     def back(self, client_id: str, version: int = MQTT_5, **options: Any) -> Peer:
@@ -919,26 +924,86 @@ def _only_public(username: str | None, client_id: str, action: str, topic: str) 
     return action == "subscribe" or topic.startswith("public/")
 
 
-def test_rights_of_ones_own_hold_again_when_their_client_is_back() -> None:
-    """As a token gives them: the store knows nothing of them, and what came while nobody knew is looked at when somebody does."""
-    world = LastingWorld()
-    link = world.engine.attach("sub", world.now, access=Access(_only_public))
-    sub = Peer(world, link)
-    sub.send(_connect("sub"))
+def _only_secret(username: str | None, client_id: str, action: str, topic: str) -> bool:
+    return action == "subscribe" or topic.startswith("secret/")
+
+
+RIGHTS: Final = {"public": _only_public, "secret": _only_secret}
+
+
+def _own(rights: str) -> Access:
+    """As a token gives them."""
+    return Access(RIGHTS[rights], refuses_wills=False, own=rights)
+
+
+class WorldOfRights(LastingWorld):
+    """Whoever has no rights of its own may do nothing, which the listener says."""
+
+    def __init__(self) -> None:
+        super().__init__(authorize=lambda *_: False)
+        self.rules_of = lambda listener, own: (_own(own) if own else self.state.access, self.state.allowance)
+
+    def with_rights(self, client_id: str, rights: str, clean: bool = True, **options: Any) -> Peer:
+        peer = Peer(self, self.engine.attach(client_id, self.now, access=_own(rights)))
+        peer.send(_connect(client_id, clean=clean, **options))
+        return peer
+
+
+def test_rights_of_ones_own_hold_while_their_client_is_away_and_after_a_crash() -> None:
+    world = WorldOfRights()
+    sub = world.with_rights("sub", "public")
     sub.take()
     sub.subscribe(("#", 1))
     sub.detach()
-    pub = world.client("pub")
-    pub.publish("public/1", b"1", 1, 1)
-    pub.publish("secret/1", b"2", 1, 2)
+    for number in range(3):
+        world.engine.publish(ApplicationMessage("public/1", b"%d" % number, 1), world.now)
+        world.engine.publish(ApplicationMessage("secret/1", b"no", 1), world.now)
+        world.settle()
+        assert world.state.sessions["sub"].queue.count == number + 1
+        world.crash()
+    sub = world.with_rights("sub", "public", clean=False)
+    assert [message.payload for message in sub.take() if isinstance(message, Publish)] == [b"0", b"1", b"2"]
+    assert world.state.sessions["sub"].dropped is None
+
+
+@pytest.mark.parametrize("crashes", [False, True])
+def test_other_rights_of_ones_own_hold_for_what_waits_too(crashes: bool) -> None:
+    world = WorldOfRights()
+    sub = world.with_rights("sub", "public")
+    sub.take()
+    sub.subscribe(("#", 1))
+    sub.detach()
+    world.engine.publish(ApplicationMessage("public/1", b"before", 1), world.now)
+    world.settle()
+    if crashes:
+        world.crash()
+    sub = world.with_rights("sub", "secret", clean=False)
+    assert not [message for message in sub.take() if isinstance(message, Publish)]
+    assert world.state.sessions["sub"].dropped == {"not-authorized": 1}
+    sub.detach()
+    if crashes:
+        world.crash()
+    world.engine.publish(ApplicationMessage("secret/1", b"after", 1), world.now)
+    world.settle()
+    assert world.state.sessions["sub"].queue.count == 1
+
+
+def test_rights_that_came_over_auth_are_those_that_are_kept() -> None:
+    world = WorldOfRights()
+    link = world.engine.attach("sub", world.now, access=_own("public"))
+    sub = Peer(world, link)
+    properties = Properties(session_expiry_interval=LASTING, authentication_method="JWT")
+    world.engine.set_authentication(True)
+    sub.send(Connect("sub", 5, True, properties=properties, will=WillMessage("secret/will", b"gone", 1, True)))
+    world.engine.authenticated(link, "ann", world.now, access=_own("public"))
+    world.settle()
+    sub.subscribe(("#", 1))
+    sub.send(Auth(ReasonCode.REAUTHENTICATE, Properties(authentication_method="JWT")))
+    world.engine.authenticated(link, "ann", world.now, access=_own("secret"))
+    world.settle()
     world.crash()
-    pub = world.client("pub")
-    pub.publish("public/1", b"3", 1, 1)
-    pub.publish("secret/1", b"4", 1, 2)
-    world.crash()
-    sub = Peer(world, world.engine.attach("sub", world.now, access=Access(_only_public)))
-    sub.send(_connect("sub", clean=False))
-    assert [message.payload for message in sub.take() if isinstance(message, Publish)] == [b"1", b"3"]
+    assert [row.topic for row in world.shelf.retained] == ["secret/will"]
+    assert world.state.sessions["sub"].access.own == "secret"
 
 
 def test_a_replay_goes_on() -> None:
@@ -974,11 +1039,11 @@ def test_a_replay_that_is_over_does_not_begin_again() -> None:
     assert not world.back("sub").take()
 
 
-def test_a_will_that_is_against_rights_of_ones_own_does_not_go_out_after_a_crash() -> None:
-    world = LastingWorld()
+@pytest.mark.parametrize("lasting", [False, True])
+def test_a_will_goes_out_after_a_crash_by_rights_of_ones_own(lasting: bool) -> None:
+    world = WorldOfRights()
     for client_id, topic in (("may", "public/will"), ("may-not", "secret/will")):
-        link = world.engine.attach(client_id, world.now, access=Access(_only_public, refuses_wills=False))
-        Peer(world, link).send(_connect(client_id, will=WillMessage(topic, b"gone", 1, True)))
+        world.with_rights(client_id, "public", will=WillMessage(topic, b"gone", 1, True), expiry=LASTING if lasting else 0)
     world.write()
     world.crash()
     assert [row.topic for row in world.shelf.retained] == ["public/will"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jwt
+import msgspec
 import pytest
 import trio
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -18,6 +21,7 @@ from trio.testing import MockClock
 
 from broker import Broker, Config, ConfigError, Listener, open_broker
 from broker.auth.tokens import Jwt, Tokens
+from broker.config.kinds import StoreConfig
 from broker.net import doorkeeper
 from broker.reasons import ReasonCode
 from broker.wire.packets import Auth, ConnAck, Connect, Disconnect, PingReq, PingResp, Properties, PubAck, Publish, WillMessage
@@ -270,6 +274,56 @@ async def test_a_resumed_session_may_receive_what_its_newest_token_allows(settin
                 assert found.topic == allowed
                 await client.send(Disconnect(YES))
                 assert await client.receive() is None
+
+
+def config_with_store(settings: Jwt, tmp_path: Path) -> Config:
+    """The files allow nobody anything."""
+    (tmp_path / "acl").write_text("user nobody\ntopic nothing\n")
+    return config_of(settings, acl_file=str(tmp_path / "acl"), store=StoreConfig(path=str(tmp_path / "store.db")))
+
+
+async def come(client: Client, text: str) -> list[str]:
+    """What waited for it."""
+    properties = Properties(session_expiry_interval=1000)
+    assert await reason_of(client, Connect("c1", 5, False, username="ann", password=text.encode(), properties=properties)) == YES
+    await client.send(PingReq())
+    found = []
+    while isinstance(message := await client.receive(), Publish):
+        found.append(message.topic)
+        await client.send(PubAck(message.packet_id))
+    assert isinstance(message, PingResp)
+    return found
+
+
+async def test_what_a_token_allows_holds_after_a_restart_as_before(settings: Jwt, tmp_path: Path) -> None:
+    """By the files nothing would wait for its client; by its newest token some of what waits is not for it."""
+    config = config_with_store(settings, tmp_path)
+    async with open_broker(config) as hub, client_of(hub) as client:
+        assert not await come(client, token(acl={"sub": ["%u/%c/#"]}))
+        await client.subscribe("#", 1)
+    for _ in range(2):
+        async with open_broker(config) as hub:
+            await hub.publish("ann/c1/1", qos=1)
+            await hub.publish("ben/c1", qos=1)
+            await hub.publish("ann/c1/2", qos=1)
+    async with open_broker(config) as hub, client_of(hub) as client:
+        assert await come(client, token(acl={"sub": ["+/+/1"]})) == ["ann/c1/1", "ann/c1/1"]
+
+
+@pytest.mark.parametrize("change", [{"access_claim": None}, {"damaged": True}])
+async def test_rights_that_nobody_has_any_more_are_not_given_by_a_store(settings: Jwt, tmp_path: Path, change: dict[str, Any]) -> None:
+    config = config_with_store(settings, tmp_path)
+    async with open_broker(config) as hub, client_of(hub) as client:
+        assert not await come(client, token(acl={"sub": ["#"]}))
+        await client.subscribe("#", 1)
+    if "damaged" in change:
+        with contextlib.closing(sqlite3.connect(tmp_path / "store.db")) as connection, connection:
+            connection.execute("UPDATE sessions SET rights = '[' || rights")
+    else:
+        config = config_with_store(msgspec.structs.replace(settings, **change), tmp_path)
+    async with open_broker(config) as hub:
+        await hub.publish("secret", qos=1)
+        assert hub.statistics()["queued_count"] == 0
 
 
 async def test_where_a_program_authorizes_tokens_bring_no_rules(settings: Jwt) -> None:

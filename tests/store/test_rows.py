@@ -115,7 +115,7 @@ def changes_of_all(draw: st.DrawFn) -> Changes:
     changes = Changes(draw(st.integers(1, 2**62)))
     changes.ended = draw(st.lists(numbers, max_size=1))
     changes.cut = draw(st.lists(st.tuples(numbers, keys), max_size=1))
-    changes.sessions = draw(st.lists(st.builds(SavedSession, numbers, texts, st.none() | texts, texts, texts, times, times), max_size=3))
+    changes.sessions = draw(st.lists(st.builds(SavedSession, numbers, texts, st.none() | texts, texts, texts, times, times, texts), max_size=3))
     changes.subscriptions = draw(st.lists(st.builds(SavedSubscription, numbers, names, st.integers(0, 255), st.integers(0, 2**28)), max_size=3))
     changes.subscriptions_gone = draw(st.lists(st.tuples(numbers, names), max_size=3))
     changes.messages = draw(st.lists(saved_messages(), max_size=6))

@@ -16,7 +16,7 @@ from typing import Final
 
 import pytest
 
-from broker.core.saved import HELD, Changes, SavedIds
+from broker.core.saved import HELD, Changes, SavedIds, SavedWill
 from broker.errors import StoreError
 from broker.store import sqlite as module
 from broker.store.sqlite import SqliteStore
@@ -206,9 +206,32 @@ def test_one_of_another_broker_of_ours(tmp_path: Path, version: int, age: str) -
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute(f"PRAGMA user_version = {version}")
     before = path.read_bytes()
-    assert cause_of(path) == f"was written by {age} broker (version {version}, this one knows 3): use that one, or choose another path"
+    assert cause_of(path) == f"was written by {age} broker (version {version}, this one knows 4): use that one, or choose another path"
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_one_of_version_3_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "x.db"
+    filled(path, 1)
+    will = SavedWill(1, "c1", None, "mqtt://127.0.0.1:1883", "gone", b"", 0, 0, b"\0", None)
+    with contextlib.closing(SqliteStore(path)) as store:
+        changes = Changes(2)
+        changes.wills = [will]
+        store.write(changes)
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        for table in ("sessions", "wills"):
+            connection.execute(f"ALTER TABLE {table} DROP COLUMN rights")
+        connection.execute("PRAGMA user_version = 3")
+    for rights in ("", "some"):
+        with contextlib.closing(SqliteStore(path)) as store:
+            saved = store.load()
+            assert list(saved.sessions) == [session(1)._replace(rights=rights)]
+            assert list(saved.wills) == [will._replace(rights=rights)]
+            changes = Changes(3)
+            changes.sessions = [session(1)._replace(rights="some")]
+            changes.wills = [will._replace(rights="some")]
+            store.write(changes)
 
 
 def elsewhere(path: Path) -> str:
