@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from broker.core import connect, delivery, due, ending, engine, exchange, gates, incoming, pausing, publish, receiving, record
+from broker.core import connect, delivery, due, ending, engine, exchange, gates, incoming, pausing, publish, pumping, queueing, receiving, record
 from broker.core.client_inbox import ClientInbox
 from broker.core.client_outbox import ClientOutbox
 from broker.core.client_state import Delivery as ClientDelivery
@@ -182,7 +182,7 @@ def whole_group_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def bounds_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is always a place in a queue."""
-    monkeypatch.setattr(delivery, "_has_place", lambda state, queue, size, count_max, bytes_max, connected: True)
+    monkeypatch.setattr(queueing, "_has_place", lambda state, queue, size, count_max, bytes_max, connected: True)
 
 
 def expiry_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,7 +374,8 @@ def acknowledgements_not_noted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def deliveries_not_noted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delivery, "note", lambda state, session: None)
+    for module in (delivery, pumping, queueing):
+        monkeypatch.setattr(module, "note", lambda state, session: None)
 
 
 def taken_between_two_halves(monkeypatch: pytest.MonkeyPatch) -> None:
