@@ -15,17 +15,30 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import quote, urlencode
 
 from broker.cli.check import problem_lines
-from broker.cli.ctl import Where
-from broker.cli.running import DONE, WRONG_USAGE, Failure, os_error_line, say, show
+from broker.cli.ctl import Where, in_local_time
+from broker.cli.running import DONE, FAILED, WRONG_USAGE, Failure, os_error_line, say, show
 from broker.errors import ConfigError
 from broker.net.unix import AF_UNIX, HAS_UNIX
+from broker.words import printable
 
 SOCKET: Final = "/run/broker/control.sock"
 """Where config/broker.service has room for one."""
 TIMEOUT_S: Final = 30.0
 """For any step of the answer: a broker is busy for a second, and not for long."""
+ANSWER_BYTES_MAX: Final = 1_073_741_824
+"""About 3,000,000 clients."""
+PIECE_BYTES: Final = 65_536
+NO_BROKER: Final = "what answers there is no control listener of a broker, or of another version, or ended in the middle of its answer"
 
 Row = Mapping[str, Any]
+
+
+class Reply(NamedTuple):
+    """A good answer. path: of the socket. text: JSON; found: what it says."""
+
+    path: str
+    text: str
+    found: Any
 
 
 # ---- asking -------------------------------------------------------------------------------------------------------
@@ -62,8 +75,8 @@ class _Connection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def ask(where: Where, method: str, target: str, given: Mapping[str, object] | None = None, body: bytes | None = None) -> str:
-    """The body of a good answer. given: parameters; None is none. Failure for any other."""
+def ask(where: Where, method: str, target: str, given: Mapping[str, object] | None = None, body: bytes | None = None) -> Reply:
+    """given: parameters; None is none. Failure for any answer but a good one."""
     path = place_of(where)
     if not HAS_UNIX:
         raise Failure("this system has no Unix sockets; over TLS a broker can be asked with curl --cert")
@@ -72,20 +85,30 @@ def ask(where: Where, method: str, target: str, given: Mapping[str, object] | No
     try:
         connection.request(method, f"{target}?{query}" if query else target, body)
         answer = connection.getresponse()
-        text = answer.read().decode()
+        text = _body(answer).decode()
+        found = json.loads(text)
+        if answer.status == 200:
+            return Reply(path, text, found)
+        line = str(found["error"])
     except OSError as error:
         raise Failure(_advice(error, path, where)) from None
-    except (http.client.HTTPException, UnicodeDecodeError):
-        raise Failure(f"{path}: what answers there is no control listener of a broker, or ended in the middle of its answer") from None
+    except (http.client.HTTPException, ValueError, LookupError, TypeError, RecursionError):
+        raise Failure(f"{path}: {NO_BROKER}") from None
     finally:
         connection.close()
-    if answer.status == 200:
-        return text
-    try:
-        line = str(json.loads(text)["error"])
-    except (ValueError, KeyError, TypeError):
-        raise Failure(f"{path}: answered {answer.status}, and is no control listener of a broker") from None
-    raise Failure(line, WRONG_USAGE if answer.status == 400 else 1)
+    raise Failure(line, WRONG_USAGE if answer.status == 400 else FAILED)
+
+
+def _body(answer: http.client.HTTPResponse) -> bytes:
+    """HTTPException for one that is not whole, or has no end. (By pieces: http.client makes room for all that a header announces.)"""
+    found = bytearray()
+    while piece := answer.read(PIECE_BYTES):
+        found += piece
+        if len(found) > ANSWER_BYTES_MAX:
+            raise http.client.HTTPException
+    if answer.length:
+        raise http.client.IncompleteRead(bytes(), answer.length)
+    return bytes(found)
 
 
 def _advice(error: OSError, path: str, where: Where) -> str:
@@ -101,7 +124,7 @@ def _advice(error: OSError, path: str, where: Where) -> str:
     if isinstance(error, TimeoutError):
         return f"{path}: no answer within {TIMEOUT_S:g} s"
     if isinstance(error, ConnectionError):
-        return f"{path}: what answers there is no control listener of a broker, or has 32 visitors already"
+        return f"{path}: what answers there is no control listener of a broker, or has as many visitors as it takes at a time"
     return f"{path}: {os_error_line(error)}"
 
 
@@ -129,7 +152,7 @@ def _moment(unix_s: float | None) -> str | None:
 
 
 def _until(row: Row) -> str | None:
-    return None if row["until"] is None else f"{datetime.fromisoformat(row['until']).astimezone():%Y-%m-%d %H:%M:%S}"
+    return None if row["until"] is None else f"{in_local_time(datetime.fromisoformat(row['until'])):%Y-%m-%d %H:%M:%S}"
 
 
 def _dropped(row: Row) -> str:
@@ -195,18 +218,21 @@ def _options(row: Row) -> str | None:
     return ", ".join([*found, *([] if row["identifier"] is None else [f"identifier {row['identifier']}"])]) or None
 
 
-def printable(value: object) -> str:
+def cell(value: object) -> str:
     """In one line, with nothing in it that moves a cursor or changes a color."""
-    text = "-" if value is None else str(value)
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+    return "-" if value is None else printable(str(value))
+
+
+WIDTH_MAX: Final = 80
+"""Of a column: what is longer stands out of it, or one Client Identifier of 65,535 letters would fill up the line of each other client."""
 
 
 def table(columns: Sequence[Column], rows: Sequence[Row]) -> str:
     """Lines of columns, as wide as they need to be: cut nowhere, since a Client Identifier that was cut is none."""
     from rich.cells import cell_len
 
-    lines = [[column.title for column in columns], *([printable(column.text(row)) for column in columns] for row in rows)]
-    widths = [max(cell_len(line[index]) for line in lines) for index in range(len(columns))]
+    lines = [[column.title for column in columns], *([cell(column.text(row)) for column in columns] for row in rows)]
+    widths = [min(WIDTH_MAX, max(cell_len(line[index]) for line in lines)) for index in range(len(columns))]
 
     def padded(line: Sequence[str]) -> str:
         cells = []
@@ -226,25 +252,37 @@ def burden(row: Row) -> int:
     return int(row["queue_bytes"]) + int(row["inflight_bytes"])
 
 
-def look(where: Where, name: str, given: Mapping[str, object], first: Callable[[Row], int] | None = None) -> int:
-    """first: those for which it is largest come first."""
-    text = ask(where, "GET", f"/{name}", given)
+def _tell(where: Where, reply: Reply, in_words: Callable[[Any], str]) -> int:
+    """As it is for programs, and for people what `in_words` makes of what it says."""
     if where.json:
-        show(text.rstrip("\n"))
+        show(reply.text.rstrip("\n"))
         return DONE
-    found = json.loads(text)
-    show(table(TABLES[name], found[name] if first is None else sorted(found[name], key=first, reverse=True)))
-    if found["more"]:
-        say(f"there are more than {len(found[name]):,} (--limit)")
+    try:
+        text = in_words(reply.found)
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
+        raise Failure(f"{reply.path}: {NO_BROKER}") from None
+    show(text)
     return DONE
 
 
+def look(where: Where, name: str, given: Mapping[str, object], first: Callable[[Row], int] | None = None) -> int:
+    """first: those for which it is largest come first."""
+    reply = ask(where, "GET", f"/{name}", given)
+
+    def in_words(found: Any) -> str:
+        return table(TABLES[name], found[name] if first is None else sorted(found[name], key=first, reverse=True))
+
+    code = _tell(where, reply, in_words)
+    if not where.json and reply.found.get("more"):
+        say(f"there are more than {len(reply.found[name]):,} (--limit)")
+    return code
+
+
 def look_at_client(where: Where, client_id: str) -> int:
-    text = ask(where, "GET", _client(client_id))
-    if where.json:
-        show(text.rstrip("\n"))
-        return DONE
-    found = json.loads(text)
+    return _tell(where, ask(where, "GET", _client(client_id)), _client_in_words)
+
+
+def _client_in_words(found: Row) -> str:
     lines = [
         ("client", found["client_id"]),
         ("user", found["username"]),
@@ -258,57 +296,39 @@ def look_at_client(where: Where, client_id: str) -> int:
         ("unacknowledged", f"{found['inflight_count']:,} messages, {found['inflight_bytes']:,} bytes"),
         ("dropped", ", ".join(f"{reason} {count:,}" for reason, count in found["dropped"].items()) or "none"),
     ]
-    show("\n".join(f"{name:<16}{printable(value)}" for name, value in lines))
-    if found["subscriptions"]:
-        show("\n" + table(TABLES["subscriptions"], found["subscriptions"]))
-    return DONE
+    text = "\n".join(f"{name:<16}{cell(value)}" for name, value in lines)
+    return f"{text}\n\n{table(TABLES['subscriptions'], found['subscriptions'])}" if found["subscriptions"] else text
 
 
 def statistics(where: Where) -> int:
-    text = ask(where, "GET", "/statistics")
-    if where.json:
-        show(text.rstrip("\n"))
-        return DONE
-    found = json.loads(text)
+    return _tell(where, ask(where, "GET", "/statistics"), _statistics_in_words)
+
+
+def _statistics_in_words(found: Mapping[str, int | float]) -> str:
     width = max(map(len, found))
-    show("\n".join(f"{name:<{width}}  {_counted(value)}" for name, value in found.items()))
-    return DONE
+    return "\n".join(f"{cell(name):<{width}}  {_counted(value)}" for name, value in found.items())
 
 
-def _counted(value: object) -> str:
+def _counted(value: float) -> str:
     return f"{value:,.3f}" if isinstance(value, float) else f"{value:,}"
 
 
 def kick(where: Where, client_id: str, *, drop_session: bool) -> int:
-    found = _done(where, "DELETE", _client(client_id), {"session": "drop" if drop_session else None})
-    if found is not None:
+    def in_words(found: Row) -> str:
         here = "thrown out" if found["was_connected"] else "was away"
-        show(f"{printable(client_id)}: {here}; {'it has no session any more' if found['session_dropped'] else 'its session stays'}")
-    return DONE
+        return f"{cell(client_id)}: {here}; {'it has no session any more' if found['session_dropped'] else 'its session stays'}"
+
+    return _tell(where, ask(where, "DELETE", _client(client_id), {"session": "drop" if drop_session else None}), in_words)
 
 
 def ban(where: Where, named: Mapping[str, str], until: datetime | None) -> int:
     ends = {} if until is None else {"until": until.isoformat()}
-    found = _done(where, "POST", "/bans", {}, json.dumps({**named, **ends}).encode())
-    if found is not None:
-        show(f"banned; {found['disconnected_count']:,} thrown out")
-    return DONE
+    reply = ask(where, "POST", "/bans", {}, json.dumps({**named, **ends}).encode())
+    return _tell(where, reply, lambda found: f"banned; {found['disconnected_count']:,} thrown out")
 
 
 def unban(where: Where, named: Mapping[str, str]) -> int:
-    if _done(where, "DELETE", "/bans", named) is not None:
-        show("no longer banned")
-    return DONE
-
-
-def _done(where: Where, method: str, target: str, given: Mapping[str, object], body: bytes | None = None) -> Row | None:
-    """The answer, for people; None if it is shown already."""
-    text = ask(where, method, target, given, body)
-    if where.json:
-        show(text.rstrip("\n"))
-        return None
-    found: Row = json.loads(text)
-    return found
+    return _tell(where, ask(where, "DELETE", "/bans", named), lambda _: "no longer banned")
 
 
 def _client(client_id: str) -> str:

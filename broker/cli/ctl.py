@@ -53,12 +53,21 @@ def until(value: str) -> datetime:
     try:
         if found is not None:
             return datetime.now(UTC) + timedelta(**{_UNITS[found[2]]: int(found[1])})
-        moment = datetime.fromisoformat(value).astimezone()
+        moment = in_local_time(datetime.fromisoformat(value))
     except (ValueError, OverflowError):
         raise click.BadParameter(f"a date and time as 2027-01-31T12:00, or how long as 90m, 12h, 7d, expected, not {values.quoted(value)}") from None
     if moment <= datetime.now(UTC):
         raise click.BadParameter(f"{values.quoted(value)} is over already")
     return moment
+
+
+def in_local_time(moment: datetime) -> datetime:
+    """Of one without a zone that is what it is in. The ends of the calendar, by which people mean "always", stay in their own, or are UTC's: they
+    have no time everywhere."""
+    try:
+        return moment.astimezone()
+    except (OverflowError, ValueError, OSError):  # OSError: Windows
+        return moment.replace(tzinfo=moment.tzinfo or UTC)
 
 
 @click.group(

@@ -20,6 +20,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from broker.cli.pages import COMMANDS, HELP
+from broker.words import printable
 
 if TYPE_CHECKING:
     import click
@@ -55,12 +56,13 @@ class OutputClosed(Exception):
 
 
 def say(line: str) -> None:
-    """One line on stderr. A URL that slipped in loses its user and password, and what is endless its middle."""
-    text = re.sub(r"(?<=://)[^/@\s]+@", "", f"broker: {line}").replace("\n", " ")
+    """One line on stderr, with nothing in it that a terminal would obey. A URL that slipped in loses its user and password, and what is endless its
+    middle."""
+    text = printable(re.sub(r"(?<=://)[^/@\s]+@", "", f"broker: {line}").replace("\n", " "))
     if len(text) > LINE_LENGTH_MAX:
         text = f"{text[: LINE_LENGTH_MAX // 2]} ... {text[-LINE_LENGTH_MAX // 2 :]}"
     with contextlib.suppress(OSError):  # stderr may be gone; there is nowhere to say that
-        print(text.encode("utf-8", "replace").decode(), file=sys.stderr, flush=True)
+        print(text, file=sys.stderr, flush=True)
 
 
 def show(line: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 from urllib.parse import unquote
@@ -23,7 +24,12 @@ from broker.net.http import Answer, Reception, Request
 from broker.net.server import Server
 from broker.net.visitors import receive_visitors
 
-BODY_BYTES_MAX: Final = 65_536
+NAMES_BYTES_MAX: Final = 2 * 65_535
+"""Of a Client Identifier and a user name, at their longest: who has such ones can be thrown out and banned too."""
+HEAD_BYTES_MAX: Final = 3 * NAMES_BYTES_MAX + 8_192
+"""Percent-encoded."""
+BODY_BYTES_MAX: Final = 6 * NAMES_BYTES_MAX + 8_192
+"""As JSON's "\\u0001"."""
 LINE_LENGTH_MAX: Final = 1_000
 """Of an error: it may repeat what was asked."""
 _JSON: Final = "application/json"
@@ -74,7 +80,7 @@ class Room:
         }
 
     async def run(self, server: Server) -> None:
-        await receive_visitors(server, "control", Reception(self._answer, fault, BODY_BYTES_MAX))
+        await receive_visitors(server, "control", Reception(self._answer, fault, BODY_BYTES_MAX, HEAD_BYTES_MAX))
 
     async def _answer(self, request: Request) -> Answer:
         try:
@@ -154,11 +160,12 @@ class Room:
     def _ban(self, _: str, given: Parameters, request: Request) -> Answer:
         try:
             ban = msgspec.json.decode(request.body, type=Ban)
+        except ValueError as error:  # msgspec's are such, and what is not UTF-8
+            raise Refused(400, f'expected {{"client_id": ..., "username": ..., "address": ..., "until": ...}}: {error}') from None
+        try:
             count = self._hub.ban(client_id=ban.client_id, username=ban.username, address=ban.address, until=ban.until)
-        except ValueError as error:  # msgspec's are such too
-            raise Refused(
-                400, f'expected {{"client_id": ..., "username": ..., "address": ..., "until": ...}}, one of the first three at least: {error}'
-            ) from None
+        except ValueError as error:
+            raise Refused(400, str(error)) from None
         logger.info("control: %s was banned by %s, and %d thrown out", _described(msgspec.structs.asdict(ban)), request.peer, count)
         return _told({"disconnected_count": count})
 
@@ -234,7 +241,7 @@ def _listed(name: str, slices: Iterable[Sequence[msgspec.Struct]], given: Parame
     """One thing a line, and at the end whether there would be more of them, if a limit was given."""
     limit = math.inf
     if "limit" in given:
-        if not (given["limit"].isascii() and given["limit"].isdecimal() and len(given["limit"]) <= 9 and int(given["limit"])):
+        if re.fullmatch(r"0*[1-9][0-9]{,18}", given["limit"]) is None:
             raise Refused(400, f"limit: expected a number from 1 on, got {given['limit']!r}")
         limit = int(given["limit"])
     return Answer(200, _pieces(name, slices, limit), _JSON)

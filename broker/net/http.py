@@ -25,6 +25,7 @@ from broker.net.transport import BROKEN, Transport, receive
 from broker.words import strerror
 
 HEAD_BYTES_MAX: Final = 8_192
+PIECE_BYTES: Final = 8_192
 HEAD_TIMEOUT_S: Final = 10.0
 """For a request to be there: from the beginning of the connection, its TLS handshake included; of a further one, from its first byte."""
 IDLE_TIMEOUT_S: Final = 90.0
@@ -71,11 +72,13 @@ def plain_fault(status: int, line: str) -> Answer:
 
 
 class Reception(NamedTuple):
-    """answer: to a request. fault: to what is none, and where `answer` failed, as (status, line). body_bytes_max: of a request; 0: it has none."""
+    """answer: to a request. fault: to what is none, and where `answer` failed, as (status, line). body_bytes_max: of a request; 0: it has none.
+    head_bytes_max: of its first line and headers, and maybe PIECE_BYTES more."""
 
     answer: Answering
     fault: Callable[[int, str], Answer] = plain_fault
     body_bytes_max: int = 0
+    head_bytes_max: int = HEAD_BYTES_MAX
 
 
 async def serve(transport: Transport, peer: str, reception: Reception) -> None:
@@ -121,7 +124,7 @@ class _Visit:
         self._transport = transport
         self._peer = peer
         self._reception = reception
-        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES_MAX)
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=reception.head_bytes_max)
         self._unread = b""
         """What has come and h11 has not been given: it gets so little at a time that it notices a head that is too large."""
         self._first = b""
@@ -164,6 +167,7 @@ class _Visit:
                 self._wants_head = event.method == b"HEAD"
                 head = event
                 if self._reception.body_bytes_max:
+                    await self._welcome_body(head)
                     continue
                 event = http.next_event()
                 if not isinstance(event, h11.EndOfMessage):
@@ -172,8 +176,7 @@ class _Visit:
                 return self._read(head, bytes(body))
             if isinstance(event, h11.Data):
                 body += event.data
-                if len(body) > self._reception.body_bytes_max:
-                    raise h11.RemoteProtocolError(f"the body of a request has {self._reception.body_bytes_max:,} bytes at most", 413)
+                self._check_length(len(body))
                 continue
             if isinstance(event, h11.ConnectionClosed):
                 return None
@@ -183,8 +186,19 @@ class _Visit:
                 if patience is not None:
                     patience.deadline = trio.current_time() + HEAD_TIMEOUT_S
                     patience = None
-            piece, self._unread = self._unread[:HEAD_BYTES_MAX], self._unread[HEAD_BYTES_MAX:]
+            piece, self._unread = self._unread[:PIECE_BYTES], self._unread[PIECE_BYTES:]
             http.receive_data(piece)  # nothing is its end
+
+    async def _welcome_body(self, head: h11.Request) -> None:
+        """RemoteProtocolError for one that would be too large: nobody has to wait for the rest of it."""
+        self._check_length(sum(int(value) for name, value in head.headers if name == b"content-length"))  # there is one at most
+        if self._http.they_are_waiting_for_100_continue:
+            await self._write(self._http.send(h11.InformationalResponse(status_code=100, reason="Continue", headers=[])) or b"")
+
+    def _check_length(self, bytes_count: int) -> None:
+        """Of a body."""
+        if bytes_count > self._reception.body_bytes_max:
+            raise h11.RemoteProtocolError(f"the body of a request has {self._reception.body_bytes_max:,} bytes at most", 413)
 
     def _read(self, head: h11.Request, body: bytes) -> Request:
         path, query = _split(head.target.decode("ascii"))

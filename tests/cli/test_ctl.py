@@ -10,6 +10,7 @@ import signal
 import socket
 import stat
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -19,7 +20,7 @@ import click
 import pytest
 
 from broker.cli import controlling, ctl
-from broker.cli.controlling import TABLES, printable, table
+from broker.cli.controlling import NO_BROKER, TABLES, WIDTH_MAX, cell, table
 from broker.cli.ctl import Where
 from tests.cli.conftest import Run, Start, only_line, run
 from tests.systems import unix_only
@@ -202,8 +203,16 @@ def answering(path: str, said: bytes | None) -> Iterator[None]:
         (b"", "what answers there is no control listener of a broker"),
         (b"\x20\x02\x00\x05", "what answers there is no control listener of a broker"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n{", "or ended in the middle of its answer"),
-        (b"HTTP/1.1 404 Not Found\r\nContent-Length: 5\r\n\r\nwhat?", "answered 404, and is no control listener of a broker"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 100000000000000\r\n\r\n{", "or ended in the middle of its answer"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n", "or ended in the middle of its answer"),
+        (b"HTTP/1.1 404 Not Found\r\nContent-Length: 5\r\n\r\nwhat?", NO_BROKER),
+        (b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\n[]", NO_BROKER),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwhat?", NO_BROKER),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nnull", NO_BROKER),
+        (b'HTTP/1.1 200 OK\r\nContent-Length: 29\r\n\r\n{"clients":[{}],"more":false}', NO_BROKER),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n" + b"[" * 100_000, NO_BROKER),
         (b'HTTP/1.1 400 Bad Request\r\nContent-Length: 15\r\n\r\n{"error":"hm!"}', "broker: hm!"),
+        (b'HTTP/1.1 409 Conflict\r\nContent-Length: 23\r\n\r\n{"error":"a\\u001b[2Jb"}', "broker: a\\x1b[2Jb"),
         (None, "no answer within 0.05 s"),
     ],
 )
@@ -214,6 +223,20 @@ def test_who_answers_something_else(run_here: Run, monkeypatch: pytest.MonkeyPat
         done = run_here("ctl", "clients", "--socket", path)
     assert line in only_line(done.stderr)
     assert done.returncode == (2 if line == "broker: hm!" else 1)
+
+
+def test_an_answer_without_an_end_is_not_kept(run_here: Run, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    monkeypatch.setattr(controlling, "ANSWER_BYTES_MAX", 100)
+    with answering(path, b"HTTP/1.1 200 OK\r\n\r\n" + b" " * 101 + b'{"clients":[],"more":false}'):
+        done = run_here("ctl", "clients", "--socket", path)
+    assert NO_BROKER in only_line(done.stderr)
+
+
+def test_programs_get_json_or_nothing(run_here: Run, path: str) -> None:
+    with answering(path, b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwhat?"):
+        done = run_here("ctl", "clients", "--socket", path, "--json")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert NO_BROKER in only_line(done.stderr)
 
 
 @pytest.mark.parametrize(
@@ -276,8 +299,8 @@ def test_what_is_no_time(text: str) -> None:
 
 
 def test_a_table_holds_what_a_terminal_would_obey_as_letters() -> None:
-    assert printable("a\x1b[2Jb\n\x9bc\u202e") == "a\\x1b[2Jb\\n\\x9bc\\u202e"
-    assert printable("grün 温度") == "grün 温度"
+    assert cell("a\x1b[2Jb\n\x9bc\u202e") == "a\\x1b[2Jb\\n\\x9bc\\u202e"
+    assert cell("grün 温度") == "grün 温度"
     rows = [
         {"topic": "温度", "payload_bytes": 1234, "qos": 0, "expires_in_s": None},
         {"topic": "x\n", "payload_bytes": 5, "qos": 1, "expires_in_s": 60},
@@ -287,6 +310,30 @@ def test_a_table_holds_what_a_terminal_would_obey_as_letters() -> None:
         "温度   1,234  0         never",
         "x\\n        5  1          60 s",
     ]
+
+
+def test_a_name_that_is_very_long_fills_up_nobody_elses_line() -> None:
+    rows = [{"topic": topic, "payload_bytes": 5, "qos": 1, "expires_in_s": None} for topic in ("x" * 65_535, "y")]
+    head, long, short = table(TABLES["retained"], rows).splitlines()
+    assert long.split() == ["x" * 65_535, "5", "1", "never"]
+    assert len(head) == len(short) < WIDTH_MAX + 40
+
+
+@pytest.mark.skipif(not hasattr(time, "tzset"), reason="the zone of a process cannot be changed here")
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Tokyo", "America/New_York"])
+def test_the_ends_of_the_calendar_are_times_in_every_zone(monkeypatch: pytest.MonkeyPatch, zone: str) -> None:
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        ban = {"client_id": "c", "username": None, "address": None, "in_config": False}
+        assert ctl.until("9999-12-31T23:59:59") > datetime.now(UTC)
+        for until in ("9999-12-31T23:59:59Z", "9999-12-31T23:59:59", "9999-12-31T00:00:00-05:00"):
+            assert " 9999-12-31 " in table(TABLES["bans"], [{**ban, "until": until}])
+        with pytest.raises(click.BadParameter, match="over already"):
+            ctl.until("0001-01-01")
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_options_of_a_subscription() -> None:

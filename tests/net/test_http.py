@@ -270,6 +270,29 @@ async def test_a_body_that_is_too_large_ends_the_connection(head: bytes, autojum
         await visitor.stream.aclose()
 
 
+async def test_who_waits_for_leave_to_send_a_body_gets_it() -> None:
+    """[RFC 9110, 10.1.1]: some clients send nothing before it, and curl waits for a second."""
+    async with trio.open_nursery() as nursery:
+        visitor = await visited(nursery, receiving(iter(())))
+        for _ in range(2):
+            await visitor.stream.send_all(b"POST / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n")
+            assert bytes(await visitor.stream.receive_some()) == b"HTTP/1.1 100 Continue\r\n\r\n"
+            await visitor.stream.send_all(b"ab")
+            assert bytes(await visitor.stream.receive_some()).endswith(b"\r\n\r\n False b'ab'\n")
+        await visitor.stream.aclose()
+
+
+@pytest.mark.parametrize("expect", [b"", b"Expect: 100-continue\r\n"])
+async def test_a_body_that_would_be_too_large_is_not_waited_for(expect: bytes, autojump_clock: MockClock) -> None:
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        visitor = await visited(nursery, receiving(iter(())))
+        await visitor.stream.send_all(b"POST / HTTP/1.1\r\nHost: x\r\n" + expect + b"Content-Length: 99999999999999999999\r\n\r\n")
+        assert (await visitor.rest()).startswith(b"HTTP/1.1 413 ")
+        assert trio.current_time() == began
+        await visitor.stream.aclose()
+
+
 async def test_a_body_that_does_not_come_is_waited_for_so_long(autojump_clock: MockClock) -> None:
     began = trio.current_time()
     async with trio.open_nursery() as nursery:
