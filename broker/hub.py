@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Final
@@ -89,6 +89,9 @@ class Broker:
         self._bridges = bridges
         self._grace_s = SHUTDOWN_GRACE_S if config is None else config.shutdown_grace_s
         self._numbers = itertools.count(1)
+        self._subscriptions: set[Callable[[], None]] = set()
+        """How each of them is closed."""
+        server.on_ended = self._close_subscriptions
         self._credit_s = server.limits.slow_subscriber_grace_s
         self._credit_at = trio.current_time()
 
@@ -159,10 +162,13 @@ class Broker:
     async def subscribe(
         self, *filters: str, qos: int = 2, buffer_count_max: int = 1000, overflow: Overflow = "drop-oldest"
     ) -> AsyncIterator[Subscription]:
-        """Messages of these Topic Filters, retained ones first, inside the process. Raises InvalidTopic.
+        """Messages of these Topic Filters, retained ones first, inside the process. Raises InvalidTopic; BrokerError when the broker has ended.
 
-        There is no acknowledgement and nobody is paused: beyond buffer_count_max the overflow rule acts, and it is counted.
+        There is no acknowledgement and nobody is paused: beyond buffer_count_max the overflow rule acts, and it is counted. A loop over them ends
+        when the broker has, by `shutdown` or otherwise: with the last client, and after its Will.
         """
+        if self._server.has_ended:
+            raise BrokerError("the broker has shut down")
         if not filters:
             raise ValueError("subscribe needs at least one topic filter")
         for filter in filters:
@@ -182,13 +188,19 @@ class Broker:
                 one.offer(public)
 
         internal = self._engine.subscribe_internal(f"inside-{next(self._numbers)}", filters, qos, take, trio.current_time())
+        self._subscriptions.add(close)
         try:
             self._server.flush()
             await trio.lowlevel.checkpoint()
             yield Subscription(filters, (QoS(qos),) * len(filters), channel)
         finally:
+            self._subscriptions.discard(close)
             self._engine.unsubscribe_internal(internal, trio.current_time())
             self._server.flush()
+            close()
+
+    def _close_subscriptions(self) -> None:
+        for close in self._subscriptions:
             close()
 
     def retained(self, filter: str = "#") -> Sequence[Message]:
@@ -259,7 +271,10 @@ class Broker:
     def ban(self, *, client_id: str | None = None, username: str | None = None, address: str | None = None, until: datetime | None = None) -> int:
         """Refuse whoever all of this fits from now on (0x8A), and throw out who is here (0x98); how many were. Until then, or `unban`, or the
         broker's end; `[[banned]]` of a config is its own. address: or a network. Their sessions stay: `disconnect(..., drop_session=True)`
-        ends them. ValueError for none of the three, for what is no address, and for more than 100,000."""
+        ends them. ValueError for none of the three, for what is no address, and for more than 100,000; TypeError for other kinds than these."""
+        for name, value, kind in (("client_id", client_id, str), ("username", username, str), ("address", address, str), ("until", until, datetime)):
+            if value is not None and not isinstance(value, kind):
+                raise TypeError(f"{name} is a {kind.__name__}, and no {type(value).__name__}")
         return self._doorkeeper.ban(Ban(client_id=client_id, username=username, address=address, until=until))
 
     def unban(self, *, client_id: str | None = None, username: str | None = None, address: str | None = None) -> bool:

@@ -58,7 +58,8 @@ class Condition:
         self.connected = False
         self.cause = cause
         news = (cause, slowly) not in self._told and len(self._told) < CAUSES_COUNT_MAX
-        self._told.add((cause, slowly))
+        if news:
+            self._told.add((cause, slowly))
         return news
 
 

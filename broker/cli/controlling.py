@@ -107,7 +107,7 @@ def _body(answer: http.client.HTTPResponse) -> bytes:
         if len(found) > ANSWER_BYTES_MAX:
             raise http.client.HTTPException
     if answer.length:
-        raise http.client.IncompleteRead(bytes(), answer.length)
+        raise http.client.IncompleteRead(b"", answer.length)
     return bytes(found)
 
 
@@ -304,12 +304,12 @@ def statistics(where: Where) -> int:
     return _tell(where, ask(where, "GET", "/statistics"), _statistics_in_words)
 
 
-def _statistics_in_words(found: Mapping[str, int | float]) -> str:
+def _statistics_in_words(found: Row) -> str:
     width = max(map(len, found))
     return "\n".join(f"{cell(name):<{width}}  {_counted(value)}" for name, value in found.items())
 
 
-def _counted(value: float) -> str:
+def _counted(value: object) -> str:
     return f"{value:,.3f}" if isinstance(value, float) else f"{value:,}"
 
 

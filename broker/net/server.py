@@ -112,6 +112,8 @@ class Server:
         self._stopping = trio.Event()
         self._ends = trio.Event()
         self._ended = trio.Event()
+        self.on_ended: Callable[[], None] = lambda: None
+        """Told when every client is gone."""
         self._freed = trio.Event()
         """A connection has ended: there may be a file descriptor again."""
         self.addresses = Addresses()
@@ -151,6 +153,7 @@ class Server:
             for one in bound:
                 one.close()
             self._ended.set()
+            self.on_ended()
 
     async def _listen(self, bound: Sequence[BoundSocket]) -> None:
         doors = [one for one in bound if one.listener.speaks_mqtt]  # others are there for as long as anybody is (`net.visitors`)
@@ -188,6 +191,10 @@ class Server:
 
     async def wait_stopping(self) -> None:
         await self._stopping.wait()
+
+    @property
+    def has_ended(self) -> bool:
+        return self._ended.is_set()
 
     async def wait_ended(self) -> None:
         await self._ended.wait()

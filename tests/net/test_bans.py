@@ -146,6 +146,13 @@ async def test_what_cannot_be_banned(hub: Broker, monkeypatch: pytest.MonkeyPatc
         hub.ban(client_id="d")
 
 
+@pytest.mark.parametrize("given", [{"client_id": 5}, {"username": b"ann"}, {"address": 5}, {"client_id": "a", "until": "tomorrow"}])
+async def test_other_kinds_are_told_at_once_and_not_at_the_next_connect(hub: Broker, given: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=rf"{list(given)[-1]} is a \w+, and no \w+"):
+        hub.ban(**given)
+    assert hub.bans() == []
+
+
 def test_the_config_says_what_is_wrong() -> None:
     with pytest.raises(ConfigError) as caught:
         config_of(banned=[{}, {"address": "300.1.1.1"}, {"client_id": "x", "until": "tomorrow"}, {"user": "x"}], client_ids=["a*b"])

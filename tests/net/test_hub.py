@@ -167,6 +167,33 @@ async def test_a_cancelled_scope_tells_socket_clients(autojump_clock: MockClock)
         await stuck.stream.aclose()
 
 
+@pytest.mark.parametrize("how", ["shutdown", "left", "cancelled"])
+async def test_a_loop_over_a_subscription_ends_with_the_broker(how: str, autojump_clock: MockClock) -> None:
+    """It waited for ever, and with it the program whose task it is."""
+    got = []
+
+    async def record(hub: Broker, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        async with hub.subscribe("#") as messages:
+            task_status.started()
+            async for message in messages:
+                got.append(message.topic)
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as outside:
+            with trio.CancelScope() as scope:
+                async with open_broker() as hub:
+                    await outside.start(record, hub)
+                    await hub.publish("last", "x")
+                    if how == "shutdown":
+                        await hub.shutdown(1)
+                    elif how == "cancelled":
+                        scope.cancel()
+    assert got == ["last"]
+    with pytest.raises(BrokerError, match="shut down"):
+        async with hub.subscribe("#"):
+            pytest.fail("entered")
+
+
 async def test_serve_ends_with_shutdown() -> None:
     async with trio.open_nursery() as nursery:
         hub = await nursery.start(serve)
