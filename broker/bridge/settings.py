@@ -16,7 +16,7 @@ from broker.auth.scram import METHOD as SCRAM
 from broker.bridge.mapping import overlap
 from broker.client.connect import Attachable, url_keywords
 from broker.errors import ConfigError
-from broker.messages import Version
+from broker.messages import FOUR_BYTE_MAX, Version
 from broker.net.dial import Target, parse_url
 from broker.wire.topics import topic_filter_fault, topic_name_fault
 from broker.words import strerror
@@ -230,8 +230,8 @@ def _faults(bridge: Bridge) -> Iterator[Fault]:
         yield "version", f"expected 5.0 or 3.1.1, got {bridge.version!r}"
     if not 0 <= bridge.keepalive_s <= 65_535:
         yield "keepalive_s", f"expected 0 to 65,535, got {bridge.keepalive_s:,}"
-    if not bridge.session_expiry_s >= 0:
-        yield "session_expiry_s", f"expected 0 or more, got {bridge.session_expiry_s}"
+    if not (0 <= bridge.session_expiry_s <= FOUR_BYTE_MAX or bridge.session_expiry_s == math.inf):
+        yield "session_expiry_s", f"expected 0 to {FOUR_BYTE_MAX:,}, or inf, got {bridge.session_expiry_s:g}"
     if not 1 <= bridge.answer_timeout_s < math.inf:
         yield "answer_timeout_s", f"expected 1 or more, and an end, got {bridge.answer_timeout_s}"
     if bridge.notification_topic is not None:

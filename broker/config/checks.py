@@ -64,10 +64,6 @@ def read_limits_for(data: Any, limits: Limits, problems: Problems) -> UserLimits
     return tuple(found.items())
 
 
-def check_not_negative(path: str, values: Mapping[str, float], problems: Problems) -> None:
-    problems.extend((f"{path}{key}", f"expected 0 or more, got {value}") for key, value in values.items() if not value >= 0)
-
-
 def check_filters(filters: Sequence[tuple[str, str]], key: str, problems: Problems) -> None:
     """Of rules, which are about topics: those of a shared subscription stand behind its group."""
     for place, filter in filters:

@@ -20,7 +20,7 @@ from broker.auth.files import read_bounded
 from broker.auth.passwords import FILE_BYTES_MAX, load_passwords
 from broker.auth.tokens import Jwt
 from broker.bridge.settings import Bridge
-from broker.config.checks import at, check_file, check_filters, check_not_negative, read_bridges, read_jwt, read_limits_for, read_listeners
+from broker.config.checks import at, check_file, check_filters, read_bridges, read_jwt, read_limits_for, read_listeners
 from broker.config.environment import variables, with_environment
 from broker.config.kinds import AccessConfig, BridgeConfig, ListenerConfig, LogConfig, OverflowConfig, StoreConfig, Top
 from broker.config.tables import Problems, read_table, read_tables
@@ -28,7 +28,7 @@ from broker.core.allowance import UserLimits
 from broker.core.limits import Limits
 from broker.errors import ConfigError
 from broker.net.listener import Listener
-from broker.net.settings import limit_faults
+from broker.net.settings import SHUTDOWN_GRACE_S, SYS_INTERVAL_S, limit_faults, range_fault
 from broker.words import strerror
 
 DEFAULT_LISTENERS: Final = (Listener(host="localhost"),)
@@ -123,7 +123,7 @@ class Config(Struct, frozen=True, kw_only=True):
         access = read_tables(AccessConfig, tables.pop("access", []), "access", problems)
         limits_for = read_limits_for(tables.pop("limits_for", []), limits or Limits(), problems)
         banned = read_tables(Ban, tables.pop("banned", []), "banned", problems)
-        problems += [(f"{place}.{fault[0]}".rstrip("."), fault[1]) for place, ban in banned if (fault := ban_fault(ban)) is not None]
+        problems += [(f"{place}.{wrong[0]}".rstrip("."), wrong[1]) for place, ban in banned if (wrong := ban_fault(ban)) is not None]
         found = read_tables(BridgeConfig, tables.pop("bridges", []), "bridges", problems)
         jwt = read_jwt(tables.pop("jwt", None), folder, "jwt", problems)
         top = read_table(Top, tables, "", problems)
@@ -134,7 +134,10 @@ class Config(Struct, frozen=True, kw_only=True):
         if limits is not None:
             problems += limit_faults(limits)
         if top is not None:
-            check_not_negative("", {"shutdown_grace_s": top.shutdown_grace_s, "sys_interval_s": top.sys_interval_s}, problems)
+            if (fault := range_fault(top.shutdown_grace_s, *SHUTDOWN_GRACE_S)) is not None:
+                problems.append(("shutdown_grace_s", fault))
+            if top.sys_interval_s != 0 and (fault := range_fault(top.sys_interval_s, *SYS_INTERVAL_S)) is not None:
+                problems.append(("sys_interval_s", f"{fault}; 0 is off"))
         check_filters([(place, rule.filter) for place, rule in overflow], "filter", problems)
         check_filters([(place, rule.topic) for place, rule in access], "topic", problems)
         opened = read_listeners(listeners, limits or Limits(), folder, problems)

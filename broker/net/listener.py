@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import ipaddress
-import math
 import os
 import re
 import ssl
@@ -32,12 +31,12 @@ NOT_WITH_HTTP: Final = (
 )  # fmt: skip
 """What is about MQTT."""
 NOT_WITH_UNIX: Final = "a listener has unix, or host and port; make two of them, or leave this one out"
-_RANGES: Final[dict[str, tuple[int, float]]] = {
+_RANGES: Final[dict[str, tuple[int, int]]] = {
     "receive_buffer_bytes": (0, 2**31 - 1),
     "send_buffer_bytes": (0, 2**31 - 1),
     "tcp_keepalive_s": (0, 32_767),  # the most that Linux takes
     "backlog": (1, 2**31 - 1),
-    "connections_count_max": (1, math.inf),
+    "connections_count_max": (1, 2**31 - 1),
 }
 
 
@@ -209,6 +208,10 @@ def check(listener: Listener) -> list[str]:
     faults += [f"client_ids: {fault}" for fault in map(pattern_fault, listener.client_ids or ()) if fault is not None]
     faults += [f"proxy_protocol_from: {fault}" for fault in map(trust_fault, listener.proxy_protocol_from) if fault is not None]
     faults += [f"origins: {fault}" for fault in map(origin_fault, listener.origins or ()) if fault is not None]
+    numbers = ("port", *_RANGES)
+    wrong = [name for name in numbers if isinstance(getattr(listener, name), bool) or not isinstance(getattr(listener, name), (int, float))]
+    if wrong:
+        return faults + [f"{name}: expected a number, got {getattr(listener, name)!r}" for name in wrong]
     if listener.unix is None and not 0 <= listener.port <= 65_535:
         faults.append(f"port: expected 0 to 65535, got {listener.port}")
     if listener.unix is None and listener.descriptor is None and not _is_host(listener.host):
@@ -240,8 +243,8 @@ def check(listener: Listener) -> list[str]:
     for name, (least, most) in _RANGES.items():
         value = getattr(listener, name)
         if not least <= value <= most:
-            wanted = f"{least} or more" if most == math.inf or value < least else f"{least} to {most:,}"
-            faults.append(f"{name}: expected {wanted}, got {value}")
+            wanted = f"{least} or more" if value < least else f"{least} to {most:,}"
+            faults.append(f"{name}: expected {wanted}, got {value if isinstance(value, float) or value < 1 << 64 else 'far more'}")
     return faults
 
 

@@ -10,7 +10,7 @@ from broker.auth.acl import May
 from broker.auth.bans import Ban
 from broker.auth.tokens import Jwt
 from broker.core.allowance import UserLimits
-from broker.core.limits import OF_ALL, OF_STRANGERS, Limits
+from broker.core.limits import OF_ALL, OF_STRANGERS, OUTBOX_BYTES_HIGH_MIN, Limits
 from broker.net.listener import Listener
 from broker.wire.framing import PACKET_BYTES_LARGEST
 
@@ -91,29 +91,53 @@ class Settings(Protocol):
 WHOLE_BROKER: Final = "holds for the whole broker: it belongs to [limits]"
 BEFORE_CONNECT: Final = "holds before anybody knows whose client it is: it belongs to [limits] or [listeners.limits]"
 
-# name: (least, most); all others are 0 or more.
+SECONDS_MOST: Final = 1_000_000_000
+"""Of anything that is waited for: half a lifetime, and an end."""
+WHOLE_MOST: Final = 1 << 53
+"""Of whole numbers: what is worked out from them, and shown of them, may be a float."""
+
+SHOWN_MOST: Final = 1 << 64
+
+# name: (least, most); all others are 0 to `WHOLE_MOST`. What would serve nobody is a mistake, and no limit.
 RANGES: Final[dict[str, tuple[float, float]]] = {
     "keepalive_s_max": (1, 65_535),
     "packet_bytes_max": (128, PACKET_BYTES_LARGEST),
     "control_bytes_max": (128, PACKET_BYTES_LARGEST),
     "client_id_bytes_max": (1, 65_535),
     "inflight_count_max": (1, 65_535),
-    "inflight_bytes_max": (1, math.inf),  # at 0 nothing of QoS 1 or 2 would ever be sent
+    "inflight_bytes_max": (1, WHOLE_MOST),  # at 0 nothing of QoS 1 or 2 would ever be sent
     "receive_maximum": (1, 65_535),
     "topic_alias_maximum": (0, 65_535),
     "maximum_qos": (0, 2),
     "session_expiry_s_max": (0, 4_294_967_295),
-    "outbox_bytes_high": (1024, math.inf),
-    "connect_timeout_s": (0.001, math.inf),
-    "close_timeout_s": (0.001, math.inf),
+    "outbox_bytes_high": (OUTBOX_BYTES_HIGH_MIN, WHOLE_MOST),
+    "memory_bytes_max": (OUTBOX_BYTES_HIGH_MIN << 4, WHOLE_MOST),  # of which one outbox may have a sixteenth
+    "sessions_count_max": (1, WHOLE_MOST),
+    "retained_replays_count_max": (1, WHOLE_MOST),  # at 0 no SUBSCRIBE is granted
+    "connect_timeout_s": (0.001, SECONDS_MOST),
+    "close_timeout_s": (0.001, SECONDS_MOST),
+    "slow_subscriber_grace_s": (0, SECONDS_MOST),
     "filter_levels_max": (1, 65_535),
-    "work_per_turn_max": (1, math.inf),
-    "routes_count_max": (1, math.inf),
+    "work_per_turn_max": (1, WHOLE_MOST),
+    "routes_count_max": (1, WHOLE_MOST),
     "publish_per_s_max": (0, 1_000_000_000),  # what is no bound is 0
     "receive_bytes_per_s_max": (0, 1_000_000_000_000),
-    "connects_per_address_burst_max": (1, math.inf),
-    "connects_per_client_id_burst_max": (1, math.inf),
+    "connects_per_address_per_s_max": (0, 1_000_000_000),
+    "connects_per_client_id_per_s_max": (0, 1_000_000_000),
+    "connects_per_address_burst_max": (1, WHOLE_MOST),
+    "connects_per_client_id_burst_max": (1, WHOLE_MOST),
 }
+# Of the keys above the first [table]. More often than that, $SYS would be most of what the broker does.
+SHUTDOWN_GRACE_S: Final = (0, SECONDS_MOST)
+SYS_INTERVAL_S: Final = (0.1, SECONDS_MOST)
+
+
+def range_fault(value: float, least: float, most: float) -> str | None:
+    """What was expected instead; None if it is one of these. An upper end that nobody would come near is told to those only who are above it."""
+    if least <= value <= most:
+        return None
+    wanted = f"{least:,} or more" if value < least and most >= SECONDS_MOST else f"{least:,} to {most:,}"
+    return f"expected {wanted}, got {'far more' if SHOWN_MOST < value < math.inf else f'{value:,}'}"
 
 
 def limit_faults(limits: Limits, place: str = "limits", names: Sequence[str] = Limits.__struct_fields__) -> list[tuple[str, str]]:
@@ -132,10 +156,9 @@ def limit_faults(limits: Limits, place: str = "limits", names: Sequence[str] = L
         if isinstance(default, int) and isinstance(value, float):
             found.append((f"{place}.{name}", f"expected a whole number, got {value!r}"))
             continue
-        least, most = RANGES.get(name, (0, math.inf))
-        if not least <= value <= most:
-            wanted = f"{least:,} or more" if most == math.inf else f"{least:,} to {most:,}"
-            found.append((f"{place}.{name}", f"expected {wanted}, got {value:,}"))
+        fault = range_fault(value, *RANGES.get(name, (0, WHOLE_MOST)))
+        if fault is not None:
+            found.append((f"{place}.{name}", fault))
     if not found and not {"outbox_bytes_max", "outbox_bytes_high"}.isdisjoint(names) and limits.outbox_bytes_max < limits.outbox_bytes_high:
         found.append(
             (f"{place}.outbox_bytes_max", f"expected at least outbox_bytes_high ({limits.outbox_bytes_high:,}), got {limits.outbox_bytes_max:,}")

@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from broker import BridgeTopic, Broker, connect, open_broker
+from broker import Bridge, BridgeTopic, Broker, connect, open_broker
 from broker.bridge.mapping import Mapping
 from broker.reasons import ReasonCode
 from broker.wire.codec import encode
@@ -367,10 +367,13 @@ async def test_cancelled_at_any_moment(autojump_clock: trio.testing.MockClock, m
 
 
 async def test_a_broker_without_a_place_for_it_opens_all_the_same(autojump_clock: trio.testing.MockClock) -> None:
-    async with open_broker() as far, open_broker(bridges=[bridge_to(far)], sessions_count_max=0) as near:
-        assert near.bridges[0].cause == "this broker has no place for its own bridge: quota exceeded (0x97)"
-        near._engine.set_limits(msgspec.structs.replace(near._server.limits, sessions_count_max=1), trio.current_time())
-        await wait_state(near)
+    async with open_broker() as far, open_broker() as third:
+        first = Bridge(name="first", url=third, topics=(BridgeTopic(filter="#", direction="out"),))
+        async with open_broker(bridges=[first, bridge_to(far)], sessions_count_max=1) as near:
+            causes = {one.name: one.cause for one in near.bridges}
+            assert causes["b"] == "this broker has no place for its own bridge: quota exceeded (0x97)"
+            near._engine.set_limits(msgspec.structs.replace(near._server.limits, sessions_count_max=2), trio.current_time())
+            await wait_state(near)
 
 
 @pytest.mark.parametrize("how", ["left", "shutdown", "cancelled", "failed"])

@@ -5,13 +5,16 @@ from __future__ import annotations
 import ssl
 from contextlib import AsyncExitStack
 from math import inf, nan
+from typing import Any
 
 import pytest
 import trio
 import trustme
 
+from broker.client.connect import connect
 from broker.config import Config
 from broker.core.allowance import LimitOverrides
+from broker.core.limits import Limits
 from broker.errors import ConfigError
 from broker.hub import Broker
 from broker.net.authentication import ConnectRequest
@@ -106,6 +109,8 @@ async def test_a_listeners_connect_timeout(caplog: pytest.LogCaptureFixture) -> 
         (LimitOverrides(maximum_qos=1.5), r"listeners\[0\]\.limits\.maximum_qos: expected a whole number, got 1\.5"),
         (LimitOverrides(queue_count_max=nan), r"listeners\[0\]\.limits\.queue_count_max: expected a whole number, got nan"),
         (LimitOverrides(receive_maximum=inf), r"listeners\[0\]\.limits\.receive_maximum: expected a whole number, got inf"),
+        (LimitOverrides(retained_replays_count_max=0), r"listeners\[0\]\.limits\.retained_replays_count_max: expected 1 or more, got 0"),
+        (LimitOverrides(close_timeout_s=nan), r"listeners\[0\]\.limits\.close_timeout_s: expected 0\.001 to 1,000,000,000, got nan"),
         (LimitOverrides(publish_per_s_max=inf), r"listeners\[0\]\.limits\.publish_per_s_max: expected 0 to 1,000,000,000, got inf"),
     ],
 )
@@ -113,6 +118,31 @@ async def test_mistakes_in_a_listeners_limits(limits: LimitOverrides, fault: str
     with pytest.raises(ConfigError, match=fault):
         async with open_broker(listeners=[Listener(port=0, limits=limits)]):
             pass
+
+
+@pytest.mark.parametrize("name", ["memory_bytes_max", "sessions_count_max", "retained_replays_count_max"])
+async def test_at_0_nothing_would_work(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"limits.{name}: expected"):
+        async with open_broker(Config(listeners=(), limits=LimitOverrides(**{name: 0}).over(Limits()))):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("wrong", "fault"),
+    [({"port": True}, "port: expected a number, got True"), ({"backlog": "9"}, "backlog: expected a number, got '9'")],
+)
+async def test_what_is_no_number_in_a_listener(wrong: dict[str, Any], fault: str) -> None:
+    with pytest.raises(ConfigError, match=fault):
+        async with open_broker(listeners=[Listener(**wrong)]):
+            pass
+
+
+async def test_the_least_memory_is_enough_for_something() -> None:
+    async with open_broker(listeners=[], memory_bytes_max=16_384) as hub, connect(hub) as client, client.subscribe("a", qos=1) as messages:
+        await client.publish("a", bytes(1000), qos=1)
+        async for message in messages:
+            assert len(message.payload) == 1000
+            break
 
 
 async def test_an_address_above_its_limit_is_not_worth_a_tls_handshake() -> None:
