@@ -42,6 +42,8 @@ class Incarnations:
         """What Session Present has to say; None: either."""
         self._asked: dict[Line, tuple[bool, float, WillView | None]] = {}
         self._goodbye_at: dict[Line, int] = {}
+        self._farewells: list[tuple[int, WillView]] = []
+        """Wills that a DISCONNECT made not due and somebody came after, and the number of the changes that say so to the store."""
 
     def asks(self, line: Line, clean: bool, expiry_s: float, will: WillView | None) -> None:
         """A CONNECT is on its way."""
@@ -93,6 +95,10 @@ class Incarnations:
             will = self._asked[line][2]
             if will is not None and line.ended_at is not None:
                 will.expected = None  # nobody knows of it any more, and it may have gone out
+        for goodbye_in, told in self._farewells:
+            if goodbye_in > written:
+                told.expected = None
+        self._farewells = []
         for known in self.of.values():
             if known.said_goodbye and known.goodbye_in > written:
                 known.said_goodbye = None
@@ -135,6 +141,8 @@ class Incarnations:
             will.expected = None
         elif known.said_goodbye or (resumed and at < will.due_at):
             will.expected = 0
+            if known.said_goodbye:
+                self._farewells.append((known.goodbye_in, will))
         elif (at == will.due_at and will.delay_s) or (resumed and at < known.will_due_until):
             will.expected = None
         if will.expected == 1:
