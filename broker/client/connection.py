@@ -197,7 +197,10 @@ class Connector:
             if self._connected_now:
                 attempts = 0
                 since = trio.current_time()
-                short = min(SHORT_COUNT_MAX, short + 1) if since - self._connected_at < SHORT_S else 0
+                if since - self._connected_at >= SHORT_S:
+                    short = 0
+                elif not (isinstance(error, ConnectionLost) and error.reason == ReasonCode.SERVER_SHUTTING_DOWN):  # which says that it was not for us
+                    short = min(SHORT_COUNT_MAX, short + 1)
             else:
                 attempts += 1
             policy = self._policy

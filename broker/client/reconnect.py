@@ -26,7 +26,9 @@ NEVER_AGAIN: Final = frozenset(
 class Reconnect:
     """When to dial again: delay = random(0, min(delay_s_max, delay_s * 2**n)). `first=True` also retries the first dial.
 
-    n: dials in a row without success, or, up to 3, connections in a row that lasted less than 30 s. delay_s, delay_s_max: seconds.
+    n: dials in a row without success, or, up to 3, connections in a row that lasted less than 30 s, unless the broker said that it was shutting
+    down (MQTT 5.0); so that what ends each new connection, as a message that no broker takes, costs neither side more than a few dials.
+    delay_s, delay_s_max: seconds.
     attempts_max: dials in a row without success, None for no limit; give_up_after_s: seconds since the connection was lost; the last
     dial is made then.
     Never after Not authorized, Bad user name, Banned, Unsupported version, Client Identifier not valid, Server moved, or **Session taken

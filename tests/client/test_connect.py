@@ -240,6 +240,31 @@ async def test_a_broker_that_hangs_up_at_once_is_dialled_less_often(autojump_clo
     assert between == pytest.approx([2, 4, 8, 8, 8, 31 + 1])
 
 
+async def test_one_that_says_it_shuts_down_is_soon_dialled_again(autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Restarted three times in a row by whoever runs it. With another word, or none, it may be this client that it cannot bear."""
+    monkeypatch.setattr("random.uniform", lambda _, most: most)
+    broker = ScriptedBroker()
+    dialled_at: list[float] = []
+    enough = trio.Event()
+
+    async def serve() -> None:
+        for reason in [ReasonCode.SERVER_SHUTTING_DOWN] * 3 + [ReasonCode.SERVER_BUSY] * 2 + [ReasonCode.SERVER_SHUTTING_DOWN] * 2:
+            peer = await broker.next()
+            dialled_at.append(trio.current_time())
+            await peer.accept()
+            await peer.send(Disconnect(reason))
+            await peer.cut()
+        enough.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
+        async with connect(broker, client_id="me", reconnect=Reconnect(delay_s=1, delay_s_max=100)):
+            await enough.wait()
+        nursery.cancel_scope.cancel()
+    between = [after - before for before, after in pairwise(dialled_at)]
+    assert between == pytest.approx([1, 1, 1, 2, 4, 4])
+
+
 async def test_what_the_broker_explains_stays_on_one_line(autojump_clock: trio.testing.MockClock) -> None:
     """A terminal shows it, and a log: no line of the peer's own, and no escape sequence."""
     spiteful = Properties(reason_string="gone\nbroker: all is well \x1b[2J")
