@@ -62,7 +62,7 @@ def _check_will(state: State, link: Link, will: WillMessage) -> tuple[ReasonCode
     limits = link.limits
     if will.qos > limits.maximum_qos:
         return ReasonCode.QOS_NOT_SUPPORTED, f"Will QoS {will.qos} is above the maximum"  # [MQTT5-3.2.2-12]
-    if will.retain and not limits.retain_available:
+    if will.retain and not limits.retain_available and link.is_mqtt_5:
         return ReasonCode.RETAIN_NOT_SUPPORTED, "a retained Will is not supported"  # [MQTT5-3.2.2-13]
     fault = topic_name_fault(will.topic)  # it may have become too long
     is_the_brokers = will.topic.startswith("$SYS/") and not is_bridge_state(will.topic)

@@ -80,6 +80,9 @@ def accept(state: State, link: Link, packet: Connect, now: float, final_data: by
     if will is not None and access.refuses_wills and not access.may(link.username, link.client_id, "publish", will.topic):
         refuse(state, link, ReasonCode.NOT_AUTHORIZED, f"the Will Topic {will.topic!r} is not allowed")
         return
+    if will is not None and will.retain and not link.limits.retain_available:  # of 3.1.1, which has no word for that
+        will = structs.replace(will, retain=False)
+        state.observer.not_retained(link)
     session = state.sessions.get(link.client_id)
     if session is not None:
         session = _taken_over(state, link, session, packet, now)

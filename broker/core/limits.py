@@ -30,7 +30,7 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         for 3.1.1: there are clients that publish on, whatever they were told, and come back with all of it.
     topic_alias_maximum: Topic Aliases a client may set on a connection, and the most we set towards one.
     maximum_qos: 0, 1 or 2; told in CONNACK.
-    retain_available: False: retained messages are refused with 0x9A; told in CONNACK.
+    retain_available: False: retained messages are refused with 0x9A (3.1.1: passed on, and not retained); told in CONNACK.
     wildcard_subscription_available: False: filters with + or # are refused with 0xA2 (3.1.1: SUBACK 0x80); told in CONNACK.
     subscription_identifier_available: False: Subscription Identifiers are refused with 0xA1; told in CONNACK.
     shared_subscription_available: False: $share/... is refused with 0x9E (3.1.1: SUBACK 0x80); told in CONNACK.

@@ -33,5 +33,8 @@ class Observer:
     def held_up(self, link: Link) -> None:
         """It sends faster than it may, and is made to wait."""
 
+    def not_retained(self, link: Link) -> None:
+        """A message, or a Will, of a 3.1.1 client was to be retained where nothing is: it is passed on, and not retained."""
+
     def dropped(self, client_id: str, reason: str, count: int) -> None:
         """`count` messages were not delivered to this client; reason is one of those in `statistics()`."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final
 
+from msgspec import structs
+
 from broker.core.access import is_bridge_state
 from broker.core.deadlines import RETAINED_EXPIRY
 from broker.core.delivery import deliver
@@ -40,7 +42,10 @@ def on_publish(state: State, link: Link, packet: Publish, now: float) -> None:
     if packet.qos > promised.maximum_qos:
         raise ProtocolError(f"PUBLISH at QoS {packet.qos}, above the maximum", ReasonCode.QOS_NOT_SUPPORTED)  # [MQTT5-3.2.2-11]
     if packet.retain and not promised.retain_available:
-        raise ProtocolError("PUBLISH with RETAIN, which is not supported", ReasonCode.RETAIN_NOT_SUPPORTED)  # [MQTT5-3.2.2-14]
+        if link.is_mqtt_5:
+            raise ProtocolError("PUBLISH with RETAIN, which is not supported", ReasonCode.RETAIN_NOT_SUPPORTED)  # [MQTT5-3.2.2-14]
+        packet = structs.replace(packet, retain=False)  # 3.1.1 was told of nothing, and would come back with the same message for ever
+        state.observer.not_retained(link)
     topic = _topic(link, packet) if not link.mount_point else link.mount_point + _topic(link, packet)
     if packet.qos == 2:
         receiver = session.own_receiver(link)

@@ -71,6 +71,10 @@ class ClientLog(Observer):
     def held_up(self, link: Link) -> None:
         self._seldom.warn("rate", "%r from %s user=%r sends faster than it may, and is made to wait", *_who(link))
 
+    def not_retained(self, link: Link) -> None:
+        text = "%r from %s user=%r asks for messages to be retained, where retain_available = false: passed on, and not retained"
+        self._seldom.warn("retain", text, *_who(link))
+
     def dropped(self, client_id: str, reason: str, count: int) -> None:
         self.drops.note(client_id, reason, count)
 

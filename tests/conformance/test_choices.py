@@ -66,6 +66,28 @@ async def test_qos_0_is_not_kept_for_a_client_that_is_away(version: int) -> None
         assert await peer.payloads() == [b"one"]
 
 
+async def test_what_3_1_1_wants_retained_where_nothing_is_comes_through_once(caplog: pytest.LogCaptureFixture) -> None:
+    async with Scene(retain_available=False) as scene:
+        watcher = await scene.connect("watcher")
+        await watcher.subscribe("a", qos=2, retain_as_published=True)
+        peer = await scene.connect("c", V311, will=WillMessage("a", b"will", 1, True))
+        for qos in (0, 1, 2):
+            await peer.publish("a", b"%d" % qos, qos, retain=True)
+        await peer.publish("a", b"", 1, retain=True)
+        await peer.drop()
+        messages = [await watcher.take(Publish) for _ in range(5)]
+        assert [message.payload for message in messages] == [b"0", b"1", b"2", b"", b"will"]
+        assert not any(message.retain for message in messages)
+        await watcher.expect_nothing()
+        later = await scene.connect("later")
+        await later.subscribe("a")
+        await later.expect_nothing()
+    said = [record.getMessage() for record in caplog.records if "retained" in record.getMessage()]
+    assert len(said) == 1
+    assert "'c' from " in said[0]
+    assert "retain_available = false" in said[0]
+
+
 async def test_a_session_of_3_1_1_expires_like_the_longest_of_5_0() -> None:
     async with Scene(session_expiry_s_max=1000) as scene:
         for wait_s, present in ((999, True), (1001, False)):

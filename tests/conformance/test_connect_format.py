@@ -343,7 +343,7 @@ async def test_connack_tells_the_limits(version: int, answer: ConnAck) -> None:
 
 
 @pytest.mark.statement("MQTT311-3.2.2-6", "MQTT311-3.2.2-5")
-@pytest.mark.parametrize("will", [WillMessage("$SYS/x", b""), WillMessage("w", b"", 2), WillMessage("w", b"", retain=True)])
+@pytest.mark.parametrize("will", [WillMessage("$SYS/x", b""), WillMessage("w", b"", 2)])
 async def test_a_refusal_that_3_1_1_has_no_code_for_is_silent(will: WillMessage) -> None:
     async with Scene(maximum_qos=1, retain_available=False) as scene:
         peer = await scene.peer(V311)
