@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import trio
 from msgspec.structs import replace
@@ -17,6 +17,8 @@ from broker.wire.packets import Auth, ConnAck, Connect, Disconnect, Packet, Ping
 
 if TYPE_CHECKING:
     from broker.bench.load import Load
+
+PINGREQ_BYTES: Final = b"\xc0\x00"
 
 
 class Endpoint:
@@ -162,6 +164,14 @@ class Endpoint:
             for limit in (1 << 7, 1 << 14, 1 << 21):
                 start -= len(body) >= limit
             self.take_packet(packet, self.decoder.data[start:stop], answers, now)
+
+    async def ping(self) -> None:
+        """PINGREQ. Raises ConnectionLost."""
+        try:
+            await self.send(PINGREQ_BYTES)
+        except BROKEN as error:
+            if not self.load.ending:
+                raise ConnectionLost(f"{self.client_id}: the connection was lost") from error
 
     async def say_goodbye(self) -> None:
         if self.broken_off:

@@ -30,7 +30,6 @@ DIALS_COUNT_MAX: Final = 64
 """Connections being opened at a time."""
 DRAIN_S_MAX: Final = 60.0
 GOODBYE_S: Final = 2.0
-PINGREQ_BYTES: Final = b"\xc0\x00"
 
 
 class _Mark(NamedTuple):
@@ -204,7 +203,7 @@ class Load:
                 asked = [subscriber for subscriber in self.subscribers if not subscriber.broken_off]
                 for subscriber in asked:
                     subscriber.pong = trio.Event()
-                    await subscriber.send(PINGREQ_BYTES)
+                    await subscriber.ping()
                 for subscriber in asked:
                     await subscriber.pong.wait()
 
@@ -216,7 +215,7 @@ class Load:
             await trio.sleep(min(keep_alives) / 2)
             for endpoint in self.endpoints:
                 if not endpoint.is_sending and not endpoint.broken_off:
-                    await endpoint.send(PINGREQ_BYTES)
+                    await endpoint.ping()
 
     def result(self, cut_short: str | None = None) -> Result:
         """cut_short: why, of a run that did not come to its end. What had not come by then counts as lost only where later messages of its

@@ -161,6 +161,7 @@ class _Visit:
         http = self._http
         head: h11.Request | None = None
         body = bytearray()
+        self._wants_head = False
         while True:
             event = http.next_event()
             if isinstance(event, h11.Request):

@@ -352,6 +352,38 @@ async def test_a_broker_that_goes_away_ends_it(autojump_clock: trio.testing.Mock
         await run_against(Leaving(honest), COUNTED)
 
 
+class BreaksAtPing(trio.abc.Stream):
+    """The connection is gone, and the first to notice is who says PINGREQ."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self.stream = stream
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        if bytes(data) == encode(PingReq(), MQTT_5):
+            raise trio.BrokenResourceError
+        await self.stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self.stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        return await self.stream.receive_some(max_bytes)
+
+    async def aclose(self) -> None:
+        await self.stream.aclose()
+
+
+@pytest.mark.parametrize("plan", [COUNTED, Plan(rate=1, duration_s=60, keep_alive_s=10)])
+async def test_a_connection_that_is_lost_at_a_ping_is_told_as_such(plan: Plan, autojump_clock: trio.testing.MockClock) -> None:
+    async with dialling(Faulty(honest)) as dial:
+
+        async def dial_one(keeper: trio.Nursery) -> trio.abc.Stream:
+            return BreaksAtPing(await dial(keeper))
+
+        with pytest.RaisesGroup(pytest.RaisesExc(ConnectionLost, match="bench-.*: the connection was lost"), flatten_subgroups=True):
+            await Load(plan, dial_one, "memory").run()
+
+
 async def test_a_broker_that_does_not_answer_is_given_up(autojump_clock: trio.testing.MockClock) -> None:
     class Mute(Faulty):
         async def answer(self, stream: MemoryStream, packet: Packet) -> None:

@@ -59,6 +59,19 @@ async def test_head_has_the_headers_of_get_and_no_body() -> None:
         await visitor.stream.aclose()
 
 
+async def test_what_comes_after_head_and_is_no_request_is_told_so(caplog: pytest.LogCaptureFixture) -> None:
+    """It was answered as if it were HEAD too, which is a fault of ours."""
+    async with trio.open_nursery() as nursery:
+        visitor = await arrived(nursery)
+        assert (await visitor.ask("/", "HEAD")).text == ""
+        await visitor.stream.send_all(b"what?\r\n\r\n")
+        said = await visitor.rest()
+        assert said.startswith(b"HTTP/1.1 400 ")
+        assert b"illegal request line" in said.partition(b"\r\n\r\n")[2]
+        await visitor.stream.aclose()
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
 async def test_requests_that_came_together_are_answered_in_their_order() -> None:
     async with trio.open_nursery() as nursery:
         visitor = await arrived(nursery)
@@ -129,7 +142,7 @@ async def test_a_fault_of_ours_is_answered_and_the_next_request_served(caplog: p
         | st.sampled_from([b"GET ", b"HEAD ", b"/", b" HTTP/1.1\r\n", b" HTTP/1.0\r\n", b"Host: x\r\n", b"\r\n", b"Content-Length: 2\r\n",
                            b"Transfer-Encoding: chunked\r\n", b"3\r\nabc\r\n", b"0\r\n\r\n", b"POST / HTTP/1.1\r\nHost: x\r\n",
                            b"Accept: \xff;version=9\r\n", b"Upgrade: websocket\r\n", b"Connection: close\r\n"])
-        | st.just(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"),
+        | st.sampled_from([b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n", b"Expect: 100-continue\r\n"]),
         max_size=20,
     ),
     body_bytes_max=st.sampled_from([0, 4]),
