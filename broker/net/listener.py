@@ -255,7 +255,7 @@ def _page_faults(listener: Listener) -> list[str]:
         faults.append(f'tls.identity: means nothing with protocol = "{listener.protocol}"; require_certificate asks for one')
     if listener.protocol == "control":
         return faults + control_faults(listener)
-    if any(importlib.util.find_spec(name) is None for name in ("prometheus_client", "h11")):
+    if importlib.util.find_spec("prometheus_client") is None:
         faults.append("protocol: http needs an extra that is not installed: pip install 'trio-mqtt-broker[metrics]'")
     return faults
 
