@@ -265,16 +265,18 @@ def _tell(where: Where, reply: Reply, in_words: Callable[[Any], str]) -> int:
     return DONE
 
 
-def look(where: Where, name: str, given: Mapping[str, object], first: Callable[[Row], int] | None = None) -> int:
-    """first: those for which it is largest come first."""
-    reply = ask(where, "GET", f"/{name}", given)
+def look(where: Where, name: str, given: Mapping[str, object], limit: int | None = None, first: Callable[[Row], int] | None = None) -> int:
+    """limit: at most so many rows. first: those for which it is largest come first, whatever the order in which the broker has them; programs get
+    that order."""
+    sorts = first is not None and not where.json
+    reply = ask(where, "GET", f"/{name}", {**given, "limit": None if sorts else limit})
 
     def in_words(found: Any) -> str:
-        return table(TABLES[name], found[name] if first is None else sorted(found[name], key=first, reverse=True))
+        return table(TABLES[name], (found[name] if first is None else sorted(found[name], key=first, reverse=True))[:limit])
 
     code = _tell(where, reply, in_words)
-    if not where.json and reply.found.get("more"):
-        say(f"there are more than {len(reply.found[name]):,} (--limit)")
+    if not where.json and limit is not None and (reply.found.get("more") or len(reply.found[name]) > limit):
+        say(f"there are more than {limit:,} (--limit)")
     return code
 
 

@@ -117,8 +117,8 @@ def clients(where: Where, connected: bool | None, waiting: bool, username: str |
     from broker.cli import controlling
 
     here = None if connected is None else str(connected).lower()
-    given = {"connected": here, "waiting": "true" if waiting else None, "username": username, "prefix": prefix, "limit": limit}
-    return controlling.look(where, "clients", given, first=controlling.burden if waiting else None)
+    given = {"connected": here, "waiting": "true" if waiting else None, "username": username, "prefix": prefix}
+    return controlling.look(where, "clients", given, limit, first=controlling.burden if waiting else None)
 
 
 @_asks("client", "Show one client, and what it subscribes to.")
@@ -174,7 +174,7 @@ def unban(where: Where, client_id: str | None, username: str | None, address: st
 def bans(where: Where, limit: int | None) -> int:
     from broker.cli import controlling
 
-    return controlling.look(where, "bans", {"limit": limit})
+    return controlling.look(where, "bans", {}, limit)
 
 
 @_asks("bridges", "List bridges, and how they are.")
@@ -190,7 +190,7 @@ def bridges(where: Where) -> int:
 def subscribers(where: Where, topic: str, limit: int | None) -> int:
     from broker.cli import controlling
 
-    return controlling.look(where, "subscribers", {"topic": topic, "limit": limit})
+    return controlling.look(where, "subscribers", {"topic": topic}, limit)
 
 
 @_asks("retained", "List retained messages that match FILTER (all but $SYS, unless given): topic and size, not what is in them.")
@@ -199,7 +199,7 @@ def subscribers(where: Where, topic: str, limit: int | None) -> int:
 def retained(where: Where, filter: str, limit: int | None) -> int:
     from broker.cli import controlling
 
-    return controlling.look(where, "retained", {"filter": filter, "limit": limit})
+    return controlling.look(where, "retained", {"filter": filter}, limit)
 
 
 @_asks("statistics", "Print every number that is counted.")

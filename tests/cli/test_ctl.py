@@ -108,6 +108,10 @@ def test_for_programs_and_by_the_file(start: Start, run_here: Run, tmp_path: Pat
         assert run_here("pub", "-p", port, "-t", name, "-m", payload, "-q", "1").returncode == 0
     done = run_here("ctl", "-c", str(file), "clients", "--waiting")
     assert [cells[0] for cells in columns(done.stdout)] == ["CLIENT", "more", "less"]
+    done = run_here("ctl", "-c", str(file), "clients", "--waiting", "--limit", "1")
+    assert [cells[0] for cells in columns(done.stdout)] == ["CLIENT", "more"]
+    assert only_line(done.stderr) == "broker: there are more than 1 (--limit)"
+    assert (asked("clients", "--waiting", "--limit", "1", *own)["more"], asked("clients", "--limit", "9", *own)["more"]) == (True, False)
     assert asked("client", "kept", *own)["session_expiry_s"] == 60
     assert asked(*own, "statistics")["clients_total"] == 3
     assert asked(*own, "ban", "-i", "other") == {"disconnected_count": 0}
