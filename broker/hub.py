@@ -78,6 +78,7 @@ class Broker:
         bridges: Bridges,
     ) -> None:
         self._urls = tuple(one.url for one in bound)
+        self._places = tuple(one.place for one in bound)
         self._server = server
         self._engine = server.engine
         self._config = config
@@ -99,6 +100,11 @@ class Broker:
     def urls(self) -> tuple[str, ...]:
         """Where it listens, with real ports: "mqtt://127.0.0.1:49321"."""
         return self._urls
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The same for people, with what is spoken there where the URL does not say it: "unix:///run/broker.sock (control)"."""
+        return self._places
 
     # ---- messages ----
 

@@ -132,7 +132,7 @@ async def _serve(order: Order, config: Config, sockets: Mapping[str, Sequence[in
                 await nursery.start(_reload_on_hangup, signal.SIGHUP, broker, order, sockets, notifier)
             tune_collector()
             with contextlib.suppress(OSError):  # whoever started us may have stopped reading; the clients have not
-                print("\n".join(f"listening on {url}" for url in broker.urls), flush=True)
+                print("\n".join(f"listening on {place}" for place in broker.places), flush=True)
             await notifier.ready(_status(broker))
             await anext(aiter(signals))
         _end_at_once_on_the_next(config)
@@ -154,7 +154,7 @@ def _endings(order: Order) -> list[signal.Signals]:
 
 
 def _status(broker: Broker) -> str:
-    return f"listening on {', '.join(broker.urls)}"
+    return f"listening on {', '.join(broker.places)}"
 
 
 def _end_at_once_on_the_next(config: Config) -> None:

@@ -65,6 +65,13 @@ class BoundSocket:
         self.allowance: Allowance | None = None
         """Likewise."""
 
+    @property
+    def place(self) -> str:
+        """Its URL, and what is spoken there where that does not say it; for people."""
+        protocol = self.listener.protocol
+        is_told = protocol == "mqtt" or (protocol != "control" and not self.url.startswith("unix:"))
+        return self.url if is_told else f"{self.url} ({protocol})"
+
     def use(self, listener: Listener) -> None:
         """What it says anew, for those who come from now on."""
         before, self.listener = self.listener, listener

@@ -44,7 +44,7 @@ def columns(text: bytes) -> list[list[str]]:
 def test_clients_are_seen_thrown_out_and_banned(start: Start, run_here: Run, path: str) -> None:
     broker = start("serve", "-p", "0", "--host", "127.0.0.1", "--control", path)
     port = broker.wait("listening on")["line"].rpartition(":")[2]
-    assert broker.wait("listening on")["line"] == f"listening on unix://{path}"
+    assert broker.wait("listening on")["line"] == f"listening on unix://{path} (control)"
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
 
     def ctl(*words: str) -> tuple[int, list[list[str]]]:

@@ -8,6 +8,7 @@ import socket
 import stat
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import trio
@@ -263,6 +264,18 @@ async def test_a_descriptor_says_itself_where_it_listens(tmp_path: Path) -> None
         async with connect(hub.urls[0]) as client:
             await client.publish("a", b"x", qos=1)
     assert path.exists()  # whoever opened it may hand it to the next one
+
+
+@unix_only
+async def test_a_place_says_what_is_spoken_there_where_its_url_does_not(tmp_path: Path) -> None:
+    protocols: tuple[Literal["mqtt", "websocket", "http", "control"], ...] = ("mqtt", "websocket", "http", "control")
+    wanted = [Listener(unix=str(tmp_path / protocol), protocol=protocol) for protocol in protocols]
+    wanted += [Listener(port=0, protocol=protocol) for protocol in protocols[:3]]
+    async with open_broker(listeners=wanted) as hub:
+        own = f"unix://{tmp_path}"
+        assert hub.places[:4] == (f"{own}/mqtt", f"{own}/websocket (websocket)", f"{own}/http (http)", f"{own}/control (control)")
+        assert hub.places[4:] == hub.urls[4:]
+        assert [url.partition("://")[0] for url in hub.urls[4:]] == ["mqtt", "ws", "http"]
 
 
 @unix_only
