@@ -38,6 +38,9 @@ TOLERANCE: Final = 0.05
 FEW, MANY = 1, 3
 UNITS_WANTED: Final = 100
 """Units in `few`, at least: paths whose step is one message are repeated more often."""
+WARM_UPS_COUNT: Final = 16
+"""Python adapts what it has met eight times, and what that calls only then. After 16 the numbers are those after 64; after 3 some were a tenth less,
+or a sixth more: what was counted was in the middle of it."""
 SECONDS_MAX: Final = 300
 MARK: Final = "getpgid"
 
@@ -73,7 +76,7 @@ def run_paths(names: list[str]) -> None:
 
 def _run_path(step: Callable[[], int]) -> int:
     """A mark, `few` repeats, a mark, `many`, a mark; returns the units of one repeat."""
-    for _ in range(3):
+    for _ in range(WARM_UPS_COUNT):
         size = step()
     repeats = max(1, UNITS_WANTED // size)
     os.getpgid(0)
