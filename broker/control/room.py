@@ -30,6 +30,8 @@ HEAD_BYTES_MAX: Final = 3 * NAMES_BYTES_MAX + 8_192
 """Percent-encoded."""
 BODY_BYTES_MAX: Final = 6 * NAMES_BYTES_MAX + 8_192
 """As JSON's "\\u0001"."""
+LINES_BYTES: Final = 262_144
+"""Of an answer, made at a time; a line more is."""
 LINE_LENGTH_MAX: Final = 1_000
 """Of an error: it may repeat what was asked."""
 _JSON: Final = "application/json"
@@ -248,16 +250,17 @@ def _listed(name: str, slices: Iterable[Sequence[msgspec.Struct]], given: Parame
 
 
 def _pieces(name: str, slices: Iterable[Sequence[msgspec.Struct]], limit: float) -> Iterator[bytes]:
-    encode = msgspec.json.Encoder().encode
     count = 0
     more = False
+    separator = b"\n"
     yield f'{{"{name}":['.encode()
     for some in slices:
         more = count + len(some) > limit
         if more:
             some = some[: int(limit) - count]
-        lines = b",\n".join([encode(one) for one in some])
-        yield (b",\n" if count and lines else b"\n" if lines else b"") + lines
+        for lines in _lines(some):
+            yield separator + lines if lines else b""
+            separator = b",\n" if lines else separator
         count += len(some)
         if more:
             break
@@ -266,12 +269,27 @@ def _pieces(name: str, slices: Iterable[Sequence[msgspec.Struct]], limit: float)
 
 def _pieces_of_one(info: ClientInfo, subscriptions: Sequence[SubscriptionInfo]) -> Iterator[bytes]:
     """Its fields, and its subscriptions, of which there may be ten thousand."""
-    encode = msgspec.json.Encoder().encode
-    separator = encode(info)[:-1] + b',"subscriptions":[\n'
+    separator = msgspec.json.encode(info)[:-1] + b',"subscriptions":[\n'
     for some in _sliced(subscriptions):
-        yield separator + b",\n".join([encode(one) for one in some])
-        separator = b",\n"
+        for lines in _lines(some):
+            yield separator + lines if lines else b""
+            separator = b",\n" if lines else separator
     yield b"\n]}\n" if subscriptions else separator + b"]}\n"
+
+
+def _lines(some: Sequence[msgspec.Struct]) -> Iterator[bytes]:
+    """One thing a line, as many at a time as make LINES_BYTES; none at last, maybe. (256 clients may have 32 MB of names, in JSON six times that.)"""
+    encode = msgspec.json.Encoder().encode
+    lines: list[bytes] = []
+    size = 0
+    for one in some:
+        line = encode(one)
+        lines.append(line)
+        size += len(line)
+        if size >= LINES_BYTES:
+            yield b",\n".join(lines)
+            lines, size = [], 0
+    yield b",\n".join(lines)
 
 
 def _sliced(whole: Sequence[msgspec.Struct]) -> Iterator[Sequence[msgspec.Struct]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import socket
 import ssl
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import msgspec
 import pytest
 import trio
 import trustme
@@ -23,8 +25,8 @@ from msgspec.structs import replace
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from broker import Bridge, BridgeTopic, Broker, ClientInfo, Config, ConfigError, Listener, TlsFiles, open_broker
-from broker.control.room import BODY_BYTES_MAX, Room, fault
-from broker.inspection import STEP_COUNT
+from broker.control.room import BODY_BYTES_MAX, LINES_BYTES, NAMES_BYTES_MAX, Room, _pieces, _pieces_of_one, fault
+from broker.inspection import STEP_COUNT, SubscriptionInfo
 from broker.net.http import WRITE_TIMEOUT_S, Reception, serve
 from broker.net.memory import memory_stream_pair
 from broker.net.transport import StreamTransport
@@ -496,6 +498,21 @@ async def test_of_very_many_clients_no_more_is_made_than_is_read(autojump_clock:
             assert max(after - before for before, after in pairwise(seen)) <= 2  # others have a turn for each: in one batch before it, in one behind
             await wait_all_tasks_blocked()
             await asker.stream.aclose()
+
+
+def test_very_long_names_do_not_make_large_pieces() -> None:
+    """256 of them, as one piece, were 200 MB."""
+    infos = [
+        ClientInfo(client_id="\x01" * 65_535, username="\x02" * 65_535, peer=None, version=None, connected_at_s=None, queue_count=0, queue_bytes=0)
+        for _ in range(9)
+    ]
+    pieces = list(_pieces("clients", [infos[:3], [], infos[3:9]], math.inf))
+    assert max(map(len, pieces)) < LINES_BYTES + 6 * NAMES_BYTES_MAX + 1_000
+    assert len(pieces) > 9
+    assert json.loads(b"".join(pieces)) == {"clients": json.loads(msgspec.json.encode(infos)), "more": False}
+    subscriptions = [SubscriptionInfo(client_id="c", filter="\x01" * 65_535, qos=0) for _ in range(3)]
+    pieces = list(_pieces_of_one(infos[0], subscriptions))
+    assert len(json.loads(b"".join(pieces))["subscriptions"]) == 3
 
 
 @unix_only
