@@ -30,6 +30,7 @@ DIALS_COUNT_MAX: Final = 64
 """Connections being opened at a time."""
 DRAIN_S_MAX: Final = 60.0
 GOODBYE_S: Final = 2.0
+SHARE_S_MIN: Final = 0.1
 
 
 class _Mark(NamedTuple):
@@ -249,10 +250,15 @@ class Load:
                 seconds=max(last.at - first.at, 1e-9),
                 published_count=last.published_count - first.published_count,
                 received_count=last.received_count - first.received_count,
-                own_cpu_share=(last.cpu_s - first.cpu_s) / (last.wall_s - first.wall_s) if first.wall_s and last.wall_s > first.wall_s else None,
+                own_cpu_share=(last.cpu_s - first.cpu_s) / (last.wall_s - first.wall_s) if _is_long(first, last) else None,
             ),
             latency=self.latency,
         )
+
+
+def _is_long(first: _Mark, last: _Mark) -> bool:
+    """Enough to say what part of a core was used: a moment of work is all of it."""
+    return first.wall_s > 0 and last.wall_s - first.wall_s >= SHARE_S_MIN
 
 
 def transport_over(stream: trio.abc.Stream) -> Transport:

@@ -11,16 +11,17 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from types import FrameType
-from typing import Final, NoReturn
+from typing import Final, Literal, NoReturn
 
 import trio
 
 from broker import Broker, Config, ConfigError, Listener, ListenError, StoreError, open_broker
 from broker.cli import logs, systemd
 from broker.cli.check import problem_lines, refuse_open
-from broker.cli.running import DONE, ENDINGS, FAILED, INTERRUPTED, interrupted_by, only_cause, report, say
+from broker.cli.running import DONE, ENDINGS, FAILED, INTERRUPTED, WRONG_USAGE, Failure, interrupted_by, only_cause, report, say
 from broker.cli.serve import Order
 from broker.config import DEFAULT_LISTENERS, ENV_PREFIX
+from broker.net.listener import check
 from broker.net.server import tune_collector
 
 PORT: Final = 1883
@@ -89,7 +90,7 @@ def load(order: Order, sockets: Mapping[str, Sequence[int]]) -> Config:
     try:
         placed = systemd.placed(config.listeners, sockets, default=config.listeners is DEFAULT_LISTENERS)
         if order.control is not None:
-            placed = [*placed, Listener(protocol="control", unix=os.path.abspath(order.control))]
+            placed = [*placed, _unix_listener("--control", order.control, "control")]
         config = config.replaced(listeners=placed)
     except ConfigError as error:
         raise ConfigError(error.problems, order.config or "listeners") from None
@@ -104,7 +105,15 @@ def listeners_of(order: Order) -> list[Listener] | None:
     listeners: list[Listener] = []
     if order.hosts or order.port is not None:
         listeners = [Listener(host=host, port=PORT if order.port is None else order.port) for host in order.hosts or ("localhost",)]
-    return listeners + [Listener(unix=os.path.abspath(path)) for path in order.unix]
+    return listeners + [_unix_listener("--unix", path, "mqtt") for path in order.unix]
+
+
+def _unix_listener(flag: str, path: str, protocol: Literal["mqtt", "control"]) -> Listener:
+    """Failure that names the flag, where a listener's number in the file would mean nothing."""
+    listener = Listener(protocol=protocol, unix=os.path.abspath(path))
+    for fault in check(listener):
+        raise Failure(f"{flag}: {fault.removeprefix('unix: ')}", WRONG_USAGE)
+    return listener
 
 
 def raise_file_limit() -> None:

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from broker import ConnectRefused, open_broker
-from broker.bench.load import Dial, Load
+from broker.bench.load import SHARE_S_MIN, Dial, Load, _Mark
 from broker.bench.plan import Plan
 from broker.bench.report import Result, figures, lines
 from broker.errors import BrokerError, ConnectError, ConnectionLost, NotSupported, SubscribeRefused
@@ -451,6 +451,19 @@ async def test_a_whole_run_is_not_cut_short(autojump_clock: trio.testing.MockClo
 
 
 # ---- figures ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("wall_s", "share"), [(SHARE_S_MIN / 2, None), (SHARE_S_MIN * 2, 0.5)])
+async def test_a_moment_says_nothing_of_the_core(wall_s: float, share: float | None) -> None:
+    """A message or two were "100% of a core", and a note that the figures are our own limit."""
+    load = Load(COUNTED, no_dial, "nowhere")
+    load._first = _Mark(1.0, cpu_s=3.0, wall_s=5.0)
+    load._last = _Mark(2.0, cpu_s=3.0 + wall_s / 2, wall_s=5.0 + wall_s)
+    assert load.result().measured.own_cpu_share == (None if share is None else pytest.approx(share))
+
+
+async def no_dial(_: trio.Nursery) -> trio.abc.Stream:
+    raise AssertionError("nothing is dialled here")
 
 
 async def test_figures_and_lines_say_the_same(autojump_clock: trio.testing.MockClock) -> None:

@@ -17,6 +17,7 @@ import pytest
 from broker import Config, StoreError, open_broker
 from broker.cli import logs, serving
 from broker.cli.serve import Order
+from broker.net.unix import HAS_UNIX
 from tests.cli.conftest import Run, Start, only_line, run
 
 CONNECT_5 = b"\x10\x0d\x00\x04MQTT\x05\x02\x00\x00\x00\x00\x00"
@@ -126,6 +127,17 @@ def test_a_host_is_no_url(host: str) -> None:
     done = run("serve", "--host", host)
     assert done.returncode == 2
     assert "invalid value for '--host': a host" in only_line(done.stderr)
+
+
+@pytest.mark.skipif(not HAS_UNIX, reason="there are no Unix sockets here")
+@pytest.mark.parametrize("flag", ["--control", "--unix"])
+def test_a_path_that_is_too_long_is_told_with_its_flag(tmp_path: Path, flag: str) -> None:
+    """It was one of the file's listeners, by a number that is not there."""
+    file = tmp_path / "broker.toml"
+    file.write_text("[[listeners]]\nport = 0\n")
+    done = run("serve", "-c", str(file), flag, "x" * 200)
+    assert done.returncode == 2
+    assert only_line(done.stderr).startswith(f"broker: {flag}: the path is longer than ")
 
 
 def test_a_unix_path_that_cannot_be_made(tmp_path: Path) -> None:
