@@ -39,6 +39,7 @@ from broker.core.restoring import Restored, read, settle
 from broker.core.session import Session
 from broker.core.state import State
 from broker.core.statistics import statistics
+from broker.core.turns import TURN_WORK_MIN, note_busy, share_out
 from broker.errors import IncompletePacket, InvalidTopic, PeerError, shown
 from broker.reasons import ReasonCode
 from broker.wire.topics import topic_name_fault
@@ -145,6 +146,8 @@ class Engine:
             else:
                 link.rate.hold(data)
         state.work = 0
+        if now > state.busy_until:
+            share_out(state, now)
         more = False
         published = state.counters.publish_received
         journal = state.journal
@@ -155,6 +158,8 @@ class Engine:
                 more = paced(state, link, link.rate, more, published, now)
         except PeerError as error:
             violation(state, link, error, now)
+        if state.work >= TURN_WORK_MIN:
+            note_busy(state, link, now)
         paused = link.paused
         if (decoder.data or decoder.missing_bytes or link.receiving_bytes or link.rate is not None) and incoming.count(state, link):
             make_room(state, now)
@@ -275,6 +280,7 @@ class Engine:
             leave(state, link, now, cause, error=True, keep_waiting=True)
         link.attached = False
         state.links.pop(link, None)
+        state.busy.pop(link, None)
         if still_reads:
             pump(state, link, now)
         else:

@@ -36,7 +36,7 @@ def exchange(state: State, link: Link, session: Session, now: float) -> bool:
     acknowledged = 0
     received = 0
     go_on = True
-    work_max = state.limits.work_per_turn_max
+    work_max = state.work_max
     while end - position >= 4:
         first = data[position]
         if first in (_PUBLISH_QOS_1, _PUBLISH_QOS_2):
@@ -68,11 +68,14 @@ def exchange(state: State, link: Link, session: Session, now: float) -> bool:
             break
         position += 4 * count
         acknowledged += count
+        state.work += 2 + count // 8
+        if state.work >= work_max:
+            go_on = False
+            break
     decoder.position = position
     counters = state.counters
     counters.packets_received += acknowledged + received
     counters.publish_received += received
-    state.work += acknowledged // 8
     if (acknowledged or received) and session.record is not None:
         note(state, session)
     if answers and link.phase == CONNECTED:  # nothing after a DISCONNECT [MQTT5-3.14.4-1]

@@ -48,7 +48,7 @@ def relay_firsts(state: State, link: Link) -> None:
     if link.mount_point or not link.access.allows_all:
         return
     decoder = link.decoder
-    count_max = state.limits.work_per_turn_max - state.work
+    count_max = state.work_max - state.work
     block = max(_BLOCK_COUNT_MIN, link.passed_count)
     total = 0
     while True:

@@ -61,7 +61,8 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     retained_count_max: retained messages of all topics; beyond it a new topic is answered 0x97.
     retained_replays_count_max: retained replays under way or waiting, a session; a SUBSCRIBE filter beyond it is answered 0x97.
     routes_count_max: known topics kept resolved; the oldest go first.
-    work_per_turn_max: deliveries, expiries and replayed messages that one call of the core does before it yields.
+    work_per_turn_max: deliveries, expiries and replayed messages that one call of the core does before it yields, and what costs as much: a packet
+        that is looked at by itself counts as sixteen. A call for one of many clients that have much to do does less: see `core.turns`.
     """
 
     connect_timeout_s: float = 10.0

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from broker.core import pausing
 from broker.core.connect import follow_limits
 from broker.core.link import CONNECTED
+from broker.core.turns import share_out
 
 if TYPE_CHECKING:
     from broker.core.allowance import UserLimits
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 def use_limits(state: State, limits: Limits, users: UserLimits, now: float) -> None:
     state.limits = limits
+    share_out(state, now)
     state.topics.keep_routes(limits.routes_count_max)
     state.allowance.use(limits, users)
     for link in state.links:

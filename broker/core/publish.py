@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 KNOWN_TOPICS_COUNT_MAX: Final = 4096
 """Topics a link's publishes are recognised by; then it learns anew."""
+LEARNED_WORK: Final = 4
+"""To learn a topic costs as much as so many deliveries."""
 
 
 def on_publish(state: State, link: Link, packet: Publish, now: float) -> None:
@@ -137,6 +139,7 @@ def learn(state: State, link: Link, topic: str, key: bytes) -> None:
         return
     if len(known) >= KNOWN_TOPICS_COUNT_MAX:
         known.clear()
+    state.work += LEARNED_WORK
     known[key] = route = state.topics.route(topic)
     if link.access.allows_all and not key.startswith(b"\x00\x00"):  # an alias is this link's alone
         state.topics.remember(key, route)

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 RUN_BYTES_MAX: Final = 8_192
 """A run is kept as long as one of its messages is unacknowledged."""
+RUN_WORK: Final = 12
+"""To give a run, of one message too, costs as much as so many deliveries of one."""
+RUN_SHARES: Final = 4
+"""Deliveries of a run are cheap, and each recipient costs a send: one that finds the turn's share not used up may take so many of them."""
 
 LONE_BYTES_MIN: Final = 256
 """A smaller message that comes alone for a client that is away waits as a message: it may wait for long, and as a run of one it would take 350 bytes
@@ -91,7 +95,7 @@ def publish_run(state: State, link: Link, session: Session, data: bytes, positio
     if not route.plain or not targets or qos > limits.maximum_qos:
         return 0
     # The run: frames that begin with the very same bytes, no longer than what one message may keep alive, nor than the budget.
-    count_max = min(RUN_BYTES_MAX // size, (state.limits.work_per_turn_max - state.work) // len(targets))
+    count_max = min(RUN_BYTES_MAX // size, (min(state.limits.work_per_turn_max, RUN_SHARES * state.work_max) - state.work) // len(targets))
     held_count_max = PACKET_ID_MAX
     if qos == 2:
         receiver = session.receiver
@@ -214,7 +218,7 @@ def _give(state: State, link: Link, route: Route, run: PublishRun, ids: PacketId
             state.ready.append(recipient)
         if outbox.committed_bytes >= recipient.outbox_bytes_high and recipient is not link:
             pausing.press(state, link, recipient, route, now)
-    state.work += sent_count + 1
+    state.work += RUN_WORK + sent_count
     state.waiting.inflight_bytes += held_bytes
     state.counters.publish_sent += sent_count
     state.counters.packets_sent += sent_count

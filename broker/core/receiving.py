@@ -53,6 +53,8 @@ PINGRESP_BYTES: Final = b"\xd0\x00"
 SILENT_S: Final = 1.0
 """Whoever has sent nothing for so long in the middle of a packet gives way before those who go on sending."""
 _SUBSCRIBE_BYTE: Final = 0x82
+PACKET_WORK: Final = 16
+"""A packet that goes the general way costs as much as so many deliveries."""
 TURN_BYTES: Final = 131_072
 """What others may add to an outbox that was just below its mark, relaying one read's worth; that is no fault of its client's."""
 
@@ -62,7 +64,7 @@ def process(state: State, link: Link, now: float) -> bool:
     decoder = link.decoder
     if link.phase == AWAITING_CONNECT and not _begin(state, link, now):
         return False
-    work_max = state.limits.work_per_turn_max
+    work_max = state.work_max
     while not link.closing and not link.paused:
         if state.work >= work_max:
             return True
@@ -90,7 +92,7 @@ def process(state: State, link: Link, now: float) -> bool:
         if frame is None:
             return False
         state.counters.packets_received += 1
-        state.work += 1
+        state.work += PACKET_WORK
         _handle(state, link, frame[0], frame[1], now)
         if decoder.is_drained():
             return False

@@ -100,7 +100,7 @@ def relay(state: State, link: Link, now: float) -> bool:
     position = decoder.position
     end = len(data)
     is_mqtt_5 = link.version >= MQTT_5
-    work_max = state.limits.work_per_turn_max
+    work_max = state.work_max
     packet_bytes_max = decoder.packet_bytes_max
     while end - position >= 6 and data[position] == 0x30:
         # The frame at hand, and its route.
@@ -248,7 +248,7 @@ def _relay_run(
             ready.append(recipient)
         if outbox.committed_bytes >= recipient.outbox_bytes_high and recipient is not link:
             pausing.press(state, link, recipient, route, now)
-    state.work += len(targets)
+    state.work += len(targets) or 1
     state.counters.publish_sent += sent_count
     state.counters.packets_sent += sent_count
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from broker.core.state import State
 
 _AT_QOS_1: Final = KEPT_PLAIN | 1 << 1
+RETAINED_WORK: Final = 4
+"""To keep a message costs as much as so many deliveries."""
 _DOLLAR: Final = 0x24
 _FIRST_5: Final = bytes((KEPT_PLAIN_5,))
 _EXPIRY: Final = 0x02
@@ -89,8 +91,8 @@ def retain(state: State, link: Link, now: float) -> bool:
             replaced(state, kept, previous)
         decoder.position = position = stop
         taken += 1
-        state.work += 1
-        if not _hand_on(state, link, topic, kept, packet_id, now) or state.work >= state.limits.work_per_turn_max:
+        state.work += RETAINED_WORK
+        if not _hand_on(state, link, topic, kept, packet_id, now) or state.work >= state.work_max:
             break
     state.counters.packets_received += taken
     state.counters.publish_received += taken

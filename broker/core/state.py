@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
+import math
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -120,6 +121,12 @@ class State:
         """Links that shutdown has still to say goodbye to."""
         self.work = 0
         """Deliveries and the like done in this verb, against `work_per_turn_max`."""
+        self.busy: OrderedDict[Link, float] = OrderedDict()
+        """Links whose turns are long, and when each had its last one, oldest first: see `core.turns`."""
+        self.busy_until = math.inf
+        """Then one of them is not any more, if it has not had another one."""
+        self.work_max = limits.work_per_turn_max
+        """For what a link has sent: less, while many are busy."""
         self.refused = False
         """The rule `refuse` acted on the message being routed."""
         self.waiting = Account()
