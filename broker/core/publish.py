@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 KNOWN_TOPICS_COUNT_MAX: Final = 4096
 """Topics a link's publishes are recognised by; then it learns anew."""
-LEARNED_WORK: Final = 4
+LEARNED_WORK: Final = 12
 """To learn a topic costs as much as so many deliveries."""
 
 
