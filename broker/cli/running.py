@@ -58,7 +58,8 @@ class OutputClosed(Exception):
 def say(line: str) -> None:
     """One line on stderr, with nothing in it that a terminal would obey. A URL that slipped in loses its user and password, and what is endless its
     middle."""
-    text = printable(re.sub(r"(?<=://)[^/@\s]+@", "", f"broker: {line}").replace("\n", " "))
+    text = re.sub(r"(?<=://)[^/@\s]+@", "", f"broker: {line}").replace("\n", " ")
+    text = printable(text.encode("utf-8", "replace").decode())
     if len(text) > LINE_LENGTH_MAX:
         text = f"{text[: LINE_LENGTH_MAX // 2]} ... {text[-LINE_LENGTH_MAX // 2 :]}"
     with contextlib.suppress(OSError):  # stderr may be gone; there is nowhere to say that
