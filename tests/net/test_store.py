@@ -126,8 +126,8 @@ async def test_what_nobody_waits_for_is_written_a_moment_later_or_with_what_some
         disk.hold()
         await disk.wait_begun()
         disk.release()
-        await wait_all_tasks_blocked(0.005)
-        assert not disk.shelf.messages_count
+        while disk.shelf.messages_count:  # the thread takes as long as the machine lets it
+            await wait_all_tasks_blocked(0.005)
 
 
 async def test_much_that_nobody_waits_for_is_written_at_once(monkeypatch: pytest.MonkeyPatch, mock_clock: MockClock) -> None:
