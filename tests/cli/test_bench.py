@@ -154,7 +154,7 @@ def test_a_signal_cuts_it_short_in_json(start: Start, port: str, topic: str) -> 
 
 def test_a_broker_that_dies_cuts_it_short(start: Start, topic: str) -> None:
     broker = start("serve", "-p", "0", "--host", "127.0.0.1")
-    load = running(start, broker.wait("listening on")["line"].rpartition(":")[2], topic, "--json")
+    load = running(start, broker.wait("listening on")["line"].rpartition(":")[2], topic, "--warm-up", "0", "--json")
     broker.process.kill()
     code, said = last_lines(load)
     found = json.loads(said[0])
