@@ -155,6 +155,27 @@ def exchange(version: int, qos: int, subscribers: int, window: int = 100) -> Ste
     return checked(bench, step, window * subscribers)
 
 
+def unwanted(version: int, qos: int, window: int = 100) -> Step:
+    """QoS 1 or 2 on a topic that nobody has subscribed to."""
+    bench = Bench()
+    publisher = bench.client("publisher", version)
+    ids = range(1, window + 1)
+    data = b"".join(encode(Publish(TOPIC, PAYLOAD, qos, packet_id=packet_id), version) for packet_id in ids)
+    releases = b"".join(encode(PubRel(packet_id), version) for packet_id in ids)
+    counters = bench.engine.state.counters
+
+    def step() -> int:
+        before = counters.packets_sent
+        bench.give(publisher, data)
+        if qos == 2:
+            bench.give(publisher, releases)
+        if counters.packets_sent - before != qos * window:
+            raise ValueError("not all were acknowledged")
+        return window
+
+    return step
+
+
 def exchange_late(version: int, subscriber_qos: int, window: int = 100) -> Step:
     """QoS 1 where the subscriber acknowledges a window when the next one has come: the publisher's packet ids are never free there."""
     bench = Bench()
@@ -261,6 +282,8 @@ PATHS: Final = (
     Path("QoS 1, 1 to 1, ids in use, 3.1.1", lambda: exchange_late(MQTT_311, 1)),
     Path("QoS 1 to QoS 0, 3.1.1", lambda: exchange_late(MQTT_311, 0)),
     Path("QoS 2, 1 to 1, window 100, 3.1.1", lambda: exchange(MQTT_311, 2, 1)),
+    Path("QoS 1, nobody subscribed, 5.0", lambda: unwanted(MQTT_5, 1)),
+    Path("QoS 2, nobody subscribed, 3.1.1", lambda: unwanted(MQTT_311, 2)),
     Path("subscribe and unsubscribe, literal", lambda: subscribing(wildcard=False)),
     Path("subscribe and unsubscribe, wildcard", lambda: subscribing(wildcard=True)),
     Path("retained, store", retaining),

@@ -49,6 +49,12 @@ class PacketIds:
         made.append(frames)
         return frames
 
+    def acknowledgements_of(self, kind: int, reason: int) -> bytes:
+        """The same with a reason code: five bytes each."""
+        frames = bytearray(bytes((kind, 3, 0, 0, reason)) * self.count)
+        self.write(frames, 2, 5)
+        return bytes(frames)
+
     def write(self, frames: bytearray, position: int, step: int) -> None:
         """Put them at `position`, and every `step` bytes from there."""
         if self.count == 1:

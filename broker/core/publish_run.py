@@ -41,6 +41,8 @@ of memory more. From here on that is little beside its frame, and a store can ha
 
 _PUBACK: Final = 0x40
 _PUBREC: Final = 0x50
+_NOBODY: Final = 0x10
+"""No matching subscribers."""
 
 
 def publish_run(state: State, link: Link, session: Session, data: bytes, position: int, first: int, answers: list[bytes], now: float) -> int:
@@ -92,10 +94,12 @@ def publish_run(state: State, link: Link, session: Session, data: bytes, positio
         link.known_topics[data[body:topic_stop]] = route
     qos = (first & 0x06) >> 1
     targets = route.targets
-    if not route.plain or not targets or qos > limits.maximum_qos:
+    if not route.plain or qos > limits.maximum_qos:
         return 0
+    if not targets and is_mqtt_5 and link.packet_bytes_max < 5:
+        return 0  # it may not be told that nobody wants them [MQTT5-3.1.2-24]
     # The run: frames that begin with the very same bytes, no longer than what one message may keep alive, nor than the budget.
-    count_max = min(RUN_BYTES_MAX // size, (min(state.limits.work_per_turn_max, RUN_SHARES * state.work_max) - state.work) // len(targets))
+    count_max = min(RUN_BYTES_MAX // size, (min(state.limits.work_per_turn_max, RUN_SHARES * state.work_max) - state.work) // (len(targets) or 1))
     held_count_max = PACKET_ID_MAX
     if qos == 2:
         receiver = session.receiver
@@ -111,10 +115,15 @@ def publish_run(state: State, link: Link, session: Session, data: bytes, positio
         if not _are_new(session, ids, qos, held_count_max):
             return 0
         count = 1
-    run = PublishRun(data[position : position + size * count], size, qos, route.topic, id_at, payload_at, link.client_id)
-    refused = _give(state, link, route, run, ids, now)
+    refused: set[int] | None = None
+    if targets:
+        run = PublishRun(data[position : position + size * count], size, qos, route.topic, id_at, payload_at, link.client_id)
+        refused = _give(state, link, route, run, ids, now)
+    else:
+        state.work += RUN_WORK
     if refused is None or not is_mqtt_5:
-        answers.append(ids.acknowledgements(_PUBACK if qos == 1 else _PUBREC))
+        kind = _PUBACK if qos == 1 else _PUBREC
+        answers.append(ids.acknowledgements(kind) if targets or not is_mqtt_5 else ids.acknowledgements_of(kind, _NOBODY))
         if qos == 2:
             session.receiver.held.add(ids, None)
     else:

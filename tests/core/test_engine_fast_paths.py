@@ -72,7 +72,7 @@ SERIES = st.builds(
     lambda topic, size, qos, first_id, count, properties: [
         Publish(topic, b"%d" % number + b"x" * size, qos, packet_id=first_id + number, properties=properties) for number in range(count)
     ],
-    st.sampled_from(["t", "t/1"]),
+    st.sampled_from(["t", "t/1", "none"]),
     st.sampled_from([3, 130]),
     st.integers(1, 2),
     st.sampled_from([1, 250]),
@@ -240,7 +240,7 @@ def test_the_fast_paths_do_what_the_general_way_does(
 
 
 @pytest.mark.parametrize("version", [MQTT_5, MQTT_311])
-@pytest.mark.parametrize("receivers", [[2], [2, 1, 0, 2]])
+@pytest.mark.parametrize("receivers", [[], [2], [2, 1, 0, 2]])
 @pytest.mark.parametrize("qos", [1, 2])
 @pytest.mark.parametrize("acknowledge_each", [1, 2, 3])
 @pytest.mark.parametrize("at_once", [1000, 8, 3])
@@ -257,6 +257,38 @@ def test_full_windows_again_and_again(
     versions = itertools.cycle([version, MQTT_311 if version == MQTT_5 else MQTT_5])
     arguments: tuple[Any, ...] = reads, version, [(next(versions), one, {}) for one in receivers], acknowledge_each, True, at_once
     assert traffic(*arguments) == generally(*arguments)
+
+
+@pytest.mark.parametrize(("qos", "acknowledgement"), [(1, PubAck), (2, PubRec)])
+def test_a_run_that_nobody_wants_is_acknowledged_as_such(qos: int, acknowledgement: type[PubAck | PubRec], monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    publisher = world.client("p", MQTT_5)
+    one, many = (
+        b"".join(encode(Publish("t", b"%d" % number, qos, packet_id=number), MQTT_5) for number in numbers) for numbers in ((1,), range(2, 9))
+    )
+    publisher.give(one)  # the topic gets known
+    assert publisher.take() == [acknowledgement(1, ReasonCode.NO_MATCHING_SUBSCRIBERS)]
+    monkeypatch.setattr(receiving, "_handle", None)  # no packet goes the general way
+    publisher.give(many)
+    assert publisher.take() == [acknowledgement(number, ReasonCode.NO_MATCHING_SUBSCRIBERS) for number in range(2, 9)]
+    session = publisher.link.session
+    assert session is not None
+    assert list(session.receiver.held) == ([] if qos == 1 else list(range(1, 9)))
+
+
+def test_who_takes_no_packet_of_five_bytes_is_not_told_that_nobody_wanted_a_run() -> None:
+    """[MQTT5-3.1.2-24]"""
+    world = World()
+    publisher = world.client("p", MQTT_5)
+    run = b"".join(encode(Publish("t", b"%d" % number, 1, packet_id=number), MQTT_5) for number in range(1, 9))
+    publisher.link.packet_bytes_max = 4
+    publisher.give(run)
+    publisher.give(run)
+    assert publisher.take() == []
+    subscriber = world.client("s", MQTT_5)
+    subscriber.subscribe(("t", 0))
+    publisher.give(run)
+    assert publisher.take() == [PubAck(number) for number in range(1, 9)]
 
 
 @pytest.mark.parametrize(("version", "again_as"), [(MQTT_5, MQTT_311), (MQTT_311, MQTT_5), (MQTT_5, MQTT_5)])

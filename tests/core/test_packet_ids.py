@@ -52,6 +52,8 @@ def test_acknowledgements_of_all_and_of_a_part(ids: list[int], kinds: list[int],
         if number == 1:  # made from those that the whole has made
             part = found.part(start, start + max(1, count))
         assert part.acknowledgements(kind) == frames(kind, ids[start : start + max(1, count)])
+        reasons = [bytes((kind, 3)) + packet_id.to_bytes(2, "big") + b"\x10" for packet_id in ids]
+        assert found.acknowledgements_of(kind, 0x10) == b"".join(reasons)
 
 
 @given(NUMBERS, st.integers(2, 20), st.integers(0, 5))
