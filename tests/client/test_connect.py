@@ -213,56 +213,45 @@ async def test_it_gives_up_when_it_was_told_to(autojump_clock: trio.testing.Mock
         assert broker.dialled >= 2
 
 
-async def test_a_broker_that_hangs_up_at_once_is_dialled_less_often(autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("random.uniform", lambda low, high: high)
-    broker = ScriptedBroker()
-    dialled_at: list[float] = []
-    enough = trio.Event()
-
-    async def serve() -> None:
-        for seconds in (0, 0, 0, 0, 0, 31):
-            peer = await broker.next()
-            dialled_at.append(trio.current_time())
-            await peer.accept()
-            await trio.sleep(seconds)
-            await peer.cut()
-        peer = await broker.next()
-        dialled_at.append(trio.current_time())
-        await peer.accept()
-        enough.set()
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve)
-        async with connect(broker, client_id="me", reconnect=Reconnect(delay_s=1, delay_s_max=100, attempts_max=1)):
-            await enough.wait()
-        nursery.cancel_scope.cancel()
-    between = [after - before for before, after in pairwise(dialled_at)]
-    assert between == pytest.approx([2, 4, 8, 8, 8, 31 + 1])
-
-
-async def test_one_that_says_it_shuts_down_is_soon_dialled_again(autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Restarted three times in a row by whoever runs it. With another word, or none, it may be this client that it cannot bear."""
+async def gaps(monkeypatch: pytest.MonkeyPatch, how: Reconnect, ends: list[tuple[float, ReasonCode | None]]) -> list[float]:
+    """Between one dial and the next, at its longest, where each connection ends after so many seconds, with DISCONNECT of that reason or without."""
     monkeypatch.setattr("random.uniform", lambda _, most: most)
     broker = ScriptedBroker()
     dialled_at: list[float] = []
     enough = trio.Event()
 
     async def serve() -> None:
-        for reason in [ReasonCode.SERVER_SHUTTING_DOWN] * 3 + [ReasonCode.SERVER_BUSY] * 2 + [ReasonCode.SERVER_SHUTTING_DOWN] * 2:
+        for seconds, reason in ends:
             peer = await broker.next()
             dialled_at.append(trio.current_time())
             await peer.accept()
-            await peer.send(Disconnect(reason))
+            await trio.sleep(seconds)
+            if reason is not None:
+                await peer.send(Disconnect(reason))
             await peer.cut()
+        await (await broker.next()).accept()
+        dialled_at.append(trio.current_time())
         enough.set()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve)
-        async with connect(broker, client_id="me", reconnect=Reconnect(delay_s=1, delay_s_max=100)):
+        async with connect(broker, client_id="me", reconnect=how):
             await enough.wait()
         nursery.cancel_scope.cancel()
-    between = [after - before for before, after in pairwise(dialled_at)]
-    assert between == pytest.approx([1, 1, 1, 2, 4, 4])
+    return [after - before for before, after in pairwise(dialled_at)]
+
+
+async def test_a_broker_that_hangs_up_at_once_is_dialled_less_often(autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    how = Reconnect(delay_s=1, delay_s_max=100, attempts_max=1)
+    between = await gaps(monkeypatch, how, [(seconds, None) for seconds in (0, 0, 0, 0, 0, 31)])
+    assert between == pytest.approx([2, 4, 8, 8, 8, 31 + 1])
+
+
+async def test_one_that_says_it_shuts_down_is_soon_dialled_again(autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Restarted three times in a row by whoever runs it. With another word, or none, it may be this client that it cannot bear."""
+    reasons = [ReasonCode.SERVER_SHUTTING_DOWN] * 3 + [ReasonCode.SERVER_BUSY] * 2 + [ReasonCode.SERVER_SHUTTING_DOWN] * 2
+    between = await gaps(monkeypatch, Reconnect(delay_s=1, delay_s_max=100), [(0, reason) for reason in reasons])
+    assert between == pytest.approx([1, 1, 1, 2, 4, 4, 4])
 
 
 async def test_what_the_broker_explains_stays_on_one_line(autojump_clock: trio.testing.MockClock) -> None:
